@@ -1,0 +1,168 @@
+//! Every limit of the node, with its arithmetic.
+
+use std::time::Duration;
+
+use quelea_wire::NetworkId;
+
+use crate::store::StoreLimits;
+
+/// Connections being negotiated from outside. A handshake takes a round trip or two; 64 at once admit hundreds of peers a
+/// second, and 64 that never finish cost 64 sockets for [`CONNECTION_TIMEOUT`].
+pub const PENDING_INBOUND: u32 = 64;
+/// Connections being negotiated to outside: alpha = 3 lookups with a few addresses each, and room.
+pub const PENDING_OUTBOUND: u32 = 64;
+/// Established from outside. Leaves 56 of [`ESTABLISHED_TOTAL`] that no stranger can take.
+pub const ESTABLISHED_INBOUND: u32 = 200;
+/// Established to outside: k = 20 neighbours, a gossip mesh of 12, a pipeline, and room for lookups.
+pub const ESTABLISHED_OUTBOUND: u32 = 100;
+/// Established altogether: at 64 streams of 256 KiB a hostile connection can make us hold 16 MiB unread, which the memory
+/// limit stops long before 256 of them do it.
+pub const ESTABLISHED_TOTAL: u32 = 256;
+/// Established with one peer: one relayed, a direct one from each side of a hole punch, and an AutoNAT dial-back.
+pub const ESTABLISHED_PER_PEER: u32 = 4;
+/// Share of the machine's memory past which no connection is taken. Weights are memory-mapped and count as resident, so a
+/// worker whose model fills most of the machine sets bytes instead.
+pub const MEMORY_SHARE: f64 = 0.9;
+/// Streams at once per connection: shard streams are long-lived and few, everything else is short.
+pub const STREAMS_PER_CONNECTION: usize = 64;
+/// Streams at once per connection that have not agreed on a protocol yet.
+pub const NEGOTIATING_STREAMS: usize = 32;
+/// Unread bytes a QUIC connection may hold.
+pub const QUIC_CONNECTION_BYTES: u32 = 4_000_000;
+/// Unread bytes a QUIC stream may hold: 120 decode rows of 8 KiB, or 30 bulk fragments.
+pub const QUIC_STREAM_BYTES: u32 = 1_000_000;
+/// How long a transport may take to connect, authenticate and multiplex.
+pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection is kept that nobody uses. Long enough that a coordinator which found, fetched and measured a
+/// worker still has the line when it opens a session; short enough that lookups do not fill the tables.
+pub const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a provider record is believed. Announcements live ten minutes; three missed publications (one each third)
+/// and the worker is forgotten.
+pub const PROVIDER_TTL: Duration = Duration::from_secs(15 * 60);
+/// Time between pings of a connection; also how often a round trip is measured.
+pub const PING_INTERVAL: Duration = Duration::from_secs(15);
+/// Time without an answer after which a ping has failed.
+pub const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time between AutoNAT probes of untested addresses (the default of libp2p).
+pub const AUTONAT_PROBE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How this node takes part in the DHT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum KadMode {
+    /// Asks, but is never asked: behind a NAT.
+    Client,
+    /// Answers and stores.
+    Server,
+    /// Client until an address is confirmed that others can dial directly; see [`kad::mode`](crate::kad::mode).
+    #[default]
+    Auto,
+}
+
+/// When the process holds too much memory to take another connection.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum MemoryLimit {
+    /// A share of the machine's memory, 0.0 to 1.0.
+    Share(f64),
+    /// Resident bytes.
+    Bytes(usize),
+}
+
+/// What the node takes from strangers at most. The defaults are the constants of this module.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// See [`PENDING_INBOUND`].
+    pub pending_inbound: u32,
+    /// See [`PENDING_OUTBOUND`].
+    pub pending_outbound: u32,
+    /// See [`ESTABLISHED_INBOUND`].
+    pub established_inbound: u32,
+    /// See [`ESTABLISHED_OUTBOUND`].
+    pub established_outbound: u32,
+    /// See [`ESTABLISHED_TOTAL`].
+    pub established_total: u32,
+    /// See [`ESTABLISHED_PER_PEER`].
+    pub established_per_peer: u32,
+    /// See [`MEMORY_SHARE`].
+    pub memory: MemoryLimit,
+    /// See [`STREAMS_PER_CONNECTION`].
+    pub streams_per_connection: usize,
+    /// See [`NEGOTIATING_STREAMS`].
+    pub negotiating_streams: usize,
+    /// See [`QUIC_CONNECTION_BYTES`].
+    pub quic_connection_bytes: u32,
+    /// See [`QUIC_STREAM_BYTES`].
+    pub quic_stream_bytes: u32,
+    /// What the DHT may store here.
+    pub store: StoreLimits,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            pending_inbound: PENDING_INBOUND,
+            pending_outbound: PENDING_OUTBOUND,
+            established_inbound: ESTABLISHED_INBOUND,
+            established_outbound: ESTABLISHED_OUTBOUND,
+            established_total: ESTABLISHED_TOTAL,
+            established_per_peer: ESTABLISHED_PER_PEER,
+            memory: MemoryLimit::Share(MEMORY_SHARE),
+            streams_per_connection: STREAMS_PER_CONNECTION,
+            negotiating_streams: NEGOTIATING_STREAMS,
+            quic_connection_bytes: QUIC_CONNECTION_BYTES,
+            quic_stream_bytes: QUIC_STREAM_BYTES,
+            store: StoreLimits::default(),
+        }
+    }
+}
+
+/// What a node is on the network.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Which swarm it belongs to.
+    pub network: NetworkId,
+    /// What it calls itself to peers, such as `quelea/0.1.0`.
+    pub agent: String,
+    /// Whether it relays for others.
+    pub relay_server: bool,
+    /// Whether it asks the router to open its ports.
+    pub upnp: bool,
+    /// Whether it looks for peers on the local network.
+    pub mdns: bool,
+    /// How it takes part in the DHT.
+    pub kad_mode: KadMode,
+    /// How long it believes that a peer provides a key.
+    pub provider_ttl: Duration,
+    /// How long it keeps a connection that nobody uses.
+    pub idle_timeout: Duration,
+    /// How often untested addresses are probed.
+    pub autonat_probe_interval: Duration,
+    /// What it takes from strangers at most.
+    pub limits: Limits,
+}
+
+impl Config {
+    /// The defaults for `network`: no relay for others, no UPnP, no mDNS.
+    #[must_use]
+    pub fn new(network: NetworkId) -> Self {
+        Self {
+            network,
+            agent: concat!("quelea/", env!("CARGO_PKG_VERSION")).to_owned(),
+            relay_server: false,
+            upnp: false,
+            mdns: false,
+            kad_mode: KadMode::default(),
+            provider_ttl: PROVIDER_TTL,
+            idle_timeout: IDLE_CONNECTION_TIMEOUT,
+            autonat_probe_interval: AUTONAT_PROBE_INTERVAL,
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::new(NetworkId::from_name("main"))
+    }
+}

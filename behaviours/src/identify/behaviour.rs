@@ -1,0 +1,176 @@
+//! libp2p's identify, with a bound on the external addresses that peers make us try.
+
+use std::{
+    collections::VecDeque,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use libp2p::{
+    Multiaddr, PeerId,
+    core::{Endpoint, transport::PortUse},
+    identify,
+    swarm::{
+        ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent,
+        ToSwarm,
+    },
+};
+
+use super::MAX_ADDRESS_BYTES;
+
+/// Different addresses that peers may claim to see us at before any of them has to wait: a node has a few addresses per
+/// transport, and a symmetric NAT shows another port to each peer.
+const OBSERVED_BURST: u32 = 32;
+/// One more may be claimed each time this passes.
+const OBSERVED_PERIOD: Duration = Duration::from_secs(60);
+/// Recently claimed addresses that may be claimed again freely.
+const REMEMBERED: usize = 64;
+
+type Inner = identify::Behaviour;
+
+/// Identify.
+///
+/// A peer tells us at which address it sees us, and AutoNAT keeps a map of all addresses told, for good. Left alone, one peer
+/// that tells a new one with every message fills that map, so here only some get through.
+pub struct Behaviour {
+    inner: Inner,
+    observed: Observed,
+}
+
+impl Behaviour {
+    pub(super) fn new(config: identify::Config) -> Self {
+        Self { inner: Inner::new(config), observed: Observed::default() }
+    }
+
+    /// Tells these peers our addresses and protocols now.
+    pub fn push(&mut self, peers: impl IntoIterator<Item = PeerId>) {
+        self.inner.push(peers);
+    }
+}
+
+/// Which claims get through.
+#[derive(Debug, Default)]
+struct Observed {
+    recent: VecDeque<Multiaddr>,
+    spent: u32,
+    /// When the oldest spent claim is forgiven; set while any is spent.
+    refill: Option<Instant>,
+}
+
+impl Observed {
+    fn admit(&mut self, addr: &Multiaddr, now: Instant) -> bool {
+        if addr.len() > MAX_ADDRESS_BYTES {
+            return false;
+        }
+        if self.recent.contains(addr) {
+            return true;
+        }
+        while let Some(refill) = self.refill.filter(|refill| *refill <= now) {
+            self.spent = self.spent.saturating_sub(1);
+            self.refill = if self.spent > 0 { refill.checked_add(OBSERVED_PERIOD) } else { None };
+        }
+        if self.spent >= OBSERVED_BURST {
+            return false;
+        }
+        self.spent = self.spent.saturating_add(1);
+        self.refill = self.refill.or_else(|| now.checked_add(OBSERVED_PERIOD));
+        if self.recent.len() >= REMEMBERED {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(addr.clone());
+        true
+    }
+}
+
+impl NetworkBehaviour for Behaviour {
+    type ConnectionHandler = <Inner as NetworkBehaviour>::ConnectionHandler;
+    type ToSwarm = identify::Event;
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        connection: ConnectionId,
+        peer: PeerId,
+        local: &Multiaddr,
+        remote: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.inner.handle_established_inbound_connection(connection, peer, local, remote)
+    }
+
+    fn handle_pending_outbound_connection(
+        &mut self,
+        connection: ConnectionId,
+        peer: Option<PeerId>,
+        addrs: &[Multiaddr],
+        role: Endpoint,
+    ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
+        self.inner.handle_pending_outbound_connection(connection, peer, addrs, role)
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        connection: ConnectionId,
+        peer: PeerId,
+        addr: &Multiaddr,
+        role: Endpoint,
+        port: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.inner.handle_established_outbound_connection(connection, peer, addr, role, port)
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        self.inner.on_swarm_event(event);
+    }
+
+    fn on_connection_handler_event(&mut self, peer: PeerId, connection: ConnectionId, event: THandlerOutEvent<Self>) {
+        self.inner.on_connection_handler_event(peer, connection, event);
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        loop {
+            match self.inner.poll(cx) {
+                Poll::Ready(ToSwarm::NewExternalAddrCandidate(addr)) if !self.observed.admit(&addr, Instant::now()) => {
+                }
+                other => return other,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(n: u32) -> Multiaddr {
+        format!("/ip4/9.9.9.9/tcp/{}", n + 1).parse().unwrap()
+    }
+
+    #[test]
+    fn a_flood_of_new_addresses_gets_through_at_a_trickle() {
+        let (mut observed, start) = (Observed::default(), Instant::now());
+        assert_eq!((0..10_000).filter(|n| observed.admit(&addr(*n), start)).count(), OBSERVED_BURST as usize);
+        assert!(observed.admit(&addr(0), start), "what was claimed before may be claimed again");
+        let hour = start + Duration::from_secs(3600);
+        let (mut admitted, mut now, mut n) = (0, start, 20_000);
+        while now < hour {
+            now += Duration::from_secs(1);
+            n += 1;
+            admitted += u32::from(observed.admit(&addr(n), now));
+        }
+        assert_eq!(admitted, 60);
+        assert!(observed.recent.len() <= REMEMBERED);
+    }
+
+    #[test]
+    fn an_idle_hour_refills_no_more_than_the_burst() {
+        let (mut observed, start) = (Observed::default(), Instant::now());
+        assert!(observed.admit(&addr(0), start));
+        let later = start + Duration::from_secs(360_000);
+        assert_eq!((1..1000).filter(|n| observed.admit(&addr(*n), later)).count(), OBSERVED_BURST as usize);
+    }
+
+    #[test]
+    fn an_overlong_address_is_never_tried() {
+        let long = format!("/dns4/{}/tcp/1", "x".repeat(200)).parse().unwrap();
+        assert!(!Observed::default().admit(&long, Instant::now()));
+    }
+}

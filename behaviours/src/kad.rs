@@ -1,0 +1,300 @@
+//! Kademlia: how it is set up, and what libp2p leaves to us: which peers enter the routing table, which records are held,
+//! whether we serve, and publishing our own values again.
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    num::NonZeroUsize,
+    time::{Duration, Instant},
+};
+
+use libp2p::{
+    Multiaddr, PeerId,
+    kad::{self, BucketInserts, Caching, InboundRequest, KBucketKey, Mode, Quorum, StoreInserts},
+};
+
+use crate::{
+    Config, KadMode, identify, nat,
+    store::{Refusal, Store},
+};
+
+/// The behaviour.
+pub type Behaviour = kad::Behaviour<Store>;
+
+/// Peers per bucket, and holders per record: k of the Kademlia paper.
+pub const K: NonZeroUsize = kad::K_VALUE;
+/// Requests in flight per lookup, and disjoint paths.
+pub const ALPHA: NonZeroUsize = kad::ALPHA_VALUE;
+/// Bytes of a message. The longest answers name 20 closer peers, each with an id of 38 bytes and four addresses of 128 that
+/// Kademlia ends with the id (41 more), and 32 providers with four addresses of 128: with the framing 20 x 734 + 32 x 570
+/// = 32,920, and a key.
+pub const MAX_PACKET: usize = 40 * 1024;
+/// How long a lookup may take: some 4 rounds of dialling over bad lines.
+pub const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long one request may take.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often our own values are published again: three times within their life of a day.
+pub const REPUBLISH_EVERY: Duration = Duration::from_secs(8 * 3600);
+/// Peers of one address group in a bucket and in the table. A group is what one customer of a provider can rent: an IPv4 /24
+/// or an IPv6 /48. The figures are those of go-libp2p-kad-dht.
+pub const GROUP_PER_BUCKET: usize = 2;
+/// See [`GROUP_PER_BUCKET`].
+pub const GROUP_PER_TABLE: usize = 3;
+
+pub(crate) fn new(local: PeerId, config: &Config) -> Behaviour {
+    let mut kad = kad::Config::new(config.network.protocol("kad", 1));
+    kad.set_parallelism(ALPHA)
+        .set_replication_factor(K)
+        .disjoint_query_paths(true)
+        .set_query_timeout(QUERY_TIMEOUT)
+        .set_substreams_timeout(REQUEST_TIMEOUT)
+        .set_max_packet_size(MAX_PACKET)
+        .set_kbucket_inserts(BucketInserts::Manual)
+        .set_record_filtering(StoreInserts::FilterBoth)
+        .set_record_ttl(Some(config.limits.store.value_ttl))
+        .set_provider_record_ttl(Some(config.provider_ttl))
+        .set_provider_publication_interval(config.provider_ttl.checked_div(3))
+        // libp2p's job for values notes the key of every record that anybody sends, until its next run: an unbounded set
+        // of a stranger's choosing. We publish our own again by `republish`, and leave those of others to their
+        // publishers.
+        .set_replication_interval(None)
+        .set_publication_interval(None)
+        .set_caching(Caching::Disabled);
+    let mut limits = config.limits.store.clone();
+    limits.provider_ttl = config.provider_ttl;
+    let mut behaviour = Behaviour::with_config(local, Store::new(local, limits), kad);
+    // Left to itself it turns to server on a relay reservation too.
+    behaviour.set_mode(Some(mode(config.kad_mode, [])));
+    behaviour
+}
+
+/// Whether to serve, given the addresses at which others have confirmed that they can reach us. An address through a relay
+/// does not count: whoever can only be reached that way would make every lookup slow.
+#[must_use]
+pub fn mode<'a>(wanted: KadMode, confirmed: impl IntoIterator<Item = &'a Multiaddr>) -> Mode {
+    match wanted {
+        KadMode::Client => Mode::Client,
+        KadMode::Server => Mode::Server,
+        KadMode::Auto if confirmed.into_iter().any(|addr| !nat::is_relayed(addr)) => Mode::Server,
+        KadMode::Auto => Mode::Client,
+    }
+}
+
+/// What became of an inbound request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Inbound {
+    /// A record of another peer is held now.
+    Held,
+    /// A record was not held.
+    Refused(Refusal),
+    /// Nothing to hold: a lookup.
+    Lookup,
+}
+
+/// Holds what an inbound request brings, if it may. To be called with every [`kad::Event::InboundRequest`]: nothing is
+/// held otherwise.
+pub fn receive(kad: &mut Behaviour, request: InboundRequest) -> Inbound {
+    let now = Instant::now();
+    let result = match request {
+        InboundRequest::PutRecord { source, record: Some(record), .. } => kad.store_mut().put_from(source, record, now),
+        InboundRequest::AddProvider { record: Some(mut record) } => {
+            record.addresses = identify::dialable(&record.provider, &record.addresses);
+            kad.store_mut().provide_from(record, now)
+        }
+        _ => return Inbound::Lookup,
+    };
+    result.map_or_else(Inbound::Refused, |()| Inbound::Held)
+}
+
+/// Publishes those of our own values that are due, and sweeps what has expired. To be called every few minutes; returns how
+/// many lookups it started.
+pub fn republish(kad: &mut Behaviour, now: Instant) -> usize {
+    kad.store_mut().sweep(now);
+    let due = kad.store_mut().due(now, REPUBLISH_EVERY);
+    let mut started = 0_usize;
+    for mut record in due {
+        record.expires = None;
+        if kad.put_record(record, Quorum::One).is_ok() {
+            started = started.saturating_add(1);
+        }
+    }
+    started
+}
+
+/// Puts a peer into the routing table, unless its address group has its share already. Returns how many addresses were
+/// taken. Loopback, private and named addresses are in no group: at home or in a test everybody has the same.
+pub fn insert(kad: &mut Behaviour, peer: PeerId, addrs: &[Multiaddr]) -> usize {
+    let held = held_addresses(kad, &peer);
+    let mut taken = 0_usize;
+    for addr in addrs {
+        if held.saturating_add(taken) >= identify::MAX_ADDRESSES {
+            break;
+        }
+        if has_room(kad, &peer, addr) && kad.add_address(&peer, addr.clone()) != kad::RoutingUpdate::Failed {
+            taken = taken.saturating_add(1);
+        }
+    }
+    taken
+}
+
+fn held_addresses(kad: &mut Behaviour, peer: &PeerId) -> usize {
+    let Some(bucket) = kad.kbucket(*peer) else { return 0 };
+    bucket.iter().find(|entry| entry.node.key.preimage() == peer).map_or(0, |entry| entry.node.value.len())
+}
+
+fn has_room(kad: &mut Behaviour, peer: &PeerId, addr: &Multiaddr) -> bool {
+    let Some(group) = group_of(addr) else { return true };
+    let local_bucket = kad.kbucket(*peer).map(|bucket| bucket.range());
+    let (mut in_bucket, mut in_table) = (0_usize, 0_usize);
+    for bucket in kad.kbuckets() {
+        let same_bucket = local_bucket.as_ref() == Some(&bucket.range());
+        for entry in bucket.iter() {
+            let other: &KBucketKey<PeerId> = entry.node.key;
+            if other.preimage() != peer && entry.node.value.iter().any(|held| group_of(held) == Some(group)) {
+                in_table = in_table.saturating_add(1);
+                in_bucket = in_bucket.saturating_add(usize::from(same_bucket));
+            }
+        }
+    }
+    in_bucket < GROUP_PER_BUCKET && in_table < GROUP_PER_TABLE
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Group {
+    V4([u8; 3]),
+    V6([u8; 6]),
+}
+
+fn group_of(addr: &Multiaddr) -> Option<Group> {
+    let ip = identify::ip_of(addr)?;
+    let ip = match ip {
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(ip, IpAddr::V4),
+        IpAddr::V4(_) => ip,
+    };
+    match ip {
+        IpAddr::V4(v4) if v4.is_loopback() || v4.is_private() || v4.is_link_local() => None,
+        IpAddr::V6(v6) if v6.is_loopback() || is_unique_local(&v6) || v6.is_unicast_link_local() => None,
+        IpAddr::V4(v4) => {
+            let [a, b, c, _] = v4.octets();
+            Some(Group::V4([a, b, c]))
+        }
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, e, f, ..] = v6.octets();
+            Some(Group::V6([a, b, c, d, e, f]))
+        }
+    }
+}
+
+fn is_unique_local(ip: &Ipv6Addr) -> bool {
+    ip.octets().first().is_some_and(|first| first & 0xfe == 0xfc)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identify::{MAX_ADDRESS_BYTES, MAX_ADDRESSES};
+
+    fn table() -> Behaviour {
+        new(PeerId::random(), &Config::default())
+    }
+
+    fn addr(text: &str) -> Multiaddr {
+        text.parse().unwrap()
+    }
+
+    fn peers_in(kad: &mut Behaviour) -> usize {
+        kad.kbuckets().map(|bucket| bucket.num_entries()).sum()
+    }
+
+    #[test]
+    fn one_address_group_gets_three_places_and_no_more() {
+        let mut kad = table();
+        let taken = (1..=100)
+            .filter(|n| insert(&mut kad, PeerId::random(), &[addr(&format!("/ip4/9.8.7.{n}/tcp/8468"))]) > 0)
+            .count();
+        assert!((GROUP_PER_BUCKET..=GROUP_PER_TABLE).contains(&taken), "{taken}");
+        assert_eq!(peers_in(&mut kad), taken);
+        for n in 0..20 {
+            insert(&mut kad, PeerId::random(), &[addr(&format!("/ip6/2001:db8:1:{n}::1/tcp/8468"))]);
+        }
+        assert!(peers_in(&mut kad) <= taken + GROUP_PER_TABLE);
+    }
+
+    #[test]
+    fn five_groups_with_a_hundred_names_each_hold_fifteen_places() {
+        let mut kad = table();
+        for n in 0..500_u32 {
+            insert(&mut kad, PeerId::random(), &[addr(&format!("/ip4/9.8.{}.{}/tcp/1", n % 5, n / 5 + 1))]);
+        }
+        assert!(peers_in(&mut kad) <= 15, "{}", peers_in(&mut kad));
+    }
+
+    #[test]
+    fn home_and_loopback_are_not_one_group() {
+        for pattern in ["/ip4/127.0.0.1/tcp/", "/ip4/192.168.1.2/tcp/", "/ip6/fd00::2/tcp/", "/dns4/example.org/tcp/"] {
+            let mut kad = table();
+            let taken = (1..=15)
+                .filter(|port| insert(&mut kad, PeerId::random(), &[addr(&format!("{pattern}{port}"))]) > 0)
+                .count();
+            assert_eq!(taken, 15, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn a_known_peer_may_move_within_its_group_but_not_collect_addresses() {
+        let mut kad = table();
+        let peer = PeerId::random();
+        let taken: usize = (1..=20).map(|n| insert(&mut kad, peer, &[addr(&format!("/ip4/9.8.7.{n}/tcp/8468"))])).sum();
+        assert_eq!((taken, peers_in(&mut kad)), (MAX_ADDRESSES, 1));
+    }
+
+    #[test]
+    fn only_a_direct_address_makes_a_server() {
+        let relayed = addr(&format!("/ip4/9.9.9.9/tcp/1/p2p/{}/p2p-circuit", PeerId::random()));
+        let direct = addr("/ip4/9.9.9.9/tcp/1");
+        assert_eq!(mode(KadMode::Auto, []), Mode::Client);
+        assert_eq!(mode(KadMode::Auto, [&relayed]), Mode::Client);
+        assert_eq!(mode(KadMode::Auto, [&relayed, &direct]), Mode::Server);
+        assert_eq!(mode(KadMode::Client, [&direct]), Mode::Client);
+        assert_eq!(mode(KadMode::Server, []), Mode::Server);
+        assert_eq!(table().mode(), Mode::Client);
+    }
+
+    #[test]
+    fn the_longest_answer_fits_in_a_packet() {
+        // Protobuf: a tag and a length of two bytes at most per field and per peer, a connection type per peer.
+        let framed = |bytes: usize| bytes + 3;
+        let peer = |address: usize| framed(framed(38) + MAX_ADDRESSES * framed(address) + 2);
+        let longest = framed(crate::store::StoreLimits::default().key_bytes)
+            + K.get() * peer(MAX_ADDRESS_BYTES + 41)
+            + crate::store::StoreLimits::default().providers_per_key * peer(MAX_ADDRESS_BYTES);
+        assert!(longest < MAX_PACKET, "{longest}");
+    }
+
+    #[test]
+    fn own_values_are_published_when_due_and_lookups_bring_nothing_to_hold() {
+        let mut kad = table();
+        let key = kad::RecordKey::new(b"/user/a");
+        let server = PeerId::random();
+        insert(&mut kad, server, &[addr("/ip4/127.0.0.1/tcp/1")]);
+        kad.put_record(kad::Record::new(key, vec![1]), Quorum::One).unwrap();
+        let now = Instant::now();
+        assert_eq!(republish(&mut kad, now), 0);
+        assert_eq!(republish(&mut kad, now + REPUBLISH_EVERY + Duration::from_secs(1)), 1);
+        assert_eq!(receive(&mut kad, InboundRequest::FindNode { num_closer_peers: 3 }), Inbound::Lookup);
+    }
+
+    #[test]
+    fn a_providers_addresses_are_cleaned_before_they_are_held() {
+        let mut kad = table();
+        let (key, peer) = (kad::RecordKey::new(b"/quelea/model/x"), PeerId::random());
+        let good = addr("/ip4/192.0.2.1/tcp/1");
+        let claimed = vec![addr("/ip4/0.0.0.0/tcp/1"), good.clone(), addr(&format!("/p2p/{}", PeerId::random()))];
+        let record = kad::ProviderRecord::new(key.clone(), peer, claimed);
+        let request = InboundRequest::AddProvider { record: Some(record) };
+        assert_eq!(receive(&mut kad, request), Inbound::Held);
+        let held = kad::store::RecordStore::providers(kad.store_mut(), &key);
+        assert_eq!(held[0].addresses, [good]);
+        assert!(held[0].expires.is_some());
+    }
+}

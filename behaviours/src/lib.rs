@@ -1,0 +1,34 @@
+//! What a Quelea node is on the network: one composite behaviour, its transports and its policies.
+//!
+//! [`build_swarm`] makes a swarm from a [`Config`]; [`Behaviour`] says field by field what the node does. Decisions that
+//! libp2p leaves to the application stand beside the protocol they belong to, as plain functions that an event loop
+//! calls:
+//!
+//! | module | decides |
+//! |---|---|
+//! | [`config`] | every limit, with its arithmetic |
+//! | [`identify`] | which addresses of a peer are believed |
+//! | [`kad`] | which records and peers are kept; the mode; republishing |
+//! | [`store`] | quotas and expiry of what the DHT asks this node to hold |
+//! | [`gossip`] | topics, scores, and which messages are passed on |
+//! | [`nat`] | relays, AutoNAT, UPnP, mDNS |
+
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
+pub mod config;
+pub mod gossip;
+pub mod identify;
+pub mod kad;
+pub mod nat;
+#[allow(missing_docs, reason = "the derive's event enum cannot carry docs; every field of the struct has them")]
+mod node;
+pub mod store;
+mod swarm;
+
+pub use config::{Config, KadMode, Limits, MemoryLimit};
+pub use node::{Behaviour, BehaviourEvent};
+pub use swarm::{BuildError, build_swarm};

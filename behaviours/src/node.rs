@@ -1,0 +1,50 @@
+//! What the node does on the network, field by field. Behaviours are asked in this order: those that can refuse a
+//! connection come first, so that none of the others ever hears of one that is refused (several of them note a connection
+//! when asked for its handler and forget it only when it closes); then what carries tokens, before what can wait.
+
+use libp2p::{
+    allow_block_list::{self, BlockedPeers},
+    autonat, connection_limits, dcutr, mdns, memory_connection_limits, ping, relay,
+    swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
+    upnp,
+};
+
+use crate::{gossip, identify, kad};
+
+/// A node's behaviour; see [`build_swarm`](crate::build_swarm).
+#[derive(NetworkBehaviour)]
+#[behaviour(prelude = "libp2p::swarm::derive_prelude")]
+pub struct Behaviour {
+    /// Refuses connections past the counts of [`Limits`](crate::Limits).
+    pub connection_limits: connection_limits::Behaviour,
+    /// Refuses connections while the process holds too much memory.
+    pub memory_limits: memory_connection_limits::Behaviour,
+    /// Refuses and closes connections of banned peers.
+    pub blocked_peers: allow_block_list::Behaviour<BlockedPeers>,
+    /// Opens and accepts the streams that activations travel on.
+    pub shard: quelea_shard::Behaviour,
+    /// Fetches and answers signed announcements of who serves which layers.
+    pub announce: quelea_announce::Behaviour,
+    /// Tells peers our addresses and protocols, and learns theirs.
+    pub identify: identify::Behaviour,
+    /// Keeps lines alive and measures round trips.
+    pub ping: ping::Behaviour,
+    /// Finds peers, and who provides what.
+    pub kad: kad::Behaviour,
+    /// Spreads announcements to those who listen for a model.
+    pub gossipsub: gossip::Behaviour,
+    /// Asks others to dial our addresses back, to learn which can be reached.
+    pub autonat_client: autonat::v2::client::Behaviour,
+    /// Dials others back for the same purpose.
+    pub autonat_server: autonat::v2::server::Behaviour,
+    /// Reserves a place at relays and connects through them.
+    pub relay_client: relay::client::Behaviour,
+    /// Relays for others, where the operator wants it.
+    pub relay_server: Toggle<relay::Behaviour>,
+    /// Replaces a relayed connection by a direct one through both NATs.
+    pub dcutr: dcutr::Behaviour,
+    /// Asks the router to open our ports, where the operator wants it.
+    pub upnp: Toggle<upnp::tokio::Behaviour>,
+    /// Finds peers on the local network, where the operator wants it.
+    pub mdns: Toggle<mdns::tokio::Behaviour>,
+}

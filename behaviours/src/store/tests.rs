@@ -1,0 +1,262 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn limits() -> StoreLimits {
+    StoreLimits {
+        values: 12,
+        values_per_peer: 4,
+        values_per_10_s: 1000,
+        own: 8,
+        providers: 24,
+        providers_per_peer: 6,
+        providers_per_key: 5,
+        provider_ttl: 60 * SECOND,
+        ..StoreLimits::default()
+    }
+}
+
+fn store() -> (Store, PeerId) {
+    let local = PeerId::random();
+    (Store::new(local, limits()), local)
+}
+
+fn user(n: usize) -> RecordKey {
+    RecordKey::from(format!("/user/{n}").into_bytes())
+}
+
+fn key(n: usize) -> RecordKey {
+    RecordKey::from(format!("/quelea/model/{n}").into_bytes())
+}
+
+fn value(n: usize) -> Record {
+    Record::new(user(n), vec![7; 10])
+}
+
+fn provider(n: usize, peer: PeerId) -> ProviderRecord {
+    ProviderRecord::new(key(n), peer, vec![])
+}
+
+fn holds(store: &Store, n: usize, peer: &PeerId) -> bool {
+    store.providers(&key(n)).iter().any(|record| record.provider == *peer)
+}
+
+#[test]
+fn values_are_judged_before_they_are_held() {
+    let (mut store, _) = store();
+    let (peer, now) = (PeerId::random(), Instant::now());
+    let mut put = |record| store.put_from(peer, record, now);
+    assert_eq!(put(Record::new(RecordKey::new(b"/quelea/x"), vec![])), Err(Refusal::Namespace));
+    assert_eq!(put(Record::new(RecordKey::new(b"anything"), vec![])), Err(Refusal::Namespace));
+    assert_eq!(put(Record::new(user(0), vec![0; 1025])), Err(Refusal::ValueTooLong));
+    assert_eq!(
+        put(Record::new(RecordKey::from([USER_PREFIX, &[b'k'; 128]].concat()), vec![])),
+        Err(Refusal::KeyTooLong)
+    );
+    assert_eq!(put(Record { expires: Some(now), ..value(0) }), Err(Refusal::Expired));
+    assert_eq!(put(Record::new(user(0), vec![0; 1024])), Ok(()));
+    assert_eq!(store.stats().refused, 5);
+}
+
+#[test]
+fn a_peer_has_its_share_of_values_and_may_refresh_them() {
+    let (mut store, _) = store();
+    let (greedy, other, now) = (PeerId::random(), PeerId::random(), Instant::now());
+    for n in 0..4 {
+        store.put_from(greedy, value(n), now).unwrap();
+    }
+    assert_eq!(store.put_from(greedy, value(4), now), Err(Refusal::Quota));
+    store.put_from(greedy, value(0), now + SECOND).unwrap();
+    store.put_from(other, value(4), now).unwrap();
+    // The last writer of an open key wins, and it counts as the last writer's.
+    store.put_from(other, value(0), now).unwrap();
+    store.put_from(greedy, value(5), now).unwrap();
+    assert_eq!(store.stats().values, 6);
+    assert_eq!(store.stats().value_bytes, 60);
+}
+
+#[test]
+fn a_peer_may_not_put_too_fast() {
+    let local = PeerId::random();
+    let mut store = Store::new(local, StoreLimits { values_per_10_s: 2, ..limits() });
+    let (peer, now) = (PeerId::random(), Instant::now());
+    let results: Vec<_> = (0..3).map(|_| store.put_from(peer, value(0), now)).collect();
+    assert_eq!(results, [Ok(()), Ok(()), Err(Refusal::Rate)]);
+    assert_eq!(store.put_from(PeerId::random(), value(0), now), Ok(()));
+    assert_eq!(store.put_from(peer, value(0), now + 5 * SECOND), Ok(()));
+}
+
+#[test]
+fn what_we_publish_is_ours_alone() {
+    let (mut store, _) = store();
+    let now = Instant::now();
+    store.put_from(PeerId::random(), value(1), now).unwrap();
+    store.put(Record::new(user(1), b"mine".to_vec())).unwrap();
+    assert_eq!(store.put_from(PeerId::random(), value(1), now), Err(Refusal::Own));
+    assert_eq!(store.get(&user(1)).unwrap().value, b"mine");
+    assert_eq!((store.stats().values, store.stats().own_values), (0, 1));
+    assert_eq!(store.records().count(), 1);
+    for n in 2..9 {
+        store.put(value(n)).unwrap();
+    }
+    assert!(matches!(store.put(value(9)), Err(Error::MaxRecords)));
+    assert!(store.put(value(2)).is_ok());
+    store.remove(&user(2));
+    assert!(store.get(&user(2)).is_none() && store.put(value(9)).is_ok());
+}
+
+#[test]
+fn own_values_fall_due_and_are_then_published() {
+    let (mut store, _) = store();
+    store.put(value(1)).unwrap();
+    let published = Instant::now();
+    assert!(store.due(published + SECOND, 5 * SECOND).is_empty());
+    assert_eq!(store.due(published + 6 * SECOND, 5 * SECOND), [value(1)]);
+    store.remove(&user(1));
+    assert!(store.due(published + 6 * SECOND, 5 * SECOND).is_empty());
+}
+
+#[test]
+fn providers_of_others_never_count_against_our_own() {
+    let (mut store, local) = store();
+    let now = Instant::now();
+    for n in 0..100 {
+        let _ = store.provide_from(provider(n, PeerId::random()), now);
+    }
+    for n in 0..8 {
+        store.add_provider(provider(n, local)).unwrap();
+    }
+    assert!(store.add_provider(provider(8, local)).is_err());
+    assert_eq!(store.provided().count(), 8);
+    assert_eq!(store.provide_from(provider(50, local), now), Err(Refusal::Own));
+    assert!(holds(&store, 0, &local));
+    store.remove_provider(&key(0), &local);
+    assert_eq!((store.provided().count(), holds(&store, 0, &local)), (7, false));
+    assert_eq!(store.stats().providers, 24);
+}
+
+#[test]
+fn a_full_key_admits_a_newcomer_for_the_one_that_expires_first() {
+    let (mut store, _) = store();
+    let start = Instant::now();
+    let early: Vec<_> = (0..5).map(|_| PeerId::random()).collect();
+    for (i, peer) in early.iter().enumerate() {
+        store.provide_from(provider(1, *peer), start + SECOND * i as u32).unwrap();
+    }
+    let newcomer = PeerId::random();
+    store.provide_from(provider(1, newcomer), start + 10 * SECOND).unwrap();
+    assert_eq!(store.providers(&key(1)).len(), 5);
+    assert!(holds(&store, 1, &newcomer) && !holds(&store, 1, &early[0]) && holds(&store, 1, &early[1]));
+    // Whoever refreshes is no longer the first to go.
+    store.provide_from(provider(1, early[1]), start + 11 * SECOND).unwrap();
+    store.provide_from(provider(1, PeerId::random()), start + 12 * SECOND).unwrap();
+    assert!(holds(&store, 1, &early[1]) && !holds(&store, 1, &early[2]));
+    assert_eq!(store.stats().replaced, 2);
+}
+
+#[test]
+fn a_flood_under_one_name_stays_within_its_quota() {
+    let (mut store, _) = store();
+    let (flood, now) = (PeerId::random(), Instant::now());
+    let taken = (0..100_000).filter(|n| store.provide_from(provider(*n, flood), now).is_ok()).count();
+    assert_eq!((taken, store.stats().providers, store.stats().provider_keys), (6, 6, 6));
+}
+
+#[test]
+fn what_expired_is_swept() {
+    let (mut store, _) = store();
+    let now = Instant::now();
+    let peer = PeerId::random();
+    store.put_from(peer, Record { expires: Some(now + SECOND), ..value(1) }, now).unwrap();
+    store.put_from(peer, value(2), now).unwrap();
+    // A record cannot outlive what we allow, whatever it says.
+    let forever = ProviderRecord { expires: Some(now + 100_000 * SECOND), ..provider(1, peer) };
+    store.provide_from(forever, now).unwrap();
+    assert_eq!(store.sweep(now + SECOND), 1);
+    assert_eq!(store.sweep(now + 61 * SECOND), 1);
+    assert_eq!(store.sweep(now + 25 * 3600 * SECOND), 1);
+    let stats = store.stats();
+    assert_eq!((stats.values, stats.value_bytes, stats.providers, stats.provider_keys, stats.peers), (0, 0, 0, 0, 0));
+    assert_eq!(stats.expired, 3);
+}
+
+#[test]
+fn a_record_without_addresses_gets_those_its_sender_told() {
+    let (mut store, _) = store();
+    let (peer, now) = (PeerId::random(), Instant::now());
+    let told: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
+    store.provide_from(provider(1, peer), now).unwrap();
+    store.note_addresses(peer, vec![told.clone()]);
+    assert_eq!(store.providers(&key(1))[0].addresses, std::slice::from_ref(&told));
+    for _ in 0..2 * KNOWN_PEERS {
+        store.note_addresses(PeerId::random(), vec![told.clone()]);
+    }
+    assert_eq!((store.known.len(), store.known_order.len()), (KNOWN_PEERS, KNOWN_PEERS));
+    assert!(store.providers(&key(1))[0].addresses.is_empty());
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Put { who: usize, what: usize },
+    Provide { who: usize, what: usize },
+    OwnPut(usize),
+    OwnProvide(usize),
+    Remove(usize),
+    Unprovide { who: usize, what: usize },
+    Wait(u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (0_usize..8, 0_usize..20).prop_map(|(who, what)| Op::Put { who, what }),
+        4 => (0_usize..8, 0_usize..20).prop_map(|(who, what)| Op::Provide { who, what }),
+        1 => (0_usize..20).prop_map(Op::OwnPut),
+        1 => (0_usize..20).prop_map(Op::OwnProvide),
+        1 => (0_usize..20).prop_map(Op::Remove),
+        1 => (0_usize..8, 0_usize..20).prop_map(|(who, what)| Op::Unprovide { who, what }),
+        1 => (0_u64..40).prop_map(Op::Wait),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn bounds_hold_and_counts_agree_whatever_happens(ops in proptest::collection::vec(op(), 0..400)) {
+        let (mut store, local) = store();
+        let limits = limits();
+        let peers: Vec<PeerId> = (0..8).map(|_| PeerId::random()).collect();
+        let mut now = Instant::now();
+        for op in ops {
+            match op {
+                Op::Put { who, what } => {
+                    let stored = store.put_from(peers[who], value(what), now);
+                    prop_assert_eq!(stored.is_ok() && store.get(&user(what)).is_none(), false);
+                }
+                Op::Provide { who, what } => {
+                    let stored = store.provide_from(provider(what, peers[who]), now);
+                    prop_assert!(stored.is_err() || holds(&store, what, &peers[who]));
+                }
+                Op::OwnPut(what) => { let _ = store.put(value(what)); }
+                Op::OwnProvide(what) => { let _ = store.add_provider(provider(what, local)); }
+                Op::Remove(what) => store.remove(&user(what)),
+                Op::Unprovide { who, what } => store.remove_provider(&key(what), &peers[who]),
+                Op::Wait(seconds) => now += SECOND * u32::try_from(seconds).unwrap(),
+            }
+            let stats = store.stats();
+            prop_assert!(stats.values <= limits.values && stats.providers <= limits.providers);
+            prop_assert!(stats.own_values <= limits.own && stats.own_providers <= limits.own);
+            prop_assert_eq!(stats.values, store.values_quota.len());
+            prop_assert_eq!(stats.value_bytes, store.values.values().map(|held| held.record.value.len()).sum::<usize>());
+            prop_assert_eq!(stats.providers, store.providers.values().map(Vec::len).sum::<usize>());
+            prop_assert!(store.providers.values().all(|held| !held.is_empty() && held.len() <= limits.providers_per_key));
+            for peer in &peers {
+                prop_assert!(store.values_quota.count(peer) <= limits.values_per_peer);
+                prop_assert!(store.providers_quota.count(peer) <= limits.providers_per_peer);
+            }
+        }
+        store.sweep(now + 48 * 3600 * SECOND);
+        let stats = store.stats();
+        prop_assert_eq!((stats.values, stats.value_bytes, stats.providers, stats.provider_keys, stats.peers), (0, 0, 0, 0, 0));
+    }
+}

@@ -1,0 +1,197 @@
+//! Putting a swarm together: transports with their limits, then the behaviour.
+
+use std::io;
+
+use libp2p::{
+    PeerId, Swarm, Transport, allow_block_list,
+    connection_limits::{self, ConnectionLimits},
+    core::{
+        muxing::StreamMuxerBox,
+        transport::{Boxed, timeout::TransportTimeout},
+        upgrade,
+    },
+    dcutr, dns,
+    identity::Keypair,
+    memory_connection_limits,
+    metrics::BandwidthTransport,
+    noise, ping, quic, relay, swarm, tcp, yamux,
+};
+use prometheus_client::registry::Registry;
+
+use crate::{
+    Behaviour, Config, Limits, MemoryLimit,
+    config::{CONNECTION_TIMEOUT, PING_INTERVAL, PING_TIMEOUT},
+    gossip, identify, kad, nat,
+};
+
+/// Why no swarm could be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The identity cannot be used for encryption.
+    #[error("the identity cannot encrypt connections: {0}")]
+    Noise(#[from] noise::Error),
+    /// Gossip refuses its configuration.
+    #[error("gossip: {0}")]
+    Gossip(String),
+    /// The local network cannot be listened to.
+    #[error("mDNS cannot listen on the local network: {0}")]
+    Mdns(io::Error),
+}
+
+type Muxed = Boxed<(PeerId, StreamMuxerBox)>;
+
+/// A swarm with TCP (Noise, Yamux), QUIC, names through DNS, circuits through relays, and the [`Behaviour`] of `config`.
+/// It listens nowhere yet. With a `registry`, libp2p counts bytes and gossip there.
+///
+/// # Errors
+/// When the identity cannot encrypt, or mDNS is wanted and there is no network to listen on.
+///
+/// # Panics
+/// When called outside a Tokio runtime.
+pub fn build_swarm(
+    keypair: Keypair,
+    config: Config,
+    mut registry: Option<&mut Registry>,
+) -> Result<Swarm<Behaviour>, BuildError> {
+    let (relay_transport, relay_client) = relay::client::new(keypair.public().to_peer_id());
+    let behaviour = behaviour(&keypair, &config, relay_client, registry.as_deref_mut())?;
+    let transport = transport(&keypair, &config.limits, relay_transport, registry)?;
+    let swarm_config = swarm::Config::with_tokio_executor()
+        .with_idle_connection_timeout(config.idle_timeout)
+        .with_max_negotiating_inbound_streams(config.limits.negotiating_streams)
+        .with_smart_dial();
+    Ok(Swarm::new(transport, behaviour, keypair.public().to_peer_id(), swarm_config))
+}
+
+fn transport(
+    keypair: &Keypair,
+    limits: &Limits,
+    relay: relay::client::Transport,
+    registry: Option<&mut Registry>,
+) -> Result<Muxed, BuildError> {
+    let muxer = || {
+        let mut muxer = yamux::Config::default();
+        muxer.set_max_num_streams(limits.streams_per_connection);
+        muxer
+    };
+    let noise = noise::Config::new(keypair)?;
+    let direct = with_names(|| {
+        let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+            .upgrade(upgrade::Version::V1Lazy)
+            .authenticate(noise.clone())
+            .multiplex(muxer())
+            .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+        let quic = quic::tokio::Transport::new(quic_config(keypair, limits))
+            .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+        quic.or_transport(tcp).map(|either, _| either.into_inner()).boxed()
+    });
+    let relayed = relay
+        .upgrade(upgrade::Version::V1Lazy)
+        .authenticate(noise)
+        .multiplex(muxer())
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    let all = relayed.or_transport(direct).map(|either, _| either.into_inner()).boxed();
+    let counted = match registry {
+        Some(registry) => {
+            BandwidthTransport::new(all, registry).map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed()
+        }
+        None => all,
+    };
+    Ok(TransportTimeout::new(counted, CONNECTION_TIMEOUT).boxed())
+}
+
+/// Resolves names as the system says. A container or a machine without a usable `/etc/resolv.conf` still gets a node: one
+/// that dials addresses and the names of its hosts file. (The transport beneath is lost when the configuration cannot be
+/// read, hence the closure.)
+fn with_names(direct: impl Fn() -> Muxed) -> Muxed {
+    match dns::tokio::Transport::system(direct()) {
+        Ok(named) => named.boxed(),
+        Err(error) => {
+            tracing::warn!(%error, "no usable DNS configuration: names in multiaddrs will not resolve");
+            without_names(direct())
+        }
+    }
+}
+
+fn without_names(direct: Muxed) -> Muxed {
+    dns::tokio::Transport::custom(direct, dns::ResolverConfig::default(), dns::ResolverOpts::default()).boxed()
+}
+
+fn quic_config(keypair: &Keypair, limits: &Limits) -> quic::Config {
+    let mut config = quic::Config::new(keypair);
+    config.max_concurrent_stream_limit = u32::try_from(limits.streams_per_connection).unwrap_or(u32::MAX);
+    config.max_connection_data = limits.quic_connection_bytes;
+    config.max_stream_data = limits.quic_stream_bytes;
+    config.handshake_timeout = CONNECTION_TIMEOUT;
+    config
+}
+
+fn behaviour(
+    keypair: &Keypair,
+    config: &Config,
+    relay_client: relay::client::Behaviour,
+    metrics: Option<&mut Registry>,
+) -> Result<Behaviour, BuildError> {
+    let local = keypair.public().to_peer_id();
+    Ok(Behaviour {
+        connection_limits: connection_limits::Behaviour::new(connection_counts(&config.limits)),
+        memory_limits: match config.limits.memory {
+            MemoryLimit::Share(share) => memory_connection_limits::Behaviour::with_max_percentage(share),
+            MemoryLimit::Bytes(bytes) => memory_connection_limits::Behaviour::with_max_bytes(bytes),
+        },
+        blocked_peers: allow_block_list::Behaviour::default(),
+        shard: quelea_shard::Behaviour::new(quelea_shard::Config::new(config.network)),
+        announce: quelea_announce::Behaviour::new(config.network),
+        identify: identify::new(keypair, config),
+        ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
+        kad: kad::new(local, config),
+        gossipsub: gossip::new(keypair, &config.network, metrics)?,
+        autonat_client: nat::autonat_client(config),
+        autonat_server: libp2p::autonat::v2::server::Behaviour::default(),
+        relay_client,
+        relay_server: nat::relay_server(local, config),
+        dcutr: dcutr::Behaviour::new(local),
+        upnp: nat::upnp(config),
+        mdns: nat::mdns(local, config)?,
+    })
+}
+
+fn connection_counts(limits: &Limits) -> ConnectionLimits {
+    ConnectionLimits::default()
+        .with_max_pending_incoming(Some(limits.pending_inbound))
+        .with_max_pending_outgoing(Some(limits.pending_outbound))
+        .with_max_established_incoming(Some(limits.established_inbound))
+        .with_max_established_outgoing(Some(limits.established_outbound))
+        .with_max_established(Some(limits.established_total))
+        .with_max_established_per_peer(Some(limits.established_per_peer))
+}
+
+#[cfg(test)]
+mod tests {
+    use libp2p::{
+        TransportError,
+        core::{
+            Endpoint,
+            transport::{DialOpts, PortUse, dummy::DummyTransport},
+        },
+    };
+
+    use super::*;
+
+    /// A machine without `/etc/resolv.conf` gets a resolver with nobody to ask: names fail, addresses still pass through.
+    #[tokio::test]
+    async fn without_a_dns_configuration_addresses_still_reach_the_transport_beneath() {
+        let mut transport = without_names(DummyTransport::new().boxed());
+        let opts = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
+        let dial = transport.dial("/ip4/127.0.0.1/tcp/1".parse().unwrap(), opts).unwrap();
+        let beneath = dial.await.unwrap_err().to_string();
+        let named = transport.dial("/dns4/peer.example/tcp/1".parse().unwrap(), opts);
+        let named = match named {
+            Ok(dial) => dial.await.unwrap_err().to_string(),
+            Err(TransportError::Other(error)) => error.to_string(),
+            Err(TransportError::MultiaddrNotSupported(addr)) => panic!("{addr} is not taken for a name"),
+        };
+        assert_ne!(beneath, named);
+    }
+}

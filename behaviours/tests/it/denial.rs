@@ -1,0 +1,110 @@
+//! The fields that refuse connections, and that nobody after them hears of what they refuse.
+
+use libp2p::{
+    PeerId,
+    kad::store::RecordStore,
+    swarm::{DialError, ListenError, SwarmEvent},
+};
+use quelea_behaviours::MemoryLimit;
+
+use crate::harness::{Event, Node, chain, config, connect, stranger, text, until};
+
+fn denied(event: &Event) -> Option<String> {
+    match event {
+        SwarmEvent::IncomingConnectionError { error: ListenError::Denied { cause }, .. } => Some(chain(cause)),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn connection_limits_deny_one_too_many() {
+    let mut limited = config();
+    limited.limits.established_inbound = 1;
+    let mut nodes = [Node::start(limited).await, Node::start(config()).await, Node::start(config()).await];
+    connect(&mut nodes, 1, 0).await;
+
+    let (server, late) = (nodes[0].addr.clone(), nodes[2].id);
+    nodes[2].swarm.dial(server).unwrap();
+    let mut heard = Vec::new();
+    let why = until(&mut nodes, "the second connection to be denied", |i, _, event| {
+        if i == 0 && matches!(event, SwarmEvent::Behaviour(_)) && text(event).contains(&late.to_string()) {
+            heard.push(text(event));
+        }
+        denied(event).filter(|_| i == 0)
+    })
+    .await;
+    assert!(why.contains("connection limit exceeded"), "{why}");
+    assert_eq!(heard, Vec::<String>::new(), "a later behaviour heard of a denied peer");
+    let server = nodes[0].swarm.behaviour();
+    assert!(!server.announce.is_connected(&late) && server.announce.is_connected(&nodes[1].id));
+}
+
+#[tokio::test]
+async fn memory_limits_deny_when_there_is_none_left() {
+    let mut starved = config();
+    starved.limits.memory = MemoryLimit::Bytes(0);
+    let mut nodes = [Node::start(starved).await, Node::start(config()).await];
+    let server = nodes[0].addr.clone();
+    nodes[1].swarm.dial(server).unwrap();
+    let why = until(&mut nodes, "a denial for memory", |_, _, event| denied(event)).await;
+    assert!(why.contains("memory"), "{why}");
+}
+
+#[tokio::test]
+async fn blocked_peers_are_refused_until_forgiven() {
+    let mut nodes = [Node::start(config()).await, Node::start(config()).await];
+    let (server, client) = (nodes[0].addr.clone(), nodes[1].id);
+    nodes[0].swarm.behaviour_mut().blocked_peers.block_peer(client);
+    nodes[1].swarm.dial(server).unwrap();
+    let why = until(&mut nodes, "a denial of a blocked peer", |_, _, event| denied(event)).await;
+    assert!(why.contains("in the block list"), "{why}");
+    assert!(!nodes[0].swarm.behaviour().announce.is_connected(&client));
+
+    // Neither do we call it ourselves.
+    let client_addr = nodes[1].addr.clone().with_p2p(client).unwrap();
+    let refused = nodes[0].swarm.dial(client_addr);
+    assert!(matches!(refused, Err(DialError::Denied { .. })), "{refused:?}");
+
+    nodes[0].swarm.behaviour_mut().blocked_peers.unblock_peer(client);
+    connect(&mut nodes, 1, 0).await;
+}
+
+#[tokio::test]
+async fn denied_strangers_leave_no_trace() {
+    const STRANGERS: usize = 200;
+    let mut closed = config();
+    closed.limits.established_inbound = 0;
+    let mut node = [Node::start(closed).await];
+    let mut ids: Vec<PeerId> = Vec::new();
+    let mut heard = Vec::new();
+    for _ in 0..STRANGERS {
+        let mut caller = stranger();
+        ids.push(*caller.local_peer_id());
+        caller.dial(node[0].addr.clone()).unwrap();
+        let calling = tokio::spawn(async move {
+            loop {
+                futures::StreamExt::select_next_some(&mut caller).await;
+            }
+        });
+        until(&mut node, "a stranger to be denied", |_, _, event| {
+            if matches!(event, SwarmEvent::Behaviour(_)) {
+                heard.push(text(event));
+            }
+            denied(event)
+        })
+        .await;
+        calling.abort();
+    }
+    let swarm = &mut node[0].swarm;
+    assert_eq!(swarm.connected_peers().count(), 0);
+    let parts = swarm.behaviour_mut();
+    assert!(ids.iter().all(|id| !parts.announce.is_connected(id)));
+    assert_eq!((parts.announce.remembered(), parts.announce.under_way()), (0, 0));
+    assert_eq!(parts.shard.stats().peers, 0);
+    assert_eq!(parts.gossipsub.all_peers().count(), 0);
+    assert_eq!(parts.kad.kbuckets().count(), 0);
+    assert_eq!(parts.kad.store_mut().stats(), Default::default());
+    assert_eq!(parts.kad.store_mut().records().count(), 0);
+    heard.retain(|event| ids.iter().any(|id| event.contains(&id.to_string())));
+    assert_eq!(heard, Vec::<String>::new());
+}

@@ -1,0 +1,9 @@
+//! For every field of the composite behaviour a test that fails when the field is taken out, on real swarms.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests say what they expect by failing loudly, helpers too")]
+
+mod denial;
+mod discovery;
+mod harness;
+mod nat;
+mod own;

@@ -1,0 +1,110 @@
+//! Our own protocols within the composite, and the shared ones that concern a single line.
+
+use futures::{AsyncReadExt, AsyncWriteExt};
+use libp2p::{identify, ping, swarm::SwarmEvent};
+use prometheus_client::{encoding::text::encode, registry::Registry};
+use quelea_behaviours::{BehaviourEvent, build_swarm, identify::same_network};
+
+use crate::harness::{Node, config, connect, until, until_state};
+
+#[tokio::test]
+async fn shard_streams_are_opened_and_accepted() {
+    let mut nodes = [Node::start(config()).await, Node::start(config()).await];
+    connect(&mut nodes, 0, 1).await;
+    let (worker, coordinator) = (nodes[1].id, nodes[0].id);
+    let wanted = nodes[0].swarm.behaviour_mut().shard.open(worker);
+    until(&mut nodes, "our end of a shard stream", |_, _, event| match event {
+        SwarmEvent::Behaviour(BehaviourEvent::Shard(quelea_shard::Event::Opened { id, result, .. })) => {
+            assert!(*id == wanted && result.is_ok(), "{result:?}");
+            Some(())
+        }
+        _ => None,
+    })
+    .await;
+    until_state(&mut nodes, "the worker's end", |nodes| nodes[1].inbound.is_some()).await;
+    let (from, mut inbound) = nodes[1].inbound.take().unwrap();
+    let mut outbound = nodes[0].outbound.take().unwrap();
+    assert_eq!(from, coordinator);
+    tokio::spawn(async move {
+        outbound.write_all(b"layers").await.unwrap();
+        outbound.close().await.unwrap();
+    });
+    let reading = tokio::spawn(async move {
+        let mut read = Vec::new();
+        inbound.read_to_end(&mut read).await.map(|_| read)
+    });
+    until_state(&mut nodes, "what was written", |_| reading.is_finished()).await;
+    assert_eq!(reading.await.unwrap().unwrap(), b"layers");
+}
+
+#[tokio::test]
+async fn announcements_are_fetched() {
+    let mut nodes = [Node::start(config()).await, Node::start(config()).await];
+    connect(&mut nodes, 0, 1).await;
+    let worker = nodes[1].id;
+    let said = nodes[1].announcement(1);
+    nodes[1].swarm.behaviour_mut().announce.set_local(Some(said.clone()));
+    let wanted = nodes[0].swarm.behaviour_mut().announce.fetch(worker);
+    let heard = until(&mut nodes, "an announcement", |_, _, event| match event {
+        SwarmEvent::Behaviour(BehaviourEvent::Announce(quelea_announce::Event::Fetched {
+            id,
+            result: Ok(said),
+            ..
+        })) => {
+            assert_eq!(*id, wanted);
+            said.clone()
+        }
+        _ => None,
+    })
+    .await;
+    assert_eq!(heard, said);
+}
+
+#[tokio::test]
+async fn peers_identify_themselves() {
+    let mut nodes = [Node::start(config()).await, Node::start(config()).await];
+    let (dialled, id) = (nodes[1].addr.clone(), nodes[1].id);
+    nodes[0].swarm.dial(dialled.clone()).unwrap();
+    let info = until(&mut nodes, "identification", |i, _, event| match event {
+        SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. })) if i == 0 => {
+            assert_eq!(*peer_id, id);
+            Some(info.clone())
+        }
+        _ => None,
+    })
+    .await;
+    assert!(same_network(&config(), &info));
+    assert!(info.agent_version.starts_with("quelea/"), "{}", info.agent_version);
+    assert!(info.listen_addrs.contains(&dialled));
+    for name in ["shard", "announce", "kad", "gossip"] {
+        let wanted = config().network.protocol(name, 1);
+        assert!(info.protocols.contains(&wanted), "{wanted} is not among {:?}", info.protocols);
+    }
+}
+
+#[tokio::test]
+async fn lines_are_pinged_over_quic_too() {
+    let quic = "/ip4/127.0.0.1/udp/0/quic-v1";
+    let mut nodes = [Node::start(config()).await, Node::listen(config(), quic).await];
+    let addr = nodes[1].addr.clone();
+    nodes[0].swarm.dial(addr).unwrap();
+    until(&mut nodes, "a ping", |i, _, event| match event {
+        SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event { result: Ok(_), .. })) if i == 0 => Some(()),
+        _ => None,
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn bytes_and_gossip_are_counted_where_there_is_a_registry() {
+    let mut registry = Registry::default();
+    let mut node = Node::start(config()).await;
+    node.swarm = build_swarm(node.keypair.clone(), config(), Some(&mut registry)).unwrap();
+    let mut nodes = [node, Node::start(config()).await];
+    connect(&mut nodes, 0, 1).await;
+    let mut text = String::new();
+    encode(&mut text, &registry).unwrap();
+    let bytes = text.lines().find(|line| line.contains("libp2p_bandwidth_bytes_total") && line.contains("Outbound"));
+    assert!(bytes.is_some_and(|line| !line.ends_with(" 0")), "{text}");
+    assert!(text.contains("libp2p_gossipsub_peers_per_protocol"), "{text}");
+}

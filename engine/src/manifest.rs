@@ -1,0 +1,267 @@
+//! A model's identity: what it is, and the hashes and sizes of its parts.
+//!
+//! The id is the BLAKE3 hash of the manifest's canonical CBOR: arrays only, fields in the order of the structs below,
+//! numbers in their shortest form, floats as the bits of an `f32`. The file's name and the numeric profile are no part
+//! of it: renaming a model does not make another model.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use minicbor::{Encode, Encoder, encode::Write};
+
+use crate::{
+    Hparams, LoadError,
+    gguf::{DType, Gguf, Optional, TensorView},
+};
+
+/// What stands first in the canonical form, so that its hash can be nothing else's.
+const DOMAIN: &str = "quelea.manifest";
+/// Version of the canonical form.
+const VERSION: u16 = 1;
+
+/// Some tensors that belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Part {
+    /// BLAKE3 of the canonical CBOR array of `[name, ggml type, shape, BLAKE3 of the data]` of each tensor, by name.
+    pub root: [u8; 32],
+    /// Bytes of the tensors' data.
+    pub bytes: u64,
+}
+
+/// What a model is. See the module's documentation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Manifest {
+    /// `general.name`, for people; no part of the id.
+    pub name: String,
+    /// The model family, as GGUF names it.
+    pub architecture: String,
+    /// Number of layers.
+    pub n_layers: usize,
+    /// Values in a row between stages.
+    pub hidden: usize,
+    /// Size of the vocabulary.
+    pub vocab: usize,
+    /// Context length in tokens.
+    pub context_length: usize,
+    /// The other hyper-parameters.
+    pub hparams: Hparams,
+    /// BLAKE3 over all `tokenizer.*` metadata, by key.
+    pub tokenizer: [u8; 32],
+    /// The quantisation's name, such as `Q4_K_M`.
+    pub quantisation: String,
+    /// `token_embd.weight`.
+    pub embedding: Part,
+    /// Each layer's tensors.
+    pub layers: Vec<Part>,
+    /// The final norm and the output matrix, which is `token_embd.weight` again where the two are tied.
+    pub head: Part,
+    /// Tensors that every layer needs, such as `rope_freqs.weight`.
+    pub shared: Part,
+}
+
+impl Manifest {
+    /// Reads the hyper-parameters and hashes all tensors, on as many threads as the machine has. Reads the whole file.
+    ///
+    /// # Errors
+    /// [`LoadError`], as [`Hparams::from_gguf`].
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self, LoadError> {
+        let hparams = Hparams::from_gguf(gguf)?;
+        let tensors: Vec<TensorView<'_>> = gguf.tensors().collect();
+        let mut parts: BTreeMap<Place, Vec<(TensorView<'_>, [u8; 32])>> = BTreeMap::new();
+        for (tensor, hash) in tensors.iter().zip(hash_all(&tensors)) {
+            parts.entry(Place::of(tensor.name, hparams.n_layers)).or_default().push((*tensor, hash));
+        }
+        let tied = gguf.tensor("output.weight").is_err();
+        if tied {
+            let embedding = parts.get(&Place::Embedding).cloned().unwrap_or_default();
+            parts.entry(Place::Head).or_default().extend(embedding);
+        }
+        let mut part = |place| Part::new(parts.remove(&place).unwrap_or_default());
+        Ok(Self {
+            name: gguf.get_str("general.name").optional()?.unwrap_or("unnamed").to_owned(),
+            architecture: hparams.architecture.name().to_owned(),
+            n_layers: hparams.n_layers,
+            hidden: hparams.hidden,
+            vocab: hparams.vocab,
+            context_length: hparams.context_length,
+            tokenizer: hash_tokenizer(gguf),
+            quantisation: quantisation(gguf, &tensors),
+            embedding: part(Place::Embedding),
+            layers: (0..hparams.n_layers).map(|i| part(Place::Layer(i))).collect(),
+            head: part(Place::Head),
+            shared: part(Place::Shared),
+            hparams,
+        })
+    }
+
+    /// The model's id.
+    pub fn id(&self) -> [u8; 32] {
+        *blake3::hash(&self.canonical()).as_bytes()
+    }
+
+    /// Bytes of KV cache that one token takes in one layer.
+    pub fn kv_bytes_per_row_per_layer(&self) -> u64 {
+        self.hparams.kv_bytes_per_row_per_layer()
+    }
+
+    /// The canonical CBOR whose hash is the id.
+    pub fn canonical(&self) -> Vec<u8> {
+        encode(self)
+    }
+}
+
+impl<C> Encode<C> for Manifest {
+    fn encode<W: Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), minicbor::encode::Error<W::Error>> {
+        let h = &self.hparams;
+        e.array(10)?.str(DOMAIN)?.u16(VERSION)?.str(&self.architecture)?;
+        e.array(12)?;
+        for size in [h.n_layers, h.hidden, h.feed_forward, h.heads, h.kv_heads, h.head_dim, h.rope_dims] {
+            e.u64(size as u64)?;
+        }
+        for float in [h.rope_base, h.rope_scale, h.rms_eps] {
+            e.u32(float.to_bits())?;
+        }
+        e.u64(h.context_length as u64)?.u64(h.vocab as u64)?;
+        e.bytes(&self.tokenizer)?.str(&self.quantisation)?;
+        e.encode(self.embedding)?;
+        e.array(self.layers.len() as u64)?;
+        for layer in &self.layers {
+            e.encode(layer)?;
+        }
+        e.encode(self.head)?.encode(self.shared)?.ok()
+    }
+}
+
+impl<C> Encode<C> for Part {
+    fn encode<W: Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), minicbor::encode::Error<W::Error>> {
+        e.array(2)?.bytes(&self.root)?.u64(self.bytes)?.ok()
+    }
+}
+
+impl Part {
+    fn new(mut tensors: Vec<(TensorView<'_>, [u8; 32])>) -> Self {
+        tensors.sort_by_key(|(tensor, _)| tensor.name);
+        let bytes = tensors.iter().map(|(tensor, _)| tensor.data.len() as u64).sum();
+        Self { root: *blake3::hash(&encode(&Records(&tensors))).as_bytes(), bytes }
+    }
+}
+
+/// The tensors of a part, as their root hashes them.
+struct Records<'a>(&'a [(TensorView<'a>, [u8; 32])]);
+
+impl<C> Encode<C> for Records<'_> {
+    fn encode<W: Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), minicbor::encode::Error<W::Error>> {
+        e.array(self.0.len() as u64)?;
+        for (tensor, hash) in self.0 {
+            e.array(4)?.str(tensor.name)?.u32(tensor.dtype.id())?.array(tensor.shape.len() as u64)?;
+            for dim in tensor.shape {
+                e.u64(*dim as u64)?;
+            }
+            e.bytes(hash)?;
+        }
+        Ok(())
+    }
+}
+
+fn encode(value: &impl Encode<()>) -> Vec<u8> {
+    minicbor::to_vec(value).expect("writing to a vector cannot fail, and these encoders make no error of their own")
+}
+
+/// The part of a model that a tensor belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Embedding,
+    Layer(usize),
+    Head,
+    Shared,
+}
+
+impl Place {
+    fn of(name: &str, n_layers: usize) -> Self {
+        let layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).and_then(|(i, _)| i.parse().ok());
+        match (layer, name) {
+            (Some(i), _) if i < n_layers => Self::Layer(i),
+            (_, "token_embd.weight") => Self::Embedding,
+            (_, "output_norm.weight" | "output.weight") => Self::Head,
+            _ => Self::Shared,
+        }
+    }
+}
+
+/// Each tensor's hash, in the tensors' order.
+fn hash_all(tensors: &[TensorView<'_>]) -> Vec<[u8; 32]> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        while let Some((i, tensor)) = {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            tensors.get(i).map(|tensor| (i, tensor))
+        } {
+            done.push((i, *blake3::hash(tensor.data).as_bytes()));
+        }
+        done
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(tensors.len());
+    let mut hashes = vec![[0; 32]; tensors.len()];
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mine = work();
+        // A thread that hashes a slice has nothing to panic about.
+        let theirs = others.into_iter().filter_map(|thread| thread.join().ok()).flatten();
+        for (i, hash) in mine.into_iter().chain(theirs) {
+            if let Some(slot) = hashes.get_mut(i) {
+                *slot = hash;
+            }
+        }
+    });
+    hashes
+}
+
+fn hash_tokenizer(gguf: &Gguf) -> [u8; 32] {
+    let mut values: Vec<_> = gguf.raw_values().filter(|(key, ..)| key.starts_with("tokenizer.")).collect();
+    values.sort_by_key(|(key, ..)| *key);
+    let mut hasher = blake3::Hasher::new();
+    for (key, ty, bytes) in values {
+        for field in [key.as_bytes(), &ty.to_le_bytes(), bytes] {
+            hasher.update(&(field.len() as u64).to_le_bytes()).update(field);
+        }
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// The quantisation's name by llama.cpp's numbers for `general.file_type`, else the type that most bytes have.
+fn quantisation(gguf: &Gguf, tensors: &[TensorView<'_>]) -> String {
+    let named = gguf.get_u32("general.file_type").ok().and_then(|number| {
+        Some(match number {
+            0 => "F32",
+            1 => "F16",
+            2 => "Q4_0",
+            3 => "Q4_1",
+            7 => "Q8_0",
+            8 => "Q5_0",
+            9 => "Q5_1",
+            10 => "Q2_K",
+            11 => "Q3_K_S",
+            12 => "Q3_K_M",
+            13 => "Q3_K_L",
+            14 => "Q4_K_S",
+            15 => "Q4_K_M",
+            16 => "Q5_K_S",
+            17 => "Q5_K_M",
+            18 => "Q6_K",
+            32 => "BF16",
+            _ => return None,
+        })
+    });
+    if let Some(name) = named {
+        return name.to_owned();
+    }
+    let mut bytes: BTreeMap<DType, u64> = BTreeMap::new();
+    for tensor in tensors {
+        let sum = bytes.entry(tensor.dtype).or_default();
+        *sum = sum.saturating_add(tensor.data.len() as u64);
+    }
+    bytes.into_iter().max_by_key(|(_, sum)| *sum).map_or_else(|| "F32".to_owned(), |(dtype, _)| dtype.to_string())
+}

@@ -1,0 +1,96 @@
+//! The model families. One file each, in the same shape: `load` takes a layer's weights from the file, `forward` runs
+//! it; what a session adds lives in a cache outside the weights.
+
+pub(crate) mod block;
+mod llama;
+mod qwen2;
+mod qwen3;
+pub(crate) mod rope;
+
+use crate::{
+    BackendError, LoadError,
+    backend::{Backend, Pairing, Rotation},
+    hparams::Hparams,
+};
+use block::Weights;
+
+/// A model family, by GGUF's `general.architecture`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Architecture {
+    /// Llama 1 to 3 and what shares their graph (Mistral, TinyLlama, SmolLM, …).
+    Llama,
+    /// Qwen2 and Qwen2.5, dense.
+    Qwen2,
+    /// Qwen3, dense.
+    Qwen3,
+}
+
+impl Architecture {
+    /// The names of all families.
+    pub const SUPPORTED: &'static [&'static str] = &["llama", "qwen2", "qwen3"];
+
+    /// The family called `name`.
+    ///
+    /// # Errors
+    /// [`LoadError::UnsupportedArchitecture`].
+    pub fn from_name(name: &str) -> Result<Self, LoadError> {
+        match name {
+            "llama" => Ok(Self::Llama),
+            "qwen2" => Ok(Self::Qwen2),
+            "qwen3" => Ok(Self::Qwen3),
+            other => Err(LoadError::UnsupportedArchitecture { found: other.to_owned(), supported: Self::SUPPORTED }),
+        }
+    }
+
+    /// GGUF's name of the family.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+        }
+    }
+
+    /// Which values of a head its rotation pairs. The files of the Llama family have their query and key rows
+    /// permuted for neighbours.
+    pub(crate) fn pairing(self) -> Pairing {
+        match self {
+            Self::Llama => Pairing::Neighbours,
+            Self::Qwen2 | Self::Qwen3 => Pairing::Halves,
+        }
+    }
+}
+
+/// One layer of any family.
+pub(crate) enum Layer<B: Backend> {
+    Llama(llama::Layer<B>),
+    Qwen2(qwen2::Layer<B>),
+    Qwen3(qwen3::Layer<B>),
+}
+
+impl<B: Backend> Layer<B> {
+    /// Loads layer `index`.
+    pub(crate) fn load(weights: &mut Weights<'_, B>, hparams: &Hparams, index: usize) -> Result<Self, LoadError> {
+        match hparams.architecture {
+            Architecture::Llama => llama::Layer::load(weights, hparams, index).map(Self::Llama),
+            Architecture::Qwen2 => qwen2::Layer::load(weights, hparams, index).map(Self::Qwen2),
+            Architecture::Qwen3 => qwen3::Layer::load(weights, hparams, index).map(Self::Qwen3),
+        }
+    }
+
+    /// Runs the layer over rows at the positions of `rotation`, which follow the cache's last.
+    pub(crate) fn forward(
+        &self,
+        backend: &B,
+        rows: B::Rows,
+        rotation: &Rotation,
+        cache: &mut B::Cache,
+    ) -> Result<B::Rows, BackendError> {
+        match self {
+            Self::Llama(layer) => layer.forward(backend, rows, rotation, cache),
+            Self::Qwen2(layer) => layer.forward(backend, rows, rotation, cache),
+            Self::Qwen3(layer) => layer.forward(backend, rows, rotation, cache),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Qwen3: no biases; queries and keys are normed head by head before they are rotated.
+
+use super::block::{FeedForward, Norm, Projections, Weights, layer_norms};
+use crate::{
+    BackendError, LoadError,
+    backend::{Backend, Rotation},
+    hparams::Hparams,
+};
+
+pub(crate) struct Layer<B: Backend> {
+    attention_norm: Norm<B>,
+    attention: Projections<B>,
+    q_norm: Norm<B>,
+    k_norm: Norm<B>,
+    feed_forward_norm: Norm<B>,
+    feed_forward: FeedForward<B>,
+}
+
+impl<B: Backend> Layer<B> {
+    pub(crate) fn load(weights: &mut Weights<'_, B>, hparams: &Hparams, index: usize) -> Result<Self, LoadError> {
+        let (attention_norm, feed_forward_norm) = layer_norms(weights, hparams, index)?;
+        let mut head_norm = |part: &str| {
+            let name = format!("blk.{index}.attn_{part}_norm.weight");
+            Norm::load(weights, &name, hparams.head_dim, hparams.rms_eps)
+        };
+        Ok(Self {
+            q_norm: head_norm("q")?,
+            k_norm: head_norm("k")?,
+            attention_norm,
+            attention: Projections::load(weights, hparams, index)?,
+            feed_forward_norm,
+            feed_forward: FeedForward::load(weights, hparams, index)?,
+        })
+    }
+
+    pub(crate) fn forward(
+        &self,
+        backend: &B,
+        rows: B::Rows,
+        rotation: &Rotation,
+        cache: &mut B::Cache,
+    ) -> Result<B::Rows, BackendError> {
+        let x = self.attention_norm.forward(backend, &rows)?;
+        let q = self.q_norm.forward(backend, &self.attention.q.forward(backend, &x)?)?;
+        let k = self.k_norm.forward(backend, &self.attention.k.forward(backend, &x)?)?;
+        let v = self.attention.v.forward(backend, &x)?;
+        let q = backend.rotate(q, rotation)?;
+        let k = backend.rotate(k, rotation)?;
+        let mixed = backend.attend(q, k, v, cache, &self.attention.shape)?;
+        let rows = backend.add(rows, &self.attention.output.forward(backend, &mixed)?)?;
+
+        let x = self.feed_forward_norm.forward(backend, &rows)?;
+        let y = self.feed_forward.forward(backend, &x)?;
+        backend.add(rows, &y)
+    }
+}

@@ -1,0 +1,132 @@
+//! The frame that opens a session at a stage.
+
+use std::time::Duration;
+
+use libp2p::{Multiaddr, PeerId};
+use quelea_wire::{ModelId, Profile, SpanRange};
+
+use super::{
+    DecodeError, MAX_DEADLINE_MS, SessionId,
+    control::SESSION,
+    cursor::{Cursor, MAX_PEER, put_peer, put_session},
+};
+
+/// The most addresses of the next peer that Open carries.
+pub const MAX_ADDRS: usize = 4;
+
+/// The longest of them, in bytes; a relayed address with certificate hashes takes some 200.
+pub const MAX_ADDR: usize = 256;
+
+/// The widest row, in f32s: twice the widest published model.
+pub const MAX_WIDTH: u32 = 32 * 1024;
+
+/// Opens a session at a stage, or opens it anew with a higher epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Open {
+    /// The session, unique among those of this coordinator.
+    pub session: SessionId,
+    /// Raised by the coordinator alone.
+    pub epoch: u32,
+    /// Which model.
+    pub model: ModelId,
+    /// With which arithmetic.
+    pub profile: Profile,
+    /// Which of its layers this stage computes.
+    pub span: SpanRange,
+    /// Values per row, 1 to [`MAX_WIDTH`].
+    pub width: u32,
+    /// The most rows that the session will ever hold: the length of prompt and answer. At least 1.
+    pub max_rows: u32,
+    /// Milliseconds within which a batch must leave the stage again. At least 1.
+    pub step_deadline_ms: u32,
+    /// Milliseconds without rows after which the stage drops the session. At least 1.
+    pub idle_ms: u32,
+    /// Whom rows are taken from; the coordinator itself at the first stage.
+    pub prev: PeerId,
+    /// Whom rows are sent to; the coordinator itself at the last stage.
+    pub next: PeerId,
+    /// Where `next` can be dialled; only the first [`MAX_ADDRS`] of at most [`MAX_ADDR`] bytes are sent.
+    pub next_addrs: Vec<Multiaddr>,
+}
+
+impl Open {
+    pub(super) const MAX_LEN: usize =
+        SESSION + 32 + 2 + 2 * 2 + 4 * 4 + 2 * (1 + MAX_PEER) + 1 + MAX_ADDRS * (2 + MAX_ADDR);
+
+    /// [`Self::step_deadline_ms`], at most an hour.
+    #[must_use]
+    pub fn step_deadline(&self) -> Duration {
+        Duration::from_millis(u64::from(self.step_deadline_ms.min(MAX_DEADLINE_MS)))
+    }
+
+    /// [`Self::idle_ms`], at most an hour.
+    #[must_use]
+    pub fn idle(&self) -> Duration {
+        Duration::from_millis(u64::from(self.idle_ms.min(MAX_DEADLINE_MS)))
+    }
+
+    pub(super) fn put(&self, out: &mut Vec<u8>) {
+        put_session(out, self.session, self.epoch);
+        out.extend_from_slice(&self.model.0);
+        for n in [self.profile.to_u16(), self.span.start(), self.span.end()] {
+            out.extend_from_slice(&n.to_le_bytes());
+        }
+        for n in [self.width, self.max_rows, self.step_deadline_ms, self.idle_ms] {
+            out.extend_from_slice(&n.to_le_bytes());
+        }
+        put_peer(out, Some(&self.prev));
+        put_peer(out, Some(&self.next));
+        let sendable = || self.next_addrs.iter().filter(|a| a.len() <= MAX_ADDR).take(MAX_ADDRS);
+        out.push(u8::try_from(sendable().count()).unwrap_or(0));
+        for addr in sendable() {
+            out.extend_from_slice(&u16::try_from(addr.len()).unwrap_or(0).to_le_bytes());
+            out.extend_from_slice(addr.as_ref());
+        }
+    }
+
+    pub(super) fn take(c: &mut Cursor<'_>) -> Result<Self, DecodeError> {
+        let (session, epoch) = c.session()?;
+        let model = ModelId(c.array()?);
+        let profile = Profile::from_u16(c.u16()?);
+        let span = SpanRange::new(c.u16()?, c.u16()?).map_err(|_| DecodeError::Field("span"))?;
+        let [width, max_rows, step_deadline_ms, idle_ms] = [c.u32()?, c.u32()?, c.u32()?, c.u32()?];
+        if width == 0 || width > MAX_WIDTH {
+            return Err(DecodeError::Field("width"));
+        }
+        if max_rows == 0 {
+            return Err(DecodeError::Field("max_rows"));
+        }
+        if step_deadline_ms == 0 || idle_ms == 0 {
+            return Err(DecodeError::Field("deadline"));
+        }
+        let prev = c.peer("prev")?.ok_or(DecodeError::Field("prev"))?;
+        let next = c.peer("next")?.ok_or(DecodeError::Field("next"))?;
+        let count = usize::from(c.u8()?);
+        if count > MAX_ADDRS {
+            return Err(DecodeError::Field("next_addrs"));
+        }
+        let mut next_addrs = Vec::with_capacity(count);
+        for _ in 0..count {
+            let len = usize::from(c.u16()?);
+            if len > MAX_ADDR {
+                return Err(DecodeError::Field("next_addrs"));
+            }
+            let bytes = c.bytes(len)?.to_vec();
+            next_addrs.push(Multiaddr::try_from(bytes).map_err(|_| DecodeError::Field("next_addrs"))?);
+        }
+        Ok(Self {
+            session,
+            epoch,
+            model,
+            profile,
+            span,
+            width,
+            max_rows,
+            step_deadline_ms,
+            idle_ms,
+            prev,
+            next,
+            next_addrs,
+        })
+    }
+}

@@ -1,0 +1,84 @@
+//! The shard protocol `/quelea/<net>/shard/1`: activations streamed from one span of layers to the next.
+//!
+//! A request runs along a chain: coordinator → stage A → stage B → coordinator. Three kinds of long-lived substreams
+//! carry it, all negotiated under the one protocol name; the first frame says which kind a stream is:
+//!
+//! | stream | opened by | accepted by | one per | carries |
+//! |---|---|---|---|---|
+//! | *control* | coordinator | stage | coordinator and stage | opening, trimming, cancelling and closing of all sessions between the two |
+//! | *decode* | predecessor | successor | neighbours and direction | rows of single tokens, of all sessions |
+//! | *bulk* | predecessor | successor | neighbours and direction | rows of prompts and replays, of all sessions |
+//!
+//! Decode and bulk are apart so that a long prompt never stands before a token. Data flows from opener to acceptor;
+//! acknowledgements, and answers on control, flow back on the same stream.
+//!
+//! # Frames
+//!
+//! Little-endian throughout: `u32` length of what follows, `u8` kind, `u8` flags, then the kind's own fields. Bit 0 of
+//! the flags is CRITICAL: who does not know the kind closes the stream with [`Reject`](frame::Reject); without it the
+//! frame is skipped. Other bits are zero and ignored. Every length has a cap that is checked before memory is taken for
+//! it ([`frame`]); bytes after the last field are an error, so fields are added by new kinds and feature bits only.
+//!
+//! | kind | name | stream | from | fields |
+//! |---|---|---|---|---|
+//! | 0x01 | Hello | all | opener, first | version u16, stream kind u8, features u64 |
+//! | 0x02 | HelloAck | all | acceptor, first | version u16, features u64 |
+//! | 0x03 | Reject | all | either, last | code u16 |
+//! | 0x10 | Open | control | coordinator | session \[16\], epoch u32, model \[32\], profile u16, span u16 u16, width u32, max_rows u32, step_deadline_ms u32, idle_ms u32, prev peer, next peer, next_addrs |
+//! | 0x11 | Accept | control | stage | session, epoch, kv_pages_free u32 |
+//! | 0x12 | Refuse | control | stage | session, epoch, code u16, detail |
+//! | 0x13 | Trim | control | coordinator | session, epoch, keep_rows u32 |
+//! | 0x14 | Probe | control | coordinator | session, epoch |
+//! | 0x15 | State | control | stage | session, epoch, phase u8, pos u32, totals |
+//! | 0x16 | Cancel | control | coordinator | session, epoch, code u16 |
+//! | 0x17 | Close | control | coordinator | session, epoch |
+//! | 0x18 | Closed | control | stage | session, epoch, code u16 (0: as asked), totals |
+//! | 0x19 | Fault | control | stage | session, epoch, code u16, about peer (or none), detail |
+//! | 0x40 | Rows | data | predecessor | session, epoch, seq u32, pos u32, rows u16, flags u8, deadline_ms u32, total u32, offset u32, fragment |
+//! | 0x41 | Ack | data | successor | session, epoch, seq u32, received u32 |
+//!
+//! A *peer* is a u8 length and that many bytes (0: none), *next_addrs* a u8 count of (u16 length, multiaddr), *detail*
+//! a u16 length and UTF-8, *totals* rows_in, rows_out, compute_us, queue_us, hop_us, all u64. A *fragment* is f32
+//! values, row after row. 0x1a–0x3f are kept for control, 0x42–0x7f for data.
+//!
+//! # Who does what
+//!
+//! [`Behaviour`] opens and accepts substreams and knows nothing of what is on them. Everything that runs on a stream is
+//! plain async code over any `AsyncRead + AsyncWrite`: [`protocol`] greets, [`codec`] cuts frames, [`link`] runs one
+//! stream's task. [`session`] is what a stage knows of one session, as a pure state machine. [`reassembly`] puts batches
+//! together again.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
+mod behaviour;
+pub mod codec;
+pub mod frame;
+mod handler;
+pub mod link;
+pub mod protocol;
+pub mod reassembly;
+pub mod session;
+mod stream;
+
+use libp2p::StreamProtocol;
+use quelea_wire::NetworkId;
+
+pub use behaviour::{Behaviour, Config, Event, OpenError, OpenId, Stats};
+pub use handler::{Command, Handler, Report};
+pub use stream::ShardStream;
+
+/// The protocol's name within `/quelea/<net>/<name>/<major>`.
+pub const NAME: &str = "shard";
+
+/// The protocol's major version: peers of different majors cannot talk. Within one, [`protocol::VERSION`] is negotiated.
+pub const MAJOR: u32 = 1;
+
+/// The full protocol id on `network`.
+#[must_use]
+pub fn protocol_id(network: &NetworkId) -> StreamProtocol {
+    network.protocol(NAME, MAJOR)
+}

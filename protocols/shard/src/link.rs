@@ -1,0 +1,154 @@
+//! What runs on one greeted stream: [`DataSender`] and [`receive`] on decode and bulk, [`ControlLink`] on control.
+//!
+//! | queue | bound | when full |
+//! |---|---|---|
+//! | batches to a [`DataSender`] | [`SenderConfig::queue_batches`], `queue_bytes` | [`SendError::Full`] |
+//! | fragments in flight | [`SenderConfig::window_bytes`], `window_fragments` | the sender waits for acknowledgements |
+//! | batches from [`receive`] | the caller's sink, which never waits | the sink decides: end the session, or the stream |
+//! | control frames out | [`CONTROL_QUEUE`] | [`SendError::Full`]: the peer does not read, give it up |
+//! | control frames in | [`CONTROL_QUEUE`] | reading stops, and so the peer's writing |
+
+mod control;
+mod receiver;
+mod sender;
+
+use std::{io, sync::Arc};
+
+use quelea_wire::ErrorCode;
+use tokio::{sync::watch, time::Instant};
+
+pub use self::{
+    control::{CONTROL_QUEUE, ControlLink, ControlReceiver, ControlSender, Role},
+    receiver::{Dropped, Incoming, Sessions, SinkClosed, receive},
+    sender::{DataSender, Rtt, SILENCE, SenderConfig},
+};
+use crate::{
+    codec::CodecError,
+    frame::{MAX_BATCH_BYTES, MAX_BATCH_ROWS, SessionId},
+};
+
+/// A batch of rows: what one stage hands to the next in one step of one session.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// The session.
+    pub session: SessionId,
+    /// Its epoch.
+    pub epoch: u32,
+    /// Counts the batches of this epoch.
+    pub seq: u32,
+    /// Position of the first row.
+    pub pos: u32,
+    /// Rows, 1 to [`MAX_BATCH_ROWS`].
+    pub rows: u16,
+    /// Whether only the last row is wanted at the end of the chain.
+    pub last_row_only: bool,
+    /// When the result is worthless, on this machine's clock.
+    pub deadline: Instant,
+    /// Row after row, `rows` × width values, all finite.
+    pub data: Vec<f32>,
+}
+
+impl Batch {
+    /// Bytes of [`Self::data`]; `None` when the protocol has no room for the batch.
+    fn wire_bytes(&self) -> Option<u32> {
+        let rows = usize::from(self.rows);
+        let bytes = self.data.len().checked_mul(size_of::<f32>()).and_then(|n| u32::try_from(n).ok())?;
+        let fits = (1..=MAX_BATCH_ROWS).contains(&self.rows)
+            && self.data.len().checked_rem(rows) == Some(0)
+            && (1..=MAX_BATCH_BYTES).contains(&bytes);
+        fits.then_some(bytes)
+    }
+}
+
+/// Why something was not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The queue is full: the peer is slower than we are.
+    #[error("the queue to the peer is full")]
+    Full,
+    /// The link has ended.
+    #[error("the link has ended")]
+    Ended,
+    /// The protocol has no room for such a batch, or the frame is not ours to send.
+    #[error("the batch's shape, or the frame, is not one the protocol allows")]
+    Invalid,
+}
+
+/// Why a link ended.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum LinkEnd {
+    /// We were done with it.
+    Done,
+    /// The peer closed it, with all frames whole.
+    PeerClosed,
+    /// The peer said why it closes it.
+    Rejected(ErrorCode),
+    /// The peer broke the protocol, and has been told.
+    Violation(ErrorCode),
+    /// Nothing was acknowledged, or taken, for [`SILENCE`].
+    Silent,
+    /// The stream was reset or the connection broke.
+    Broken(Arc<io::Error>),
+}
+
+impl LinkEnd {
+    /// The code of the error registry; `None` when the end was in order.
+    #[must_use]
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Done | Self::PeerClosed => None,
+            Self::Rejected(code) | Self::Violation(code) => Some(*code),
+            Self::Silent => Some(ErrorCode::HopSilent),
+            Self::Broken(_) => Some(ErrorCode::HopLost),
+        }
+    }
+}
+
+impl std::fmt::Display for LinkEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Done => f.write_str("done"),
+            Self::PeerClosed => f.write_str("closed by the peer"),
+            Self::Rejected(code) => write!(f, "closed by the peer: {code} ({})", code.meaning()),
+            Self::Violation(code) => write!(f, "the peer broke the protocol: {code} ({})", code.meaning()),
+            Self::Silent => f.write_str("the peer does not acknowledge"),
+            Self::Broken(e) => write!(f, "broken: {e}"),
+        }
+    }
+}
+
+impl From<io::Error> for LinkEnd {
+    fn from(e: io::Error) -> Self {
+        Self::Broken(Arc::new(e))
+    }
+}
+
+impl From<CodecError> for LinkEnd {
+    fn from(e: CodecError) -> Self {
+        match (e.code(), e) {
+            (Some(code), _) => Self::Violation(code),
+            (None, CodecError::Io(e)) => e.into(),
+            (None, _) => io::Error::from(io::ErrorKind::UnexpectedEof).into(),
+        }
+    }
+}
+
+/// The end of a link, for whoever waits for it.
+#[derive(Debug, Clone)]
+struct Ending(watch::Receiver<Option<LinkEnd>>);
+
+impl Ending {
+    fn now(&self) -> Option<LinkEnd> {
+        self.0.borrow().clone()
+    }
+
+    async fn wait(mut self) -> LinkEnd {
+        match self.0.wait_for(Option::is_some).await {
+            Ok(end) => end.clone().unwrap_or(LinkEnd::Done),
+            // The task is gone without a word: its runtime is shutting down.
+            Err(_) => LinkEnd::Done,
+        }
+    }
+}

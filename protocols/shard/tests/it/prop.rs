@@ -1,0 +1,178 @@
+//! Arbitrary frames come back; arbitrary bytes do no harm.
+
+use futures::{executor::block_on, io::Cursor};
+use proptest::{collection::vec, prelude::*};
+use quelea_shard::{
+    codec::{CodecError, FrameReader},
+    frame::{self, CRITICAL, DecodeError, Fault, Frame, MAX_ADDRS, MAX_BODY, MAX_DETAIL, Open},
+};
+use quelea_wire::ErrorCode;
+
+use crate::support::{
+    frames::{any_frame, samples},
+    peer, session,
+};
+
+/// What a reader may take besides four times what it was given: its first buffer, twice over while it grows.
+const SLACK: u64 = 4096;
+
+/// Reads all frames of `bytes`; what came, and how it ended.
+fn read_all(bytes: &[u8]) -> (Vec<Frame>, Result<(), CodecError>) {
+    block_on(async {
+        let mut reader = FrameReader::new(Cursor::new(bytes));
+        let mut frames = Vec::new();
+        loop {
+            match reader.next().await {
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => return (frames, Ok(())),
+                Err(e) => return (frames, Err(e)),
+            }
+        }
+    })
+}
+
+/// Reads all of `bytes` and drops the frames; panics when memory beyond four times the input was held.
+fn read_frugally(bytes: &[u8]) {
+    let taken = allocation_counter::measure(|| {
+        block_on(async {
+            let mut reader = FrameReader::new(Cursor::new(bytes));
+            while let Ok(Some(_)) = reader.next().await {}
+        });
+    });
+    let allowed = 4 * bytes.len() as u64 + SLACK;
+    assert!(taken.bytes_max <= allowed, "{} bytes for {} of input", taken.bytes_max, bytes.len());
+}
+
+fn encode(frames: &[Frame]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frames.iter().for_each(|f| f.encode(&mut bytes));
+    bytes
+}
+
+proptest! {
+    #[test]
+    fn frames_come_back(frames in vec(any_frame(), 0..8)) {
+        let (read, end) = read_all(&encode(&frames));
+        prop_assert!(end.is_ok());
+        prop_assert_eq!(read, frames);
+    }
+
+    #[test]
+    fn a_cut_stream_is_noticed(frames in vec(any_frame(), 1..4), cut in any::<prop::sample::Index>()) {
+        let bytes = encode(&frames);
+        let cut = cut.index(bytes.len());
+        let (read, end) = read_all(&bytes[..cut]);
+        let whole = encode(&read).len();
+        prop_assert_eq!(end.is_ok(), whole == cut);
+        prop_assert_eq!(&frames[..read.len()], &read[..]);
+    }
+
+    #[test]
+    fn random_bytes_do_no_harm(bytes in vec(any::<u8>(), 0..4096)) {
+        read_frugally(&bytes);
+    }
+
+    #[test]
+    fn nearly_right_bytes_do_no_harm(
+        frames in vec(any_frame(), 1..6),
+        flips in vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let mut bytes = encode(&frames);
+        for (at, with) in flips {
+            let at = at.index(bytes.len());
+            bytes[at] ^= with;
+        }
+        read_frugally(&bytes);
+    }
+
+    #[test]
+    fn random_bodies_do_no_harm(kind in any::<u8>(), body in vec(any::<u8>(), 0..700)) {
+        if let Ok(Some(frame)) = Frame::decode(kind, &body) {
+            prop_assert_eq!(frame.kind(), kind);
+        }
+    }
+}
+
+#[test]
+fn what_is_beyond_its_cap_is_cut_or_left_out() {
+    let (_, open) = samples().remove(3);
+    let Frame::Open(open) = open else { panic!("the fourth sample is Open") };
+    let long = format!("/dns4/{}/tcp/1", "a".repeat(300));
+    let next_addrs: Vec<_> = std::iter::once(long.parse().expect("a multiaddr"))
+        .chain((1..=9).map(|n| format!("/ip4/192.0.2.{n}/tcp/1").parse().expect("a multiaddr")))
+        .collect();
+    let detail = "ü".repeat(MAX_DETAIL);
+    let fault = Fault { session: session(1), epoch: 0, code: ErrorCode::Internal, about: Some(peer(1)), detail };
+    let (read, end) = read_all(&encode(&[Open { next_addrs: next_addrs.clone(), ..open }.into(), fault.into()]));
+    assert!(end.is_ok());
+    match &read[..] {
+        [Frame::Open(open), Frame::Fault(fault)] => {
+            assert_eq!(open.next_addrs, next_addrs[1..=MAX_ADDRS]);
+            assert_eq!(fault.detail, "ü".repeat(MAX_DETAIL / 2));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn unknown_kinds_are_skipped_unless_critical() {
+    let probe = samples().remove(7).1;
+    let unknown = |flags: u8, len: u32| {
+        let mut bytes = (len + 2).to_le_bytes().to_vec();
+        bytes.extend([0x7f, flags]);
+        bytes.resize(bytes.len() + len as usize, 0xee);
+        bytes
+    };
+    let longest = u32::try_from(MAX_BODY).expect("small");
+    let bytes = [unknown(0, 3), unknown(0x80, longest), encode(std::slice::from_ref(&probe))].concat();
+    let (read, end) = read_all(&bytes);
+    assert_eq!((read, end.is_ok()), (vec![probe.clone()], true));
+
+    let bytes = [unknown(CRITICAL, 0), encode(std::slice::from_ref(&probe))].concat();
+    assert!(matches!(read_all(&bytes), (read, Err(CodecError::UnknownCritical(0x7f))) if read.is_empty()));
+    let bytes = unknown(0, longest + 1);
+    assert!(matches!(read_all(&bytes).1, Err(CodecError::Decode(DecodeError::TooLong { .. }))));
+
+    // Known kinds may carry the flag.
+    let mut bytes = encode(std::slice::from_ref(&probe));
+    bytes[5] = CRITICAL;
+    assert_eq!(read_all(&bytes).0, vec![probe]);
+}
+
+#[test]
+fn impossible_fields_are_refused() {
+    let encoded = |name: &str| {
+        let (_, frame) = samples().into_iter().find(|(n, _)| *n == name).expect("a sample");
+        encode(&[frame])
+    };
+    // (frame, offset in the body, new byte, field)
+    let cases: [(&str, usize, u8, &str); 12] = [
+        ("hello", 2, 9, "stream kind"),
+        ("open", 54, 16, "span"),
+        ("open", 60, 0xff, "width"),
+        ("open", 74, 65, "prev"),
+        ("open", 152, 5, "next_addrs"),
+        ("refuse", 23, 2, "detail"),
+        ("state", 20, 0, "phase"),
+        ("fault", 22, 65, "about"),
+        ("rows", 28, 0, "rows"),
+        ("rows", 35, 0, "total"),
+        ("rows", 39, 12, "offset"),
+        ("rows", 39, 6, "offset"),
+    ];
+    for (name, at, byte, field) in cases {
+        let mut bytes = encoded(name);
+        bytes[frame::HEADER + at] = byte;
+        match read_all(&bytes).1 {
+            Err(CodecError::Decode(DecodeError::Field(found))) => assert_eq!(found, field, "{name} at {at}"),
+            other => panic!("{name} at {at}: {other:?}"),
+        }
+    }
+    for (name, frame) in samples() {
+        let mut body = encode(&[frame]).split_off(frame::HEADER);
+        let kind = encoded(name)[4];
+        assert!(Frame::decode(kind, &body[..body.len() - 1]).is_err(), "{name} cut");
+        body.push(0);
+        assert!(Frame::decode(kind, &body).is_err(), "{name} with a byte more");
+    }
+}

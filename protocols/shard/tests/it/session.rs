@@ -1,0 +1,360 @@
+//! The session's table, row by row, and what holds whatever happens.
+
+use std::time::Duration;
+
+use libp2p::PeerId;
+use proptest::{collection::vec, prelude::*};
+use quelea_shard::{
+    frame::{Cancel, Close, Closed, Fault, Frame, Open, Phase, Probe, Refuse, State, Trim},
+    session::{Act, Arrived, Event, Ignored, MAX_IN_FLIGHT, Session, Step},
+};
+use quelea_wire::ErrorCode;
+use tokio::time::Instant;
+
+use crate::support::{frames::samples, peer, session};
+
+const EPOCH: u32 = 7;
+const MAX_ROWS: u32 = 200;
+const STEP: Duration = Duration::from_millis(500);
+const IDLE: Duration = Duration::from_secs(30);
+
+fn open(epoch: u32) -> Open {
+    let (_, frame) = samples().into_iter().find(|(name, _)| *name == "open").expect("a sample");
+    let Frame::Open(open) = frame else { panic!("named open") };
+    Open {
+        session: session(1),
+        epoch,
+        max_rows: MAX_ROWS,
+        step_deadline_ms: 500,
+        idle_ms: 30_000,
+        prev: peer(1),
+        ..open
+    }
+}
+
+fn rows(seq: u32, pos: u32, rows: u16, deadline: Instant) -> Event {
+    Event::Rows { from: peer(1), batch: Arrived { epoch: EPOCH, seq, pos, rows, deadline } }
+}
+
+fn computed(seq: u32) -> Event {
+    Event::Computed { epoch: EPOCH, seq, compute_us: 10, queue_us: 2, hop_us: 5 }
+}
+
+fn trim(keep_rows: u32) -> Event {
+    Event::Trim(Trim { session: session(1), epoch: EPOCH, keep_rows })
+}
+
+fn probe() -> Event {
+    Event::Probe(Probe { session: session(1), epoch: EPOCH })
+}
+
+fn close() -> Event {
+    Event::Close(Close { session: session(1), epoch: EPOCH })
+}
+
+fn cancel(epoch: u32) -> Event {
+    Event::Cancel(Cancel { session: session(1), epoch, code: ErrorCode::Cancelled })
+}
+
+fn failed() -> Event {
+    Event::Failed { code: ErrorCode::NextSilent, about: Some(peer(2)), detail: "silent".into() }
+}
+
+struct Bench {
+    session: Session,
+    now: Instant,
+}
+
+impl Bench {
+    fn opening() -> Self {
+        let now = Instant::now();
+        Self { session: Session::new(open(EPOCH), now), now }
+    }
+
+    fn live() -> Self {
+        let mut bench = Self::opening();
+        assert_eq!(bench.step(Event::Admitted { kv_pages_free: 3 }), ("accept", Act::Nothing, Phase::Live));
+        bench
+    }
+
+    /// With one batch of ten rows in flight.
+    fn busy() -> Self {
+        let mut bench = Self::live();
+        let far = bench.far();
+        assert_eq!(bench.step(rows(0, 0, 10, far)), ("", Act::Compute, Phase::Live));
+        bench
+    }
+
+    fn draining() -> Self {
+        let mut bench = Self::busy();
+        assert_eq!(bench.step(close()), ("", Act::Nothing, Phase::Draining));
+        bench
+    }
+
+    fn far(&self) -> Instant {
+        self.now + Duration::from_secs(60)
+    }
+
+    fn on(&mut self, event: Event) -> Step {
+        self.session.on(self.now, event)
+    }
+
+    /// What an event does: kind of reply, act, phase.
+    fn step(&mut self, event: Event) -> (&'static str, Act, Phase) {
+        let Step { reply, act } = self.on(event);
+        (reply.map_or("", |f| kind(&f)), act, self.session.phase())
+    }
+}
+
+fn kind(frame: &Frame) -> &'static str {
+    match frame {
+        Frame::Accept(_) => "accept",
+        Frame::Refuse(_) => "refuse",
+        Frame::State(_) => "state",
+        Frame::Closed(_) => "closed",
+        Frame::Fault(_) => "fault",
+        other => panic!("a stage never sends {other:?}"),
+    }
+}
+
+#[test]
+fn the_table_holds() {
+    use Act::{Admit, Compute, Ignore, Nothing, Release};
+    use Phase::{Closed, Draining, Live, Opening};
+    let wrong = Ignore(Ignored::WrongPhase);
+    let not_admitted = || Event::NotAdmitted { code: ErrorCode::NoKvPages, detail: String::new() };
+    let reopened = || Event::Open(Box::new(open(EPOCH + 1)));
+    let far = Instant::now() + Duration::from_secs(60);
+    type Row = (fn() -> Bench, Event, &'static str, Act, Phase);
+    let table: Vec<Row> = vec![
+        (Bench::opening, not_admitted(), "refuse", Release, Closed),
+        (Bench::opening, rows(0, 0, 1, far), "", wrong, Opening),
+        (Bench::opening, trim(0), "", wrong, Opening),
+        (Bench::opening, probe(), "state", Nothing, Opening),
+        (Bench::opening, close(), "closed", Release, Closed),
+        (Bench::opening, cancel(EPOCH), "closed", Release, Closed),
+        (Bench::opening, failed(), "fault", Release, Closed),
+        (Bench::opening, reopened(), "", Admit, Opening),
+        (Bench::opening, Event::Gone, "", Release, Closed),
+        (Bench::opening, Event::Tick, "", Nothing, Opening),
+        (Bench::live, Event::Admitted { kv_pages_free: 1 }, "", wrong, Live),
+        (Bench::live, not_admitted(), "", wrong, Live),
+        (Bench::live, computed(0), "", wrong, Live),
+        (Bench::live, rows(5, 0, 1, far), "", Compute, Live),
+        (Bench::live, rows(0, 1, 1, far), "fault", Release, Closed),
+        (Bench::live, rows(0, 0, 0, far), "fault", Release, Closed),
+        (Bench::live, rows(0, 0, 129, far), "fault", Release, Closed),
+        (Bench::live, rows(0, u32::MAX, 1, far), "fault", Release, Closed),
+        (Bench::live, trim(0), "state", Act::Trim { keep_rows: 0 }, Live),
+        (Bench::live, trim(1), "fault", Release, Closed),
+        (Bench::live, close(), "closed", Release, Closed),
+        (Bench::live, cancel(EPOCH), "closed", Release, Closed),
+        (Bench::live, cancel(EPOCH - 1), "", Ignore(Ignored::StaleEpoch), Live),
+        (Bench::live, cancel(EPOCH + 1), "", Ignore(Ignored::UnopenedEpoch), Live),
+        (Bench::live, Event::Open(Box::new(open(EPOCH))), "", Ignore(Ignored::StaleEpoch), Live),
+        (Bench::live, reopened(), "", Admit, Opening),
+        (Bench::live, failed(), "fault", Release, Closed),
+        (Bench::live, Event::Gone, "", Release, Closed),
+        (Bench::live, Event::Tick, "", Nothing, Live),
+        (Bench::busy, rows(1, 10, 1, far), "", Compute, Live),
+        (Bench::busy, rows(0, 10, 1, far), "fault", Release, Closed),
+        (Bench::busy, rows(1, 0, 10, far), "fault", Release, Closed),
+        (Bench::busy, trim(5), "fault", Release, Closed),
+        (Bench::busy, computed(0), "", Nothing, Live),
+        (Bench::busy, computed(1), "", wrong, Live),
+        (Bench::busy, close(), "", Nothing, Draining),
+        (Bench::busy, reopened(), "", Admit, Opening),
+        (Bench::draining, rows(1, 10, 1, far), "", wrong, Draining),
+        (Bench::draining, trim(0), "", wrong, Draining),
+        (Bench::draining, probe(), "state", Nothing, Draining),
+        (Bench::draining, computed(0), "closed", Release, Closed),
+        (Bench::draining, close(), "", wrong, Draining),
+        (Bench::draining, cancel(EPOCH), "closed", Release, Closed),
+        (Bench::draining, failed(), "fault", Release, Closed),
+        (Bench::draining, reopened(), "", Admit, Opening),
+        (Bench::draining, Event::Gone, "", Release, Closed),
+    ];
+    for (bench, event, reply, act, phase) in table {
+        let mut bench = bench();
+        let before = bench.session.phase();
+        assert_eq!(bench.step(event.clone()), (reply, act, phase), "{before:?} and {event:?}");
+        if phase == Closed {
+            assert_eq!(bench.step(probe()), ("", Ignore(Ignored::Closed), Closed), "after {before:?} and {event:?}");
+        }
+    }
+}
+
+#[test]
+fn rows_come_from_the_predecessor_alone() {
+    let mut bench = Bench::live();
+    let batch = Arrived { epoch: EPOCH, seq: 0, pos: 0, rows: 1, deadline: bench.far() };
+    let step = bench.step(Event::Rows { from: peer(9), batch });
+    assert_eq!(step, ("", Act::Ignore(Ignored::WrongPredecessor), Phase::Live));
+    let older = Event::Rows { from: peer(1), batch: Arrived { epoch: EPOCH - 1, ..batch } };
+    assert_eq!(bench.step(older), ("", Act::Ignore(Ignored::StaleEpoch), Phase::Live));
+    assert_eq!(bench.session.ignored(), 2);
+    let shape = bench.session.expect(&peer(1), EPOCH).expect("takes rows");
+    assert_eq!((shape.width, shape.max_rows), (2048, MAX_ROWS));
+    assert_eq!(bench.session.expect(&peer(9), EPOCH), None);
+    assert_eq!(bench.session.expect(&peer(1), EPOCH - 1), None);
+    assert_eq!(Bench::draining().session.expect(&peer(1), EPOCH), None);
+}
+
+#[test]
+fn replies_tell_what_was_done() {
+    let mut bench = Bench::live();
+    let far = bench.far();
+    assert_eq!(bench.step(rows(0, 0, 100, far)).1, Act::Compute);
+    assert_eq!(bench.step(rows(1, 100, 28, far)).1, Act::Compute);
+    assert_eq!(bench.step(computed(0)).1, Act::Nothing);
+    match bench.on(probe()).reply {
+        Some(Frame::State(State { pos: 128, phase: Phase::Live, totals, .. })) => {
+            let t = totals;
+            assert_eq!((t.rows_in, t.rows_out, t.compute_us, t.queue_us, t.hop_us), (128, 100, 10, 2, 5));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(bench.step(computed(1)).1, Act::Nothing);
+    assert_eq!(bench.step(trim(64)), ("state", Act::Trim { keep_rows: 64 }, Phase::Live));
+    assert_eq!(bench.step(rows(2, 64, 1, far)).1, Act::Compute);
+    match bench.on(cancel(EPOCH)).reply {
+        Some(Frame::Closed(Closed { code: Some(ErrorCode::Cancelled), epoch: EPOCH, totals, .. })) => {
+            assert_eq!((totals.rows_in, totals.rows_out), (129, 128));
+        }
+        other => panic!("{other:?}"),
+    }
+    match Bench::live().on(failed()).reply {
+        Some(Frame::Fault(Fault { code: ErrorCode::NextSilent, about, .. })) => assert_eq!(about, Some(peer(2))),
+        other => panic!("{other:?}"),
+    }
+    let refused = Event::NotAdmitted { code: ErrorCode::NoKvPages, detail: "full".into() };
+    match Bench::opening().on(refused).reply {
+        Some(Frame::Refuse(Refuse { code: ErrorCode::NoKvPages, detail, .. })) => assert_eq!(detail, "full"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_session_ends_when_its_time_is_over() {
+    let mut bench = Bench::live();
+    assert_eq!(bench.session.wake_at(), Some(bench.now + IDLE));
+    bench.now += IDLE - Duration::from_millis(1);
+    assert_eq!(bench.step(Event::Tick), ("", Act::Nothing, Phase::Live));
+    bench.now += Duration::from_millis(1);
+    assert!(matches!(bench.on(Event::Tick).reply, Some(Frame::Fault(Fault { code: ErrorCode::IdleTimeout, .. }))));
+
+    // A batch's own deadline counts when it is before the stage's.
+    for (deadline, expected) in [(STEP / 2, STEP / 2), (STEP * 9, STEP)] {
+        let mut bench = Bench::live();
+        let start = bench.now;
+        assert_eq!(bench.step(rows(0, 0, 1, start + deadline)).1, Act::Compute);
+        assert_eq!(bench.session.wake_at(), Some(start + expected));
+        bench.now = start + expected;
+        let late = bench.on(Event::Tick).reply;
+        assert!(matches!(late, Some(Frame::Fault(Fault { code: ErrorCode::DeadlineExceeded, .. }))));
+        assert_eq!(bench.session.wake_at(), None);
+    }
+}
+
+#[test]
+fn batches_in_flight_and_rows_are_bounded() {
+    let mut bench = Bench::live();
+    let far = bench.far();
+    for n in 0..u32::try_from(MAX_IN_FLIGHT).expect("few") {
+        assert_eq!(bench.step(rows(n, n, 1, far)).1, Act::Compute);
+    }
+    let next = u32::try_from(MAX_IN_FLIGHT).expect("few");
+    let over = bench.on(rows(next, next, 1, far)).reply;
+    assert!(matches!(over, Some(Frame::Fault(Fault { code: ErrorCode::Overloaded, .. }))));
+
+    let mut bench = Bench::live();
+    assert_eq!(bench.step(rows(0, 0, 128, far)).1, Act::Compute);
+    assert_eq!(bench.step(rows(1, 128, 72, far)).1, Act::Compute);
+    let over = bench.on(rows(2, MAX_ROWS, 1, far)).reply;
+    assert!(matches!(over, Some(Frame::Fault(Fault { code: ErrorCode::ContextFull, .. }))));
+}
+
+fn any_event(start: Instant) -> impl Strategy<Value = Event> {
+    let epoch = prop_oneof![6 => Just(EPOCH), 1 => Just(EPOCH - 1), 1 => Just(EPOCH + 1), 1 => any::<u32>()];
+    let pos = prop_oneof![4 => 0..=MAX_ROWS, 1 => any::<u32>()];
+    let after = (0..2000_u64).prop_map(move |ms| start + Duration::from_millis(ms));
+    let from = prop_oneof![8 => Just(1), 1 => Just(2)].prop_map(peer);
+    let s = session(1);
+    prop_oneof![
+        3 => Just(Event::Admitted { kv_pages_free: 1 }),
+        1 => Just(Event::NotAdmitted { code: ErrorCode::NoKvPages, detail: String::new() }),
+        1 => epoch.clone().prop_map(|e| Event::Open(Box::new(open(e)))),
+        9 => (from, epoch.clone(), 0..40_u32, pos.clone(), 0..4_u16, after).prop_map(
+            |(from, epoch, seq, pos, rows, deadline)| {
+                Event::Rows { from, batch: Arrived { epoch, seq, pos, rows, deadline } }
+            }
+        ),
+        6 => (epoch.clone(), 0..40_u32).prop_map(|(epoch, seq)| {
+            Event::Computed { epoch, seq, compute_us: u64::MAX, queue_us: 1, hop_us: 1 }
+        }),
+        2 => (epoch.clone(), pos)
+            .prop_map(move |(epoch, keep_rows)| Event::Trim(Trim { session: s, epoch, keep_rows })),
+        2 => epoch.clone().prop_map(move |epoch| Event::Probe(Probe { session: s, epoch })),
+        1 => epoch.clone().prop_map(cancel),
+        1 => epoch.prop_map(move |epoch| Event::Close(Close { session: s, epoch })),
+        1 => Just(failed()),
+        1 => Just(Event::Gone),
+        3 => Just(Event::Tick),
+    ]
+}
+
+/// Rows that follow, more often than chance would have it.
+fn in_order(session: &Session, event: Event) -> Event {
+    match event {
+        Event::Rows { from, batch } if batch.seq < 30 => {
+            let seq = u32::try_from(session.totals().rows_in).unwrap_or(u32::MAX);
+            Event::Rows { from, batch: Arrived { seq, pos: session.pos(), rows: batch.rows.max(1), ..batch } }
+        }
+        other => other,
+    }
+}
+
+fn last_word(frame: &Frame) -> bool {
+    matches!(frame, Frame::Closed(_) | Frame::Refuse(_) | Frame::Fault(_))
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens(events in vec((any_event(Instant::now()), 0..80_u64), 1..120)) {
+        let start = Instant::now();
+        let (mut now, mut s) = (start, Session::new(open(EPOCH), start));
+        let mut last_words = 0;
+        for (event, ms) in events {
+            now += Duration::from_millis(ms);
+            let event = in_order(&s, event);
+            let (before, wake) = (s.clone(), s.wake_at());
+            let ticked = event == Event::Tick;
+            let from_other = matches!(&event, Event::Rows { from, .. } if *from != peer(1));
+            let raises = matches!(&event, Event::Open(o) if o.epoch > before.open().epoch);
+            let step = s.on(now, event);
+
+            last_words += usize::from(step.reply.as_ref().is_some_and(last_word));
+            prop_assert!(last_words <= 1, "one last word");
+            prop_assert!(step.reply.as_ref().is_none_or(last_word) || s.phase() != Phase::Closed);
+            prop_assert_eq!(step.act == Act::Release, before.phase() != Phase::Closed && s.phase() == Phase::Closed);
+            prop_assert_eq!(step.act == Act::Admit, raises && before.phase() != Phase::Closed);
+            prop_assert!(s.open().epoch >= before.open().epoch);
+            prop_assert!(s.open().epoch == before.open().epoch || raises, "only Open raises the epoch");
+            prop_assert!(s.pos() <= MAX_ROWS && s.in_flight() <= MAX_IN_FLIGHT);
+            prop_assert!(s.totals().rows_out <= s.totals().rows_in);
+            if step.act == Act::Compute {
+                prop_assert!(before.phase() == Phase::Live && !from_other && s.in_flight() == before.in_flight() + 1);
+            }
+            if let Act::Ignore(_) = step.act {
+                prop_assert!(step.reply.is_none() && s.phase() == before.phase() && s.pos() == before.pos());
+                prop_assert_eq!(s.ignored(), before.ignored() + 1);
+            }
+            if ticked {
+                prop_assert_eq!(s.phase() == Phase::Closed, before.phase() == Phase::Closed || wake.is_some_and(|at| at <= now));
+            }
+            prop_assert_eq!(s.wake_at().is_some(), matches!(s.phase(), Phase::Live | Phase::Draining));
+            let anyone: Option<PeerId> = [1, 2, 3].map(peer).into_iter().find(|p| s.expect(p, s.open().epoch).is_some());
+            prop_assert_eq!(anyone, (s.phase() == Phase::Live).then(|| peer(1)));
+        }
+    }
+}

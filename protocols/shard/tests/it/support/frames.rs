@@ -1,0 +1,211 @@
+//! One of each frame, and arbitrary ones.
+
+use libp2p::{Multiaddr, PeerId};
+use proptest::{collection::vec, option, prelude::*};
+use quelea_shard::frame::*;
+use quelea_wire::{ErrorCode, ModelId, Profile, SpanRange};
+
+use super::{peer, session};
+
+/// One of each kind, by name.
+pub fn samples() -> Vec<(&'static str, Frame)> {
+    let (s, epoch) = (session(0xa5), 7);
+    let totals = Totals { rows_in: 1, rows_out: 2, compute_us: 3, queue_us: 4, hop_us: 0x0102_0304_0506_0708 };
+    let header = RowsHeader {
+        session: s,
+        epoch,
+        seq: 9,
+        pos: 300,
+        rows: 2,
+        last_row_only: true,
+        deadline_ms: 1500,
+        total: 24,
+        offset: 8,
+    };
+    let mut fragment = Vec::new();
+    put_floats(&[1.0, -2.5, f32::MIN_POSITIVE, 0.0], &mut fragment);
+    vec![
+        ("hello", Hello { version: 1, stream: StreamKind::Bulk, features: 0x8000_0000_0000_0001 }.into()),
+        ("hello_ack", HelloAck { version: 1, features: 2 }.into()),
+        ("reject", Reject { code: ErrorCode::FrameTooLarge }.into()),
+        (
+            "open",
+            Open {
+                session: s,
+                epoch,
+                model: ModelId([0x3c; 32]),
+                profile: Profile::from_u16(1),
+                span: SpanRange::new(8, 16).expect("not empty"),
+                width: 2048,
+                max_rows: 4096,
+                step_deadline_ms: 5000,
+                idle_ms: 60_000,
+                prev: peer(1),
+                next: peer(2),
+                next_addrs: vec![addr("/ip4/192.0.2.1/udp/8468/quic-v1"), addr("/ip6/2001:db8::1/tcp/8468")],
+            }
+            .into(),
+        ),
+        ("accept", Accept { session: s, epoch, kv_pages_free: 12 }.into()),
+        ("refuse", Refuse { session: s, epoch, code: ErrorCode::NoKvPages, detail: "voll: größer".into() }.into()),
+        ("trim", Trim { session: s, epoch, keep_rows: 32 }.into()),
+        ("probe", Probe { session: s, epoch }.into()),
+        ("state", State { session: s, epoch, phase: Phase::Draining, pos: 33, totals }.into()),
+        ("cancel", Cancel { session: s, epoch, code: ErrorCode::Cancelled }.into()),
+        ("close", Close { session: s, epoch }.into()),
+        ("closed", Closed { session: s, epoch, code: None, totals }.into()),
+        (
+            "fault",
+            Fault { session: s, epoch, code: ErrorCode::NextSilent, about: Some(peer(2)), detail: "1 s".into() }.into(),
+        ),
+        ("rows", Rows { header, fragment }.into()),
+        ("ack", Ack { session: s, epoch, seq: 9, received: 24 }.into()),
+    ]
+}
+
+fn addr(s: &str) -> Multiaddr {
+    s.parse().expect("a multiaddr")
+}
+
+fn any_session() -> impl Strategy<Value = (SessionId, u32)> {
+    (any::<[u8; 16]>().prop_map(SessionId), any::<u32>())
+}
+
+fn any_code() -> impl Strategy<Value = ErrorCode> {
+    any::<u16>().prop_map(ErrorCode::from_u16)
+}
+
+fn any_peer() -> impl Strategy<Value = PeerId> {
+    any::<u8>().prop_map(peer)
+}
+
+/// Text of at most [`MAX_DETAIL`] bytes: 64 characters of at most four.
+fn any_detail() -> impl Strategy<Value = String> {
+    vec(any::<char>(), 0..=MAX_DETAIL / 4).prop_map(String::from_iter)
+}
+
+fn any_totals() -> impl Strategy<Value = Totals> {
+    any::<[u64; 5]>().prop_map(|[rows_in, rows_out, compute_us, queue_us, hop_us]| Totals {
+        rows_in,
+        rows_out,
+        compute_us,
+        queue_us,
+        hop_us,
+    })
+}
+
+fn any_open() -> impl Strategy<Value = Frame> {
+    let addr = (any::<[u8; 4]>(), any::<u16>())
+        .prop_map(|(ip, port)| addr(&format!("/ip4/{}/udp/{port}/quic-v1", std::net::Ipv4Addr::from(ip))));
+    (
+        any_session(),
+        any::<[u8; 32]>(),
+        any::<u16>(),
+        (0..4000_u16, 1..96_u16),
+        1..=MAX_WIDTH,
+        [1..=u32::MAX, 1..=u32::MAX, 1..=u32::MAX],
+        [any_peer(), any_peer()],
+        vec(addr, 0..=MAX_ADDRS),
+    )
+        .prop_map(
+            |((session, epoch), model, profile, (start, layers), width, numbers, [prev, next], next_addrs)| {
+                let [max_rows, step_deadline_ms, idle_ms] = numbers;
+                let span = SpanRange::new(start, start + layers).expect("within the longest model");
+                let (model, profile) = (ModelId(model), Profile::from_u16(profile));
+                Open {
+                    session,
+                    epoch,
+                    model,
+                    profile,
+                    span,
+                    width,
+                    max_rows,
+                    step_deadline_ms,
+                    idle_ms,
+                    prev,
+                    next,
+                    next_addrs,
+                }
+                .into()
+            },
+        )
+}
+
+fn any_rows() -> impl Strategy<Value = Frame> {
+    (
+        any_session(),
+        any::<[u32; 3]>(),
+        (1..=MAX_BATCH_ROWS, any::<bool>()),
+        vec(any::<[u8; 4]>(), 1..64),
+        (0..1000_u32, 0..1000_u32),
+    )
+        .prop_map(|((session, epoch), [seq, pos, deadline_ms], (rows, last_row_only), words, (before, after))| {
+            let fragment = words.concat();
+            let offset = before * 4;
+            let total = offset + u32::try_from(fragment.len()).expect("small") + after * 4;
+            let header = RowsHeader { session, epoch, seq, pos, rows, last_row_only, deadline_ms, total, offset };
+            Rows { header, fragment }.into()
+        })
+}
+
+/// Any frame that keeps to the caps.
+pub fn any_frame() -> impl Strategy<Value = Frame> {
+    let stream = prop_oneof![Just(StreamKind::Control), Just(StreamKind::Decode), Just(StreamKind::Bulk)];
+    let phase = prop_oneof![Just(Phase::Opening), Just(Phase::Live), Just(Phase::Draining), Just(Phase::Closed)];
+    // 0 on the wire is no code.
+    let closed_code = option::of((1..=u16::MAX).prop_map(ErrorCode::from_u16));
+    prop_oneof![
+        (any::<u16>(), stream, any::<u64>()).prop_map(|(version, stream, features)| Hello {
+            version,
+            stream,
+            features
+        }
+        .into()),
+        any::<(u16, u64)>().prop_map(|(version, features)| HelloAck { version, features }.into()),
+        any_code().prop_map(|code| Reject { code }.into()),
+        any_open(),
+        (any_session(), any::<u32>()).prop_map(|((session, epoch), kv_pages_free)| Accept {
+            session,
+            epoch,
+            kv_pages_free
+        }
+        .into()),
+        (any_session(), any_code(), any_detail()).prop_map(|((session, epoch), code, detail)| Refuse {
+            session,
+            epoch,
+            code,
+            detail
+        }
+        .into()),
+        (any_session(), any::<u32>())
+            .prop_map(|((session, epoch), keep_rows)| Trim { session, epoch, keep_rows }.into()),
+        any_session().prop_map(|(session, epoch)| Probe { session, epoch }.into()),
+        (any_session(), phase, any::<u32>(), any_totals()).prop_map(|((session, epoch), phase, pos, totals)| State {
+            session,
+            epoch,
+            phase,
+            pos,
+            totals
+        }
+        .into()),
+        (any_session(), any_code()).prop_map(|((session, epoch), code)| Cancel { session, epoch, code }.into()),
+        any_session().prop_map(|(session, epoch)| Close { session, epoch }.into()),
+        (any_session(), closed_code, any_totals()).prop_map(|((session, epoch), code, totals)| Closed {
+            session,
+            epoch,
+            code,
+            totals
+        }
+        .into()),
+        (any_session(), any_code(), option::of(any_peer()), any_detail())
+            .prop_map(|((session, epoch), code, about, detail)| Fault { session, epoch, code, about, detail }.into()),
+        any_rows(),
+        (any_session(), any::<[u32; 2]>()).prop_map(|((session, epoch), [seq, received])| Ack {
+            session,
+            epoch,
+            seq,
+            received
+        }
+        .into()),
+    ]
+}

@@ -1,0 +1,20 @@
+//! What Quelea's protocols share: network names, model ids, layer ranges, signed envelopes, instants and error codes.
+//!
+//! Nothing here opens a stream. It is the vocabulary that `announce`, `shard` and the ledger have in common, so that a
+//! model id or an error number means the same thing on every protocol.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
+pub mod envelope;
+mod error_code;
+mod ids;
+mod span;
+pub mod time;
+
+pub use error_code::{ErrorCode, UnknownErrorCode};
+pub use ids::{ModelId, NetworkId, ParseIdError, Profile};
+pub use span::{SpanError, SpanRange};

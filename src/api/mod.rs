@@ -1,0 +1,216 @@
+//! The control API: JSON over HTTP/1.1, on a unix socket for this user and on loopback TCP with a token.
+//!
+//! | route | answers |
+//! |---|---|
+//! | `GET /api/v1/id` | peer id and full addresses |
+//! | `GET /api/v1/status` | peers, spans, sessions, health |
+//! | `POST /api/v1/infer` | a stream of [`InferEvent`]s, one JSON object a line |
+//!
+//! Errors are `{"error": {"code", "message", "hint", "retryable"}}` with a fitting status. A request whose client goes
+//! away is cancelled at every stage.
+
+mod access;
+
+use std::{future::Future, io, path::Path, sync::Arc};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{DefaultBodyLimit, State},
+    http::{StatusCode, header},
+    middleware,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use futures::{StreamExt, stream};
+use quelea_wire::ErrorCode;
+use serde_json::{Value, json};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::mpsc,
+};
+
+use crate::{
+    inference::{Asker, EVENT_QUEUE, InferError, InferEvent, InferRequest},
+    node::full_addresses,
+    telemetry::Telemetry,
+};
+
+/// The longest request: a prompt of a few hundred thousand tokens.
+const BODY_MAX: usize = 4 << 20;
+
+/// What the routes work on.
+#[derive(Clone)]
+pub(crate) struct ApiState {
+    asker: Arc<Asker>,
+    telemetry: Telemetry,
+}
+
+impl ApiState {
+    pub(crate) fn new(asker: Arc<Asker>, telemetry: Telemetry) -> Self {
+        Self { asker, telemetry }
+    }
+}
+
+fn router(state: ApiState) -> Router {
+    Router::new()
+        .route("/api/v1/id", get(id))
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/infer", post(infer))
+        .fallback(|| async { failure(StatusCode::NOT_FOUND, &InferError::new(ErrorCode::Usage, "no such route")) })
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .with_state(state)
+}
+
+/// Serves loopback TCP; every request must carry the token.
+pub(crate) fn serve_tcp(
+    listener: TcpListener,
+    state: ApiState,
+    token: &str,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
+    let guard = access::Guard::new(token);
+    let router = router(state).layer(middleware::from_fn_with_state(guard, access::check));
+    async move {
+        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(shutdown).await {
+            tracing::error!(%error, "the control API has stopped");
+        }
+    }
+}
+
+/// Opens the socket, which only this user may connect to. A socket left by a dead daemon is replaced: the caller holds
+/// the directory's lock.
+pub(crate) fn bind_socket(path: &Path) -> io::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt as _;
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves the unix socket; the file's mode is the access check.
+pub(crate) async fn serve_unix(
+    listener: UnixListener,
+    state: ApiState,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) {
+    if let Err(error) = axum::serve(listener, router(state)).with_graceful_shutdown(shutdown).await {
+        tracing::error!(%error, "the control socket has stopped");
+    }
+}
+
+async fn id(State(state): State<ApiState>) -> Json<Value> {
+    let handle = &state.asker.plane.handle;
+    Json(json!({
+        "schema": "quelea.id/v1",
+        "peer_id": handle.local().to_string(),
+        "addresses": full_addresses(handle).await,
+        "agent": concat!("quelea/", env!("CARGO_PKG_VERSION")),
+    }))
+}
+
+async fn status(State(state): State<ApiState>) -> Json<Value> {
+    let plane = &state.asker.plane;
+    let snapshot = plane.handle.snapshot().await;
+    let peers: Vec<Value> = snapshot
+        .iter()
+        .flat_map(|s| &s.peers)
+        .map(|peer| {
+            json!({
+                "peer_id": peer.peer.to_string(),
+                "agent": peer.agent,
+                "rtt_s": peer.rtt.map(|rtt| rtt.as_secs_f64()),
+                "addresses": peer.addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "connected_s": peer.connected_for.as_secs_f64(),
+            })
+        })
+        .collect();
+    let serves: Vec<Value> = plane
+        .served()
+        .iter()
+        .map(|served| {
+            let load = served.runner.load();
+            json!({
+                "model": served.file.id.to_string(),
+                "name": served.file.manifest.name,
+                "layers": served.span.to_string(),
+                "layers_total": served.file.layers(),
+                "profile": served.profile.to_string(),
+                "sessions": load.sessions,
+                "queue": load.queued,
+                "kv_pages_free": load.kv_pages_free,
+                "kv_pages_total": load.kv_pages_total,
+            })
+        })
+        .collect();
+    let known: Vec<Value> = snapshot
+        .iter()
+        .flat_map(|s| &s.announcements)
+        .flat_map(|signed| signed.announcement().offers.iter().map(move |offer| (signed.peer(), offer)))
+        .map(|(peer, offer)| {
+            json!({ "peer_id": peer.to_string(), "model": offer.model.to_string(), "layers": offer.span.to_string() })
+        })
+        .collect();
+    Json(json!({
+        "schema": "quelea.status/v1",
+        "peer_id": plane.handle.local().to_string(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "addresses": full_addresses(&plane.handle).await,
+        "health": state.telemetry.health.report().to_json(),
+        "peers": peers,
+        "serves": serves,
+        "announced": known,
+    }))
+}
+
+async fn infer(State(state): State<ApiState>, body: Bytes) -> Response {
+    let request: InferRequest = match serde_json::from_slice(&body) {
+        Ok(request) => request,
+        Err(error) => {
+            let error = InferError::new(ErrorCode::Usage, format!("the request is not understood: {error}"));
+            return failure(StatusCode::BAD_REQUEST, &error);
+        }
+    };
+    if state.telemetry.health.report().draining {
+        let error = InferError::new(ErrorCode::ShuttingDown, ErrorCode::ShuttingDown.meaning());
+        return failure(StatusCode::SERVICE_UNAVAILABLE, &error);
+    }
+    let (events, mut receiver) = mpsc::channel(EVENT_QUEUE);
+    let asker = state.asker.clone();
+    tokio::spawn(async move { asker.infer(request, events).await });
+    // What fails before anything was produced is a status, not a stream.
+    match receiver.recv().await {
+        Some(InferEvent::Error { error }) => failure(status_of(error.error_code()), &error),
+        Some(first) => {
+            let rest = stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) });
+            let lines = stream::iter([first]).chain(rest).map(|event| line(&event));
+            ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+        }
+        None => failure(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            &InferError::new(ErrorCode::Internal, "the request ended without a word"),
+        ),
+    }
+}
+
+fn line(event: &InferEvent) -> io::Result<Bytes> {
+    let mut line = serde_json::to_vec(event)?;
+    line.push(b'\n');
+    Ok(line.into())
+}
+
+fn failure(status: StatusCode, error: &InferError) -> Response {
+    (status, Json(json!({ "error": error }))).into_response()
+}
+
+fn status_of(code: ErrorCode) -> StatusCode {
+    match code {
+        ErrorCode::Usage | ErrorCode::ContextFull | ErrorCode::ModelFile => StatusCode::BAD_REQUEST,
+        ErrorCode::ModelUnknown | ErrorCode::ModelFileNeeded => StatusCode::NOT_FOUND,
+        ErrorCode::Internal | ErrorCode::EngineFailed => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}

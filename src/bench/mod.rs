@@ -1,0 +1,4 @@
+//! Measurements that `quelea bench` prints. Each says how it was made, and sets its figure beside a plain one of the same
+//! run: machines differ and are shared, ratios travel.
+
+pub(crate) mod hop;

@@ -1,0 +1,382 @@
+//! The command line, as clap reads it.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use libp2p::Multiaddr;
+
+use crate::{
+    address::{PeerAddress, parse_multiaddr, parse_peer_address},
+    inference::serve::LayerChoice,
+};
+
+/// Exit codes, as `--help` shows them.
+const EXIT_CODES: &str = "Exit codes: 0 ok · 1 failed · 2 usage · 3 daemon unreachable · 4 access denied · 5 not found · \
+6 timed out, no route or no capacity · 7 credit refused · 8 verification failed · 130 interrupted";
+
+/// A swarm node that runs language models across peers.
+#[derive(Debug, Parser)]
+#[command(name = "quelea", version, propagate_version = true, after_help = EXIT_CODES, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// Machine-readable output on stdout, errors as JSON on stderr
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// More on stderr: -v debug, -vv trace (RUST_LOG overrides)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// How log lines look
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+    /// Where the node keeps its files, and where commands find the daemon [default: ~/.local/share/quelea]
+    #[arg(long, global = true, value_name = "DIR", env = "QUELEA_DATA_DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Reach the daemon here instead of through its socket in the data directory
+    #[arg(long, global = true, value_name = "URL|unix:PATH", env = "QUELEA_API")]
+    pub(crate) api: Option<String>,
+    /// File that holds the token for --api over HTTP [default: api.token in the data directory]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) api_token_file: Option<PathBuf>,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a node until it is told to stop
+    Daemon(Box<DaemonArgs>),
+    /// See three nodes on this machine answer a question together
+    Demo(DemoArgs),
+    /// Ask a model that the swarm holds
+    Infer(InferArgs),
+    /// This node's peer id and addresses
+    #[command(after_help = "Examples:\n  quelea id\n  quelea id --json")]
+    Id,
+    /// What the node is doing: peers, spans, sessions
+    #[command(after_help = "Examples:\n  quelea status\n  quelea status --json")]
+    Status,
+    /// Whether the node is well: exit code 0 or 1
+    Health(HealthArgs),
+    /// Look into model files
+    #[command(subcommand)]
+    Model(ModelCommand),
+    /// Measure this machine
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+const DAEMON_EXAMPLES: &str = "Examples:
+  quelea daemon                                          a node others can start from
+  quelea daemon -b /ip4/203.0.113.7/tcp/8468/p2p/12D3…   join a swarm
+  quelea daemon --model model.gguf --layers 0..8 -b …    serve the first eight layers
+  quelea daemon --model demo --layers auto --memory 2G   serve what is thinnest and fits";
+
+#[derive(Debug, Args)]
+#[command(after_help = DAEMON_EXAMPLES)]
+pub(crate) struct DaemonArgs {
+    /// Port for TCP and QUIC; 0 takes a free one
+    #[arg(short, long, default_value_t = 8468)]
+    pub(crate) port: u16,
+    /// Address to listen on
+    #[arg(short = 'H', long, default_value = "0.0.0.0")]
+    pub(crate) host: std::net::IpAddr,
+    /// Listen on exactly these multiaddrs instead of --host and --port (repeatable)
+    #[arg(long, value_name = "MULTIADDR", value_parser = parse_multiaddr, value_delimiter = ',')]
+    pub(crate) listen: Vec<Multiaddr>,
+    /// Full multiaddrs of peers to start from, ending in /p2p/<peer id> (repeatable, or comma-separated)
+    #[arg(short, long, value_name = "MULTIADDR", value_parser = parse_peer_address, value_delimiter = ',')]
+    pub(crate) bootstrap: Vec<PeerAddress>,
+    /// Identity file [default: identity.key in the data directory, made if missing]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+    /// Database file [default: quelea.redb in the data directory]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) db: Option<PathBuf>,
+    /// Name of the network; nodes of different networks never talk
+    #[arg(long, default_value = "main")]
+    pub(crate) network: String,
+    /// Where /metrics, /livez, /readyz and /health are served [default: 127.0.0.1:8470, or a free port]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics_listen: Option<SocketAddr>,
+    /// Where the control API is served besides the unix socket [default: 127.0.0.1:8469, or a free port]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) api_listen: Option<SocketAddr>,
+    /// Serve layers of this model: a GGUF file, or 'demo' for the embedded one
+    #[arg(long, value_name = "FILE|demo")]
+    pub(crate) model: Option<String>,
+    /// Which layers: half-open like 0..8, 'all', or 'auto' for the thinnest span that fits --memory
+    #[arg(long, value_name = "A..B|all|auto", requires = "model", default_value = "auto", value_parser = parse_layers)]
+    pub(crate) layers: LayerChoice,
+    /// Memory for weights and caches, like 2G or 500M [default: half of what is free]
+    #[arg(long, value_name = "SIZE", requires = "model", value_parser = parse_size)]
+    pub(crate) memory: Option<u64>,
+    /// Relay traffic for peers behind NAT
+    #[arg(long)]
+    pub(crate) relay_server: bool,
+    /// Ask the router to open a port (UPnP)
+    #[arg(long)]
+    pub(crate) upnp: bool,
+    /// Find peers on the LAN (mDNS)
+    #[arg(long)]
+    pub(crate) mdns: bool,
+    /// Part in the DHT; auto serves it on private networks and once a public address is confirmed
+    #[arg(long, value_enum, default_value_t = KadMode::Auto)]
+    pub(crate) kad_mode: KadMode,
+}
+
+/// Part in the DHT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KadMode {
+    Auto,
+    Server,
+    Client,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  quelea demo\n  quelea demo \"What is a relay?\"\n  quelea demo --json \"Who are you?\""
+)]
+pub(crate) struct DemoArgs {
+    /// What to ask
+    #[arg(default_value = "What is a relay?")]
+    pub(crate) question: String,
+    /// Most tokens to answer with
+    #[arg(long, default_value_t = 96)]
+    pub(crate) max_tokens: u32,
+}
+
+const INFER_EXAMPLES: &str = "Examples:
+  quelea infer \"What is a relay?\"                               through the local daemon
+  quelea infer -b /ip4/203.0.113.7/tcp/8468/p2p/12D3… \"hi\"       as a passing peer, no daemon
+  quelea infer --model model.gguf --temperature 0.8 --seed 7 \"Once upon\"
+  quelea infer --model model.gguf --route local \"hi\"             unsplit, on this machine alone";
+
+#[derive(Debug, Args)]
+#[command(after_help = INFER_EXAMPLES)]
+pub(crate) struct InferArgs {
+    /// The prompt; '-' reads it from stdin
+    pub(crate) prompt: String,
+    /// A GGUF file, a model id (64 hex digits), or 'demo' for the embedded model
+    #[arg(long, value_name = "ID|FILE", default_value = "demo")]
+    pub(crate) model: String,
+    /// Ask as a passing peer through these peers, without a daemon
+    #[arg(short, long, value_name = "MULTIADDR", value_parser = parse_peer_address, value_delimiter = ',')]
+    pub(crate) bootstrap: Vec<PeerAddress>,
+    /// Name of the network, with --bootstrap
+    #[arg(long, default_value = "main")]
+    pub(crate) network: String,
+    /// 'auto' asks the swarm, 'local' runs the whole model here
+    #[arg(long, value_enum, default_value_t = RouteArg::Auto)]
+    pub(crate) route: RouteArg,
+    /// Wrap the prompt in the model's chat template [default when it has one]
+    #[arg(long, conflicts_with = "raw")]
+    pub(crate) chat: bool,
+    /// Give the prompt to the model as it is
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// System message, with a chat template
+    #[arg(long, conflicts_with = "raw")]
+    pub(crate) system: Option<String>,
+    /// Most tokens to answer with
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_tokens: u32,
+    /// 0 takes the likeliest token each time
+    #[arg(long, default_value_t = 0.0, value_parser = parse_temperature)]
+    pub(crate) temperature: f32,
+    /// Draw among this many likeliest tokens; 0 for all
+    #[arg(long, default_value_t = 40)]
+    pub(crate) top_k: usize,
+    /// Draw among the likeliest tokens that together have this probability
+    #[arg(long, default_value_t = 0.95, value_parser = parse_probability)]
+    pub(crate) top_p: f32,
+    /// Seed of the draws; the same seed gives the same text
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Go on after the model's end-of-text token
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+    /// How long one step (a token, or a chunk of the prompt) may take before the request fails
+    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RouteArg {
+    Auto,
+    Local,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  quelea health\n  quelea health --ready --url http://127.0.0.1:8470")]
+pub(crate) struct HealthArgs {
+    /// Ask for readiness, not only for life
+    #[arg(long)]
+    pub(crate) ready: bool,
+    /// Where the node serves its health [default: as the daemon of the data directory wrote it down]
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelCommand {
+    /// What a GGUF file holds: id, family, layers, sizes
+    #[command(after_help = "Examples:\n  quelea model show model.gguf\n  quelea model show demo --json")]
+    Show {
+        /// A GGUF file, or 'demo'
+        file: String,
+    },
+    /// Token ids of a text
+    #[command(
+        after_help = "Examples:\n  quelea model tokenize model.gguf --text 'Hello' --json\n  quelea model tokenize vocab.gguf --special --text '<|im_start|>user'"
+    )]
+    Tokenize {
+        /// A GGUF file (a vocabulary alone will do), or 'demo'
+        file: String,
+        /// The text
+        #[arg(long)]
+        text: String,
+        /// Parse special tokens, and add BOS if the file asks for it
+        #[arg(long)]
+        special: bool,
+    },
+    /// Log-probabilities of the next token
+    #[command(
+        after_help = "Examples:\n  quelea model logits model.gguf --text 'Hello' --top 5\n  quelea model logits model.gguf --ids 1,2,3 --split 1,3 --json"
+    )]
+    Logits {
+        /// A GGUF file, or 'demo'
+        file: String,
+        /// The text before; tokenised as the file's own settings say
+        #[arg(long, required_unless_present = "ids", conflicts_with = "ids")]
+        text: Option<String>,
+        /// The token ids before
+        #[arg(long, value_delimiter = ',')]
+        ids: Option<Vec<u32>>,
+        /// Run as stages cut at these layers
+        #[arg(long, value_delimiter = ',')]
+        split: Vec<usize>,
+        /// Only this many of the likeliest
+        #[arg(long)]
+        top: Option<usize>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// One-way time of a decode row between two nodes on loopback, beside a bare libp2p stream
+    #[command(after_help = "Examples:\n  quelea bench hop\n  quelea bench hop --transport quic --rows 2000 --json")]
+    Hop {
+        /// Which transport; both when left out
+        #[arg(long, value_enum)]
+        transport: Option<TransportArg>,
+        /// Rows measured, after a tenth as many to warm up
+        #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
+        rows: u32,
+        /// Bytes per row, a multiple of 4
+        #[arg(long, default_value_t = 8192, value_parser = clap::value_parser!(u32).range(4..=65536))]
+        bytes: u32,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TransportArg {
+    Tcp,
+    Quic,
+}
+
+fn parse_layers(text: &str) -> Result<LayerChoice, String> {
+    match text {
+        "auto" => Ok(LayerChoice::Auto),
+        "all" => Ok(LayerChoice::All),
+        range => range.parse().map(LayerChoice::Exactly).map_err(|e: quelea_wire::SpanError| e.to_string()),
+    }
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor: u64 = match text[digits.len()..].to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
+        "" => 1,
+        "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        "T" => 1 << 40,
+        unit => return Err(format!("{unit:?} is not a unit of memory; use K, M, G or T, like 2G")),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is not a size; write it like 2G or 500M"))?;
+    number.checked_mul(factor).filter(|n| *n > 0).ok_or_else(|| format!("{text:?} is out of range"))
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: f64 = digits.parse().map_err(|_| format!("{text:?} is not a time; write it like 10s or 500ms"))?;
+    let seconds = match &text[digits.len()..] {
+        "ms" => number / 1000.0,
+        "" | "s" => number,
+        "m" => number * 60.0,
+        unit => return Err(format!("{unit:?} is not a unit of time; use ms, s or m")),
+    };
+    if (0.01..=3600.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err(format!("{text:?} is out of range: between 10ms and 60m"))
+    }
+}
+
+fn parse_temperature(text: &str) -> Result<f32, String> {
+    in_range(text, 0.0..=100.0)
+}
+
+fn parse_probability(text: &str) -> Result<f32, String> {
+    in_range(text, 0.0..=1.0)
+}
+
+fn in_range(text: &str, range: std::ops::RangeInclusive<f32>) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if range.contains(&value) => Ok(value),
+        _ => Err(format!("expected a number between {} and {}", range.start(), range.end())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_and_times_read_as_people_write_them() {
+        assert_eq!(parse_size("2G"), Ok(2 << 30));
+        assert_eq!(parse_size("500MiB"), Ok(500 << 20));
+        assert_eq!(parse_size("17"), Ok(17));
+        assert!(parse_size("2X").is_err() && parse_size("G").is_err() && parse_size("99999999T").is_err());
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse_duration("20ms"), Ok(Duration::from_millis(20)));
+        assert!(parse_duration("1h").is_err() && parse_duration("0").is_err() && parse_duration("NaN").is_err());
+    }
+
+    #[test]
+    fn bootstrap_takes_commas_and_repeats() {
+        const A: &str = "/ip4/10.0.0.3/tcp/1/p2p/12D3KooWCQK8PtU4hnBjAoYYJLYT3vEsXnKVzvHBcTYqk5XFNTyS";
+        let cli = Cli::parse_from(["quelea", "daemon", "-b", &format!("{A},{A}"), "--bootstrap", A]);
+        let Command::Daemon(args) = cli.command else { panic!("parsed as something else") };
+        assert_eq!(args.bootstrap.len(), 3);
+    }
+}

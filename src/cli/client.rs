@@ -1,0 +1,121 @@
+//! Talking to the local daemon: its unix socket, else HTTP with a token.
+
+use std::{path::PathBuf, time::Duration};
+
+use quelea_wire::ErrorCode;
+use reqwest::{Client, RequestBuilder, Response};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{args::Global, exit::CliError};
+use crate::{home::Home, identity, inference::InferError};
+
+/// How long connecting may take: the daemon is on this machine.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a question other than inference may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A way to the daemon.
+pub(super) struct Daemon {
+    client: Client,
+    base: String,
+    token: Option<String>,
+    /// For messages.
+    place: String,
+}
+
+impl Daemon {
+    /// The daemon that the global flags mean.
+    pub(super) fn find(global: &Global) -> Result<Self, CliError> {
+        match global.api.as_deref() {
+            Some(api) => match api.strip_prefix("unix:") {
+                Some(path) => Self::socket(PathBuf::from(path)),
+                None => Self::http(global, api),
+            },
+            None => Self::socket(home(global)?.socket().map_err(usage)?),
+        }
+    }
+
+    fn socket(path: PathBuf) -> Result<Self, CliError> {
+        let place = path.display().to_string();
+        let client = Client::builder().unix_socket(path).connect_timeout(CONNECT_TIMEOUT).no_proxy().build();
+        Ok(Self { client: client.map_err(usage)?, base: "http://localhost".into(), token: None, place })
+    }
+
+    fn http(global: &Global, url: &str) -> Result<Self, CliError> {
+        if !url.starts_with("http://") {
+            let message = format!("--api {url:?}: write it like http://127.0.0.1:8469 or unix:/path/to/quelea.sock");
+            return Err(CliError::new(ErrorCode::Usage, message));
+        }
+        let file = match &global.api_token_file {
+            Some(file) => file.clone(),
+            None => home(global)?.api_token(),
+        };
+        let token = identity::load_token(&file).map_err(|e| CliError::new(ErrorCode::Unauthorized, e.to_string()))?;
+        let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).no_proxy().build().map_err(usage)?;
+        let base = url.trim_end_matches('/').to_owned();
+        Ok(Self { client, place: base.clone(), base, token: Some(token.to_string()) })
+    }
+
+    /// `GET` of a JSON document.
+    pub(super) async fn get(&self, route: &str) -> Result<Value, CliError> {
+        let request = self.client.get(format!("{}{route}", self.base)).timeout(ANSWER_TIMEOUT);
+        let response = self.send(request).await?;
+        response.json().await.map_err(|e| self.lost(&e))
+    }
+
+    /// `POST` of a JSON document; the answer's body follows as a stream.
+    pub(super) async fn post(&self, route: &str, body: &impl serde::Serialize) -> Result<Response, CliError> {
+        self.send(self.client.post(format!("{}{route}", self.base)).json(body)).await
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, CliError> {
+        let request = match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        };
+        let response = request.send().await.map_err(|e| self.lost(&e))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        match response.json::<Failure>().await {
+            Ok(failure) => Err(failure.error.into()),
+            Err(_) => Err(CliError::new(ErrorCode::Internal, format!("the daemon at {} answers {status}", self.place))),
+        }
+    }
+
+    /// The connection to the daemon failed.
+    pub(super) fn lost(&self, error: &reqwest::Error) -> CliError {
+        let message = if error.is_connect() {
+            format!("no daemon answers at {}", self.place)
+        } else {
+            format!("the daemon at {} stopped answering: {error}", self.place)
+        };
+        CliError::new(ErrorCode::DaemonUnreachable, message)
+            .hint("start one with 'quelea daemon', or name its directory with --data-dir")
+    }
+}
+
+#[derive(Deserialize)]
+struct Failure {
+    error: InferError,
+}
+
+impl From<InferError> for CliError {
+    fn from(error: InferError) -> Self {
+        let mut cli = Self::new(error.error_code(), error.message);
+        cli.hint = error.hint;
+        cli
+    }
+}
+
+/// The data directory that the global flags mean.
+pub(super) fn home(global: &Global) -> Result<Home, CliError> {
+    Home::new(global.data_dir.clone()).map_err(usage)
+}
+
+pub(super) fn usage(error: impl std::fmt::Display) -> CliError {
+    CliError::new(ErrorCode::Internal, error.to_string())
+}

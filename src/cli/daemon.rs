@@ -1,0 +1,149 @@
+//! `quelea daemon`.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    process::ExitCode,
+};
+
+use libp2p::Multiaddr;
+use quelea_behaviours::KadMode;
+use quelea_wire::ErrorCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{
+    args::{self, DaemonArgs, Global},
+    client::home,
+    exit::{CliError, Exit},
+    output::data_line,
+};
+use crate::{
+    address::is_private,
+    node::{
+        GRACE, Node, StartError,
+        settings::{Bind, Keep, ServeSpec, Settings},
+    },
+};
+
+/// Where the control API and the metrics are served unless said otherwise.
+const API_PORT: u16 = 8469;
+const METRICS_PORT: u16 = 8470;
+
+impl From<StartError> for CliError {
+    fn from(error: StartError) -> Self {
+        let mut cli = Self::new(error.code, error.message);
+        cli.hint = error.hint;
+        cli
+    }
+}
+
+/// Runs a node until a signal, then drains it.
+pub(super) async fn run(global: &Global, args: DaemonArgs) -> Result<ExitCode, CliError> {
+    let mut interrupt = listen_for(SignalKind::interrupt())?;
+    let mut terminate = listen_for(SignalKind::terminate())?;
+    let settings = settings(global, args)?;
+    let home = settings.keep.clone();
+    let node = tokio::select! {
+        started = Node::start(settings) => started?,
+        // Nothing is under way yet that would want a goodbye.
+        _ = interrupt.recv() => return Ok(ExitCode::from(Exit::Interrupted as u8)),
+        _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+    };
+    node.count_panics();
+    greet(&node, &home).await?;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    tracing::info!(grace_s = GRACE.as_secs(), "stopping; a second signal ends at once");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    tokio::select! {
+        () = node.shutdown(GRACE) => {
+            tracing::info!("stopped");
+            Ok(ExitCode::SUCCESS)
+        }
+        _ = interrupt.recv() => std::process::exit(i32::from(Exit::Interrupted as u8)),
+        _ = terminate.recv() => std::process::exit(i32::from(Exit::Interrupted as u8)),
+    }
+}
+
+fn listen_for(kind: SignalKind) -> Result<tokio::signal::unix::Signal, CliError> {
+    signal(kind).map_err(|e| CliError::new(ErrorCode::Internal, format!("cannot listen for signals: {e}")))
+}
+
+fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
+    let home = home(global)?;
+    let keep = Keep::In {
+        identity: args.identity.unwrap_or_else(|| home.identity_key()),
+        db: args.db.unwrap_or_else(|| home.database()),
+        home,
+    };
+    let listen = if args.listen.is_empty() { listen_on(args.host, args.port) } else { args.listen };
+    let kad_mode = match args.kad_mode {
+        args::KadMode::Server => KadMode::Server,
+        args::KadMode::Client => KadMode::Client,
+        // On a LAN (or alone) nobody confirms a public address, and nobody outside is bothered by a server.
+        args::KadMode::Auto if args.bootstrap.iter().all(|b| is_private(&b.addr)) => KadMode::Server,
+        args::KadMode::Auto => KadMode::Auto,
+    };
+    Ok(Settings {
+        network: args.network,
+        keep,
+        listen,
+        bootstrap: args.bootstrap,
+        kad_mode,
+        relay_server: args.relay_server,
+        upnp: args.upnp,
+        mdns: args.mdns,
+        serve: args.model.map(|model| ServeSpec { model, layers: args.layers, memory: args.memory }),
+        metrics: Some(bind(args.metrics_listen, METRICS_PORT)),
+        api: Some(loopback_only(bind(args.api_listen, API_PORT))?),
+    })
+}
+
+fn listen_on(host: IpAddr, port: u16) -> Vec<Multiaddr> {
+    let ip = Multiaddr::from(host);
+    [format!("/tcp/{port}"), format!("/udp/{port}/quic-v1")]
+        .iter()
+        .filter_map(|rest| format!("{ip}{rest}").parse().ok())
+        .collect()
+}
+
+fn bind(given: Option<SocketAddr>, port: u16) -> Bind {
+    match given {
+        Some(addr) => Bind { addr, or_any_port: false },
+        None => Bind { addr: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port), or_any_port: true },
+    }
+}
+
+/// The control API acts for its user; beyond this machine it needs more than one token in a file.
+fn loopback_only(bind: Bind) -> Result<Bind, CliError> {
+    if bind.addr.ip().is_loopback() {
+        return Ok(bind);
+    }
+    let message = format!("--api-listen {}: the control API is served on loopback addresses only", bind.addr);
+    Err(CliError::new(ErrorCode::Usage, message)
+        .hint("use 127.0.0.1 or [::1], and a tunnel to reach it from elsewhere"))
+}
+
+/// What a person, or a script that starts nodes, needs to know. On stdout; everything later goes to the log.
+async fn greet(node: &Node, keep: &Keep) -> Result<(), CliError> {
+    data_line(&format!("quelea {}", env!("CARGO_PKG_VERSION")))?;
+    data_line(&format!("peer id:  {}", node.peer_id()))?;
+    for addr in node.addresses().await {
+        data_line(&format!("listen:   {addr}"))?;
+    }
+    if let Some(addr) = node.api_addr() {
+        data_line(&format!("api:      http://{addr}"))?;
+    }
+    if let Some(addr) = node.metrics_addr() {
+        data_line(&format!("metrics:  http://{addr}/metrics"))?;
+    }
+    if let Keep::In { home, .. } = keep {
+        data_line(&format!("data:     {}", home.dir().display()))?;
+    }
+    for (model, layers) in node.serves() {
+        data_line(&format!("serving:  layers {layers} of {model}"))?;
+    }
+    data_line("ready")
+}

@@ -1,0 +1,93 @@
+//! How a command ends: documented exit codes, and errors that say what to do.
+
+use std::process::ExitCode;
+
+use quelea_wire::ErrorCode;
+use serde_json::json;
+
+/// The documented exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Exit {
+    Failed = 1,
+    Usage = 2,
+    Unreachable = 3,
+    Auth = 4,
+    NotFound = 5,
+    NoRoute = 6,
+    Integrity = 8,
+    Interrupted = 130,
+}
+
+impl Exit {
+    /// The exit code that belongs to an error code.
+    pub(crate) fn of(code: ErrorCode) -> Self {
+        match code {
+            ErrorCode::Usage | ErrorCode::ContextFull => Self::Usage,
+            ErrorCode::DaemonUnreachable => Self::Unreachable,
+            ErrorCode::Unauthorized => Self::Auth,
+            ErrorCode::ModelUnknown | ErrorCode::ModelFileNeeded => Self::NotFound,
+            ErrorCode::NoRoute
+            | ErrorCode::NoBootstrap
+            | ErrorCode::NotConnected
+            | ErrorCode::DialFailed
+            | ErrorCode::HopSilent
+            | ErrorCode::HopLost
+            | ErrorCode::DeadlineExceeded
+            | ErrorCode::NoKvPages
+            | ErrorCode::TooManySessions
+            | ErrorCode::LayersNotHeld
+            | ErrorCode::NextUnreachable
+            | ErrorCode::NextSilent
+            | ErrorCode::Overloaded => Self::NoRoute,
+            ErrorCode::Cancelled => Self::Interrupted,
+            _ => Self::Failed,
+        }
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) struct CliError {
+    pub(crate) code: ErrorCode,
+    pub(crate) exit: Exit,
+    pub(crate) message: String,
+    pub(crate) hint: Option<String>,
+}
+
+impl CliError {
+    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, exit: Exit::of(code), message: message.into(), hint: None }
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    pub(crate) fn exit(mut self, exit: Exit) -> Self {
+        self.exit = exit;
+        self
+    }
+
+    /// Shows the error on stderr, as text or as one line of JSON.
+    pub(crate) fn report(&self, as_json: bool) -> ExitCode {
+        use std::io::Write as _;
+        let mut stderr = std::io::stderr().lock();
+        let shown = if as_json {
+            let error = json!({
+                "code": self.code.to_string(),
+                "message": self.message,
+                "hint": self.hint,
+                "retryable": self.code.retryable(),
+            });
+            writeln!(stderr, "{}", json!({ "error": error }))
+        } else {
+            let hint = self.hint.as_deref().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
+            writeln!(stderr, "error: {} [{}]{hint}", self.message, self.code)
+        };
+        // With stderr closed there is nobody left to tell; the exit code still says it.
+        drop(shown);
+        ExitCode::from(self.exit as u8)
+    }
+}

@@ -1,0 +1,244 @@
+//! `quelea infer`.
+
+use std::{io::Read as _, process::ExitCode};
+
+use futures::StreamExt;
+use quelea_wire::ErrorCode;
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::{
+    args::{Global, InferArgs, RouteArg},
+    client::Daemon,
+    exit::{CliError, Exit},
+    output::{data, data_line, note, printable},
+};
+use crate::{
+    inference::{FinishReason, InferError, InferEvent, InferRequest, PromptForm, Route, RouteHop, Summary},
+    node::{GRACE, Node, settings::Settings},
+};
+
+/// The longest line of an event stream: a summary with the ids of a long prompt.
+const LINE_MAX: usize = 16 << 20;
+
+pub(super) async fn run(global: &Global, args: InferArgs) -> Result<ExitCode, CliError> {
+    let request = request(&args)?;
+    let show = Show { as_json: global.json };
+    if !args.bootstrap.is_empty() || (args.route == RouteArg::Local && global.api.is_none()) {
+        return Box::pin(as_passing_peer(args, request, show)).await;
+    }
+    let daemon = Daemon::find(global)?;
+    through_daemon(&daemon, &request, show).await.map_err(|error| match error.code {
+        ErrorCode::DaemonUnreachable => error.hint("start one with 'quelea daemon', or pass --bootstrap MULTIADDR"),
+        _ => error,
+    })
+}
+
+fn request(args: &InferArgs) -> Result<InferRequest, CliError> {
+    let prompt = if args.prompt == "-" {
+        let mut text = String::new();
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .map_err(|e| CliError::new(ErrorCode::Usage, format!("cannot read the prompt from stdin: {e}")))?;
+        text
+    } else {
+        args.prompt.clone()
+    };
+    let form = match (args.chat, args.raw) {
+        (true, _) => PromptForm::Chat,
+        (_, true) => PromptForm::Raw,
+        _ => PromptForm::Auto,
+    };
+    Ok(InferRequest {
+        model: absolute(&args.model),
+        form,
+        system: args.system.clone(),
+        max_tokens: args.max_tokens,
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        seed: args.seed,
+        ignore_eos: args.ignore_eos,
+        step_timeout_ms: u64::try_from(args.timeout.as_millis()).unwrap_or(u64::MAX),
+        route: match args.route {
+            RouteArg::Auto => Route::Auto,
+            RouteArg::Local => Route::Local,
+        },
+        ..InferRequest::new("", prompt)
+    })
+}
+
+/// A file's full path: the daemon runs in another directory.
+fn absolute(model: &str) -> String {
+    let path = std::path::Path::new(model);
+    match path.canonicalize() {
+        Ok(full) if path.is_file() => full.to_string_lossy().into_owned(),
+        _ => model.into(),
+    }
+}
+
+async fn as_passing_peer(args: InferArgs, request: InferRequest, show: Show) -> Result<ExitCode, CliError> {
+    let node = Node::start(Settings::passing(&args.network, args.bootstrap.clone())).await?;
+    let result = async {
+        if !args.bootstrap.is_empty() {
+            node.wait_for_bootstrap(&args.bootstrap).await?;
+        }
+        let mut events = node.infer(request);
+        show.until_interrupted(events_of(&mut events)).await
+    };
+    let result = tokio::select! {
+        result = result => result,
+        () = interrupted() => Ok(ExitCode::from(Exit::Interrupted as u8)),
+    };
+    // Gives the cancellation time to reach the stages.
+    node.shutdown(GRACE).await;
+    result
+}
+
+fn events_of(
+    events: &mut mpsc::Receiver<InferEvent>,
+) -> impl AsyncFnMut() -> Result<Option<InferEvent>, CliError> + '_ {
+    async move || Ok(events.recv().await)
+}
+
+async fn through_daemon(daemon: &Daemon, request: &InferRequest, show: Show) -> Result<ExitCode, CliError> {
+    let asked = tokio::select! {
+        response = daemon.post("/api/v1/infer", request) => response?,
+        () = interrupted() => return Ok(ExitCode::from(Exit::Interrupted as u8)),
+    };
+    let mut body = asked.bytes_stream();
+    let mut buffer: Vec<u8> = Vec::new();
+    let next = async || loop {
+        if let Some(end) = buffer.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = buffer.drain(..=end).collect();
+            let event = serde_json::from_slice(&line).map_err(|e| {
+                CliError::new(ErrorCode::Internal, format!("the daemon's answer is not understood: {e}"))
+            })?;
+            return Ok(Some(event));
+        }
+        if buffer.len() > LINE_MAX {
+            return Err(CliError::new(ErrorCode::Internal, "the daemon's answer has a line without end"));
+        }
+        match body.next().await {
+            Some(Ok(bytes)) => buffer.extend_from_slice(&bytes),
+            Some(Err(error)) => return Err(daemon.lost(&error)),
+            None => return Ok(None),
+        }
+    };
+    // Dropping the response closes the connection, by which the daemon cancels the request.
+    show.until_interrupted(next).await
+}
+
+async fn interrupted() {
+    // Without a handler for the signal the process just ends, which cancels as well.
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// How events are shown.
+#[derive(Clone, Copy)]
+struct Show {
+    as_json: bool,
+}
+
+impl Show {
+    /// Shows events until the last one, or Ctrl-C.
+    async fn until_interrupted(
+        self,
+        next: impl AsyncFnMut() -> Result<Option<InferEvent>, CliError>,
+    ) -> Result<ExitCode, CliError> {
+        tokio::select! {
+            result = self.events(next) => result,
+            () = interrupted() => {
+                if !self.as_json {
+                    data_line("")?;
+                    note("cancelled");
+                }
+                Ok(ExitCode::from(Exit::Interrupted as u8))
+            }
+        }
+    }
+
+    async fn events(
+        self,
+        mut next: impl AsyncFnMut() -> Result<Option<InferEvent>, CliError>,
+    ) -> Result<ExitCode, CliError> {
+        let mut route = Vec::new();
+        let mut started = false;
+        while let Some(event) = next().await? {
+            match event {
+                InferEvent::Route { hops, .. } => route = hops,
+                InferEvent::Text { text, .. } if !self.as_json => {
+                    started = true;
+                    data(&printable(&text))?;
+                }
+                InferEvent::Text { .. } => {}
+                InferEvent::Done { summary } => {
+                    self.done(&route, &summary)?;
+                    return Ok(ExitCode::SUCCESS);
+                }
+                InferEvent::Error { error } => {
+                    if started {
+                        data_line("")?;
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+        Err(InferError::new(ErrorCode::DaemonUnreachable, "the answer stopped before its end").into())
+    }
+
+    fn done(self, route: &[RouteHop], summary: &Summary) -> Result<(), CliError> {
+        if self.as_json {
+            let mut value =
+                serde_json::to_value(summary).map_err(|e| CliError::new(ErrorCode::Internal, e.to_string()))?;
+            value["schema"] = json!("quelea.infer/v1");
+            value["route"] = json!(route);
+            return data_line(&value.to_string());
+        }
+        data_line("")?;
+        note(&footer(route, summary));
+        Ok(())
+    }
+}
+
+/// The lines under an answer.
+pub(super) fn footer(route: &[RouteHop], summary: &Summary) -> String {
+    let mut lines = vec![String::new()];
+    let stages: Vec<String> = route.iter().map(|hop| format!("{} [{}]", short(&hop.peer), hop.layers)).collect();
+    let stages = if stages.is_empty() { "here, unsplit".into() } else { stages.join(" → ") };
+    lines.push(format!("route:        {stages}"));
+    let why = match summary.finish_reason {
+        FinishReason::Stop => "the model stopped",
+        FinishReason::Length => "the length was reached",
+    };
+    let rate = summary.tokens_per_s.map_or_else(String::new, |rate| format!(", {rate:.1} tokens/s"));
+    lines.push(format!("answer:       {} token(s){rate} ({why})", summary.ids.len()));
+    lines.push(format!(
+        "prompt:       {} token(s), {:.1} tokens/s",
+        summary.prompt_ids.len(),
+        summary.prompt_tokens_per_s
+    ));
+    lines.push(format!("first token:  {:.0} ms   total: {:.2} s", summary.ttft_s * 1e3, summary.total_s));
+    for hop in &summary.hops {
+        let one_way = hop.hop_ms.map_or_else(String::new, |ms| format!(", {ms:.2} ms to the next hop"));
+        lines.push(format!(
+            "hop:          {} [{}]  {} rows, {:.2} ms computing per row{one_way}",
+            short(&hop.peer),
+            hop.layers,
+            hop.rows,
+            hop.compute_ms_per_row
+        ));
+    }
+    lines.join("\n")
+}
+
+/// A peer id that fits a line.
+pub(super) fn short(peer: &str) -> String {
+    let tail = peer.len().saturating_sub(6);
+    match (peer.get(..5), peer.get(tail..)) {
+        (Some(head), Some(tail)) if peer.len() > 12 => format!("{head}…{tail}"),
+        _ => peer.into(),
+    }
+}

@@ -1,0 +1,68 @@
+//! The command line: parses, runs one command, and ends with a documented exit code.
+
+mod args;
+mod bench;
+mod client;
+mod daemon;
+mod demo;
+mod exit;
+mod health;
+mod infer;
+mod model;
+mod output;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use quelea_wire::ErrorCode;
+
+use self::{
+    args::{BenchCommand, Cli, Command},
+    exit::CliError,
+};
+use crate::telemetry::logging::{self, LogFormat};
+
+/// Runs the command that the process was started with.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let as_json = cli.global.json;
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => error.report(as_json),
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
+    let format = match cli.global.log_format {
+        args::LogFormat::Text => LogFormat::Text,
+        args::LogFormat::Json => LogFormat::Json,
+    };
+    let quiet = !matches!(cli.command, Command::Daemon(_)) && cli.global.verbose == 0;
+    // Commands other than the daemon show what they were asked for; their logs are for those who ask for them.
+    if !quiet || std::env::var_os("RUST_LOG").is_some() {
+        logging::init(format, cli.global.verbose).map_err(|e| CliError::new(ErrorCode::Usage, e.to_string()))?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| CliError::new(ErrorCode::Internal, format!("cannot start the runtime: {e}")))?;
+    let global = &cli.global;
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Daemon(args) => Box::pin(daemon::run(global, *args)).await,
+            Command::Demo(args) => Box::pin(demo::run(global, args)).await,
+            Command::Infer(args) => Box::pin(infer::run(global, args)).await,
+            Command::Id => status::id(global).await,
+            Command::Status => status::status(global).await,
+            Command::Health(args) => health::run(global, args).await,
+            Command::Model(command) => model::run(global, command),
+            Command::Bench(BenchCommand::Hop { transport, rows, bytes }) => {
+                bench::hop(global, transport, rows, bytes).await
+            }
+        }
+    });
+    // Blocking work of a cancelled request may still run; nobody waits for it.
+    runtime.shutdown_background();
+    result
+}

@@ -1,0 +1,141 @@
+//! `quelea model`: diagnostics for people who port models.
+
+use std::process::ExitCode;
+
+use quelea_engine::{
+    Gguf, Manifest, chain,
+    tokenizer::{EncodeOptions, Tokenizer},
+};
+use quelea_wire::ErrorCode;
+use serde_json::json;
+
+use super::{
+    args::{Global, ModelCommand},
+    exit::CliError,
+    output::{data_line, printable},
+};
+use crate::{demo::DEMO_GGUF, inference::models::DEMO};
+
+pub(super) fn run(global: &Global, command: ModelCommand) -> Result<ExitCode, CliError> {
+    match command {
+        ModelCommand::Show { file } => show(global, &file),
+        ModelCommand::Tokenize { file, text, special } => tokenize(global, &file, &text, special),
+        ModelCommand::Logits { file, text, ids, split, top } => {
+            let gguf = open(&file)?;
+            let ids = match (ids, text) {
+                (Some(ids), _) => ids,
+                (None, text) => ids_of(&gguf, &file, &text.unwrap_or_default())?,
+            };
+            logits(global, &gguf, &file, &ids, &split, top)
+        }
+    }
+    .map(|()| ExitCode::SUCCESS)
+}
+
+fn open(file: &str) -> Result<Gguf, CliError> {
+    let gguf = if file == DEMO { Gguf::from_static(DEMO_GGUF) } else { Gguf::open(file) };
+    gguf.map_err(|e| {
+        let missing = file != DEMO && !std::path::Path::new(file).exists();
+        let code = if missing { ErrorCode::ModelUnknown } else { ErrorCode::ModelFile };
+        CliError::new(code, format!("{file:?} cannot be used: {e}"))
+    })
+}
+
+fn unusable(file: &str, error: impl std::fmt::Display) -> CliError {
+    CliError::new(ErrorCode::ModelFile, format!("{file:?} cannot be used: {error}"))
+}
+
+fn show(global: &Global, file: &str) -> Result<(), CliError> {
+    let gguf = open(file)?;
+    let manifest = Manifest::from_gguf(&gguf).map_err(|e| unusable(file, e))?;
+    let id = hex::encode(manifest.id());
+    let bytes: u64 = manifest.layers.iter().map(|part| part.bytes).sum();
+    if global.json {
+        return data_line(
+            &json!({
+                "schema": "quelea.model/v1",
+                "id": id,
+                "name": manifest.name,
+                "architecture": manifest.architecture,
+                "quantisation": manifest.quantisation,
+                "layers": manifest.n_layers,
+                "hidden": manifest.hidden,
+                "vocab": manifest.vocab,
+                "context": manifest.context_length,
+                "layer_bytes": manifest.layers.iter().map(|part| part.bytes).collect::<Vec<_>>(),
+                "embedding_bytes": manifest.embedding.bytes,
+                "head_bytes": manifest.head.bytes,
+                "kv_bytes_per_token_and_layer": manifest.kv_bytes_per_row_per_layer(),
+            })
+            .to_string(),
+        );
+    }
+    let lines = [
+        ("id", id),
+        ("name", printable(&manifest.name)),
+        ("family", manifest.architecture.clone()),
+        ("quantisation", manifest.quantisation.clone()),
+        ("layers", format!("{} ({:.1} MiB)", manifest.n_layers, mib(bytes))),
+        ("embedding", format!("{:.1} MiB", mib(manifest.embedding.bytes))),
+        ("head", format!("{:.1} MiB", mib(manifest.head.bytes))),
+        ("hidden", manifest.hidden.to_string()),
+        ("vocabulary", manifest.vocab.to_string()),
+        ("context", manifest.context_length.to_string()),
+    ];
+    for (name, value) in lines {
+        data_line(&format!("{name:<13} {value}"))?;
+    }
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a size for people")]
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn tokenize(global: &Global, file: &str, text: &str, special: bool) -> Result<(), CliError> {
+    let tokenizer = Tokenizer::from_gguf(&open(file)?).map_err(|e| unusable(file, e))?;
+    let add_bos = special && tokenizer.defaults().add_bos;
+    let ids = tokenizer.encode(text, EncodeOptions { parse_special: special, add_bos });
+    if global.json {
+        return data_line(&json!({ "ids": ids }).to_string());
+    }
+    for id in ids {
+        data_line(&format!("{id:>8}  {:?}", tokenizer.piece(id).unwrap_or_default()))?;
+    }
+    Ok(())
+}
+
+/// Tokenised as the file's own settings say.
+fn ids_of(gguf: &Gguf, file: &str, text: &str) -> Result<Vec<u32>, CliError> {
+    let tokenizer = Tokenizer::from_gguf(gguf).map_err(|e| unusable(file, e))?;
+    Ok(tokenizer.encode(text, EncodeOptions { parse_special: true, add_bos: tokenizer.defaults().add_bos }))
+}
+
+fn logits(
+    global: &Global,
+    gguf: &Gguf,
+    file: &str,
+    ids: &[u32],
+    split: &[usize],
+    top: Option<usize>,
+) -> Result<(), CliError> {
+    let logits = chain::logits_for(gguf, ids, split)
+        .map_err(|e| CliError::new(ErrorCode::ModelFile, format!("{file:?}: {e}")))?;
+    let mut ranked: Vec<(u32, f32)> = (0..).zip(chain::log_probs(&logits)).collect();
+    if let Some(top) = top {
+        // Ties go to the lower id, as greedy sampling has it.
+        ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        ranked.truncate(top);
+    }
+    if global.json {
+        let logprobs: Vec<_> = ranked.iter().map(|(id, value)| json!([id, value])).collect();
+        return data_line(&json!({ "ids": ids, "logprobs": logprobs }).to_string());
+    }
+    let tokenizer = Tokenizer::from_gguf(gguf).ok();
+    for (id, value) in ranked {
+        let piece = tokenizer.as_ref().and_then(|t| t.piece(id)).unwrap_or_default();
+        data_line(&format!("{id:>8}  {value:>10.5}  {piece:?}"))?;
+    }
+    Ok(())
+}

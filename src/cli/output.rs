@@ -1,0 +1,46 @@
+//! Writing to stdout and stderr. A closed pipe ends a command quietly, as it does for any filter.
+
+use std::io::{self, Write};
+
+use super::exit::{CliError, Exit};
+use quelea_wire::ErrorCode;
+
+/// Data, for the next program.
+pub(super) fn data(text: &str) -> Result<(), CliError> {
+    let mut stdout = io::stdout().lock();
+    check(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
+}
+
+/// Data, with a newline.
+pub(super) fn data_line(text: &str) -> Result<(), CliError> {
+    data(&format!("{text}\n"))
+}
+
+/// Words for people, on stderr. Nobody to read them is no error.
+pub(super) fn note(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+fn check(result: io::Result<()>) -> Result<(), CliError> {
+    result.map_err(|error| {
+        let code =
+            if error.kind() == io::ErrorKind::StorageFull { ErrorCode::StorageFull } else { ErrorCode::Internal };
+        CliError::new(code, format!("cannot write to stdout: {error}")).exit(Exit::Failed)
+    })
+}
+
+/// Makes text from a model or a peer safe for a terminal: control characters other than line breaks and tabs are shown
+/// as U+FFFD, so that no escape sequence gets through.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escape_sequences_do_not_get_through() {
+        assert_eq!(printable("a\x1b[2Jb\n\tc\r"), "a\u{fffd}[2Jb\n\tc\u{fffd}");
+    }
+}

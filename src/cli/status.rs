@@ -1,0 +1,74 @@
+//! `quelea id` and `quelea status`.
+
+use std::process::ExitCode;
+
+use comfy_table::{Table, presets};
+use serde_json::Value;
+
+use super::{
+    args::Global,
+    client::Daemon,
+    exit::CliError,
+    infer::short,
+    output::{data_line, printable},
+};
+
+pub(super) async fn id(global: &Global) -> Result<ExitCode, CliError> {
+    let answer = Daemon::find(global)?.get("/api/v1/id").await?;
+    if global.json {
+        data_line(&answer.to_string())?;
+    } else {
+        data_line(text(&answer["peer_id"]))?;
+        for addr in list(&answer["addresses"]) {
+            data_line(text(addr))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn status(global: &Global) -> Result<ExitCode, CliError> {
+    let answer = Daemon::find(global)?.get("/api/v1/status").await?;
+    if global.json {
+        data_line(&answer.to_string())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    data_line(&format!("peer id   {}", text(&answer["peer_id"])))?;
+    data_line(&format!("health    {}", text(&answer["health"]["status"])))?;
+    for addr in list(&answer["addresses"]) {
+        data_line(&format!("listen    {}", text(addr)))?;
+    }
+    for served in list(&answer["serves"]) {
+        data_line(&format!(
+            "serving   layers {} of {} ({}), {} session(s), {} of {} KV pages free",
+            text(&served["layers"]),
+            text(&served["name"]),
+            text(&served["model"]).get(..12).unwrap_or_default(),
+            served["sessions"],
+            served["kv_pages_free"],
+            served["kv_pages_total"]
+        ))?;
+    }
+    let peers = list(&answer["peers"]);
+    if peers.is_empty() {
+        return data_line("peers     none connected").map(|()| ExitCode::SUCCESS);
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["PEER", "AGENT", "RTT", "ADDRESS", "UP"]);
+    for peer in peers {
+        let rtt = peer["rtt_s"].as_f64().map_or_else(|| "-".into(), |s| format!("{:.1}ms", s * 1e3));
+        let addr = list(&peer["addresses"]).first().map_or("-", |addr| text(addr));
+        let up = format!("{:.0}s", peer["connected_s"].as_f64().unwrap_or(0.0));
+        let agent = printable(peer["agent"].as_str().unwrap_or("-"));
+        table.add_row([short(text(&peer["peer_id"])), agent, rtt, addr.to_owned(), up]);
+    }
+    data_line(&table.to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}

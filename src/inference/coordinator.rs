@@ -1,0 +1,411 @@
+//! One session over a chain of peers, from the side that asked for it.
+//!
+//! The coordinator opens the session at every stage over control streams, sends rows to the first, and takes results
+//! from the last. Whatever goes wrong ends in an error that names the peer and its layers, within the step's deadline:
+//! a stage's own fault, a lost stream, a hop that does not acknowledge, or silence, which is probed before the deadline
+//! so that the silent peer can be named.
+
+use std::{sync::Arc, time::Duration};
+
+use libp2p::PeerId;
+use quelea_shard::{
+    frame::{Cancel, Close, Frame, Open, Probe, SessionId, State, StreamKind, Totals},
+    link::{Batch, DataSender, LinkEnd},
+    reassembly::Expect,
+};
+use quelea_wire::{ErrorCode, ModelId, Profile};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    chain::Hop,
+    links::{Control, EVENTS, FromStage},
+    plane::{Plane, RESULTS},
+    types::{HopReport, InferError, RouteHop},
+};
+
+/// Chunks of a prompt that may be on their way through the chain at once: enough to keep four stages busy.
+const WINDOW: u32 = 4;
+
+/// How long all stages may take to accept a session: a connection and a stream to the next peer, each.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// How long stages may take to say what they did, at the end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The part of a step's time that is kept for finding out who is silent: a quarter, at most a second.
+const PROBE_SHARE: u32 = 4;
+const PROBE_MAX: Duration = Duration::from_secs(1);
+
+/// What a session is opened with.
+pub(crate) struct SessionSpec {
+    pub(crate) model: ModelId,
+    pub(crate) profile: Profile,
+    pub(crate) width: u32,
+    pub(crate) max_rows: u32,
+    pub(crate) step_timeout: Duration,
+}
+
+/// One stage, as the coordinator sees it.
+struct Stage {
+    hop: Hop,
+    control: Control,
+    totals: Option<Totals>,
+}
+
+/// A session over a chain. Dropping it cancels the session at every stage.
+pub(crate) struct ChainSession {
+    plane: Arc<Plane>,
+    id: SessionId,
+    epoch: u32,
+    spec: SessionSpec,
+    stages: Vec<Stage>,
+    decode: DataSender,
+    bulk: DataSender,
+    results: mpsc::Receiver<Batch>,
+    events: mpsc::Receiver<(PeerId, FromStage)>,
+    next_seq: u32,
+    in_flight: u32,
+    last: Vec<f32>,
+    closed: bool,
+}
+
+impl ChainSession {
+    /// Opens a session at every stage of `hops`.
+    pub(crate) async fn open(plane: Arc<Plane>, hops: Vec<Hop>, spec: SessionSpec) -> Result<Self, InferError> {
+        let local = plane.handle.local();
+        let id = SessionId(rand::random());
+        let epoch = 1;
+        let (first, last) = match (hops.first(), hops.last()) {
+            (Some(first), Some(last)) => (first.clone(), last.peer),
+            _ => return Err(InferError::new(ErrorCode::NoRoute, "the chain is empty")),
+        };
+        let deadline = Instant::now() + OPEN_TIMEOUT;
+        let (to_session, events) = mpsc::channel(EVENTS);
+        let mut stages = Vec::with_capacity(hops.len());
+        for hop in hops {
+            let control = timeout_at(deadline, plane.links.control(&plane, hop.peer, &hop.addrs))
+                .await
+                .map_err(|_| unreachable_hop(&hop, "it does not answer"))?
+                .map_err(|e| unreachable_hop(&hop, &e.to_string()))?;
+            control.subscribe(id, to_session.clone());
+            stages.push(Stage { hop, control, totals: None });
+        }
+        let (to_results, results) = mpsc::channel(RESULTS);
+        let expect = Expect { width: spec.width, max_rows: spec.max_rows };
+        plane.await_results(last, id, epoch, expect, to_results);
+        let links = async {
+            let decode = plane.links.data(&plane, first.peer, StreamKind::Decode, &first.addrs).await?;
+            let bulk = plane.links.data(&plane, first.peer, StreamKind::Bulk, &first.addrs).await?;
+            Ok::<_, super::links::LinkError>((decode, bulk))
+        };
+        let links = timeout_at(deadline, links).await;
+        let failed = |why: &str| {
+            plane.forget_results(last, id);
+            for stage in &stages {
+                stage.control.unsubscribe(&id);
+            }
+            Err(unreachable_hop(&first, why))
+        };
+        let (decode, bulk) = match links {
+            Ok(Ok(links)) => links,
+            Ok(Err(error)) => return failed(&error.to_string()),
+            Err(_) => return failed("it does not answer"),
+        };
+        let mut session = Self {
+            plane,
+            id,
+            epoch,
+            spec,
+            stages,
+            decode,
+            bulk,
+            results,
+            events,
+            next_seq: 0,
+            in_flight: 0,
+            last: Vec::new(),
+            closed: false,
+        };
+        session.send_opens(local)?;
+        session.accepted(deadline).await?;
+        Ok(session)
+    }
+
+    /// The route, for people.
+    pub(crate) fn route(&self) -> Vec<RouteHop> {
+        self.stages
+            .iter()
+            .map(|stage| RouteHop {
+                peer: stage.hop.peer.to_string(),
+                layers: stage.hop.span.to_string(),
+                rtt_ms: stage.hop.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
+            })
+            .collect()
+    }
+
+    pub(crate) fn profile(&self) -> Profile {
+        self.spec.profile
+    }
+
+    fn send_opens(&self, local: PeerId) -> Result<(), InferError> {
+        let millis = |d: Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
+        for (i, stage) in self.stages.iter().enumerate() {
+            let prev = i.checked_sub(1).map_or(local, |i| self.stages[i].hop.peer);
+            let (next, next_addrs) = match self.stages.get(i + 1) {
+                Some(next) => (next.hop.peer, next.hop.addrs.clone()),
+                None => (local, Vec::new()),
+            };
+            let open = Open {
+                session: self.id,
+                epoch: self.epoch,
+                model: self.spec.model,
+                profile: self.spec.profile,
+                span: stage.hop.span,
+                width: self.spec.width,
+                max_rows: self.spec.max_rows,
+                // A chunk may wait for all others in the window before its own turn comes.
+                step_deadline_ms: millis(self.spec.step_timeout.saturating_mul(WINDOW + 1)),
+                idle_ms: millis(self.spec.step_timeout.saturating_mul(2)),
+                prev,
+                next,
+                next_addrs,
+            };
+            stage.control.sender.send(open).map_err(|e| lost_hop(&stage.hop, &e.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until every stage has accepted.
+    async fn accepted(&mut self, deadline: Instant) -> Result<(), InferError> {
+        let mut waiting: Vec<PeerId> = self.stages.iter().map(|stage| stage.hop.peer).collect();
+        while let Some(&silent) = waiting.first() {
+            let event = timeout_at(deadline, self.events.recv()).await;
+            match event {
+                Ok(Some((peer, FromStage::Frame(frame)))) if matches!(*frame, Frame::Accept(_)) => {
+                    waiting.retain(|p| *p != peer);
+                }
+                Ok(Some((peer, event))) => self.event(peer, event)?,
+                Ok(None) => return Err(InferError::new(ErrorCode::Internal, "the session's events have ended")),
+                Err(_) => return Err(self.about(silent, ErrorCode::HopSilent, "does not accept the session")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a chunk of the prompt; waits only while the window is full.
+    pub(crate) async fn push_chunk(&mut self, rows: Vec<f32>, pos: u32) -> Result<(), InferError> {
+        while self.in_flight >= WINDOW {
+            self.result().await?;
+        }
+        let deadline = Instant::now() + self.spec.step_timeout.saturating_mul(self.in_flight + 1);
+        self.send(StreamKind::Bulk, rows, pos, deadline)
+    }
+
+    /// Waits for all chunks; the last row of the prompt.
+    pub(crate) async fn end_of_prefill(&mut self) -> Result<Vec<f32>, InferError> {
+        while self.in_flight > 0 {
+            self.result().await?;
+        }
+        Ok(std::mem::take(&mut self.last))
+    }
+
+    /// Runs one row through the chain.
+    pub(crate) async fn decode(&mut self, row: Vec<f32>, pos: u32) -> Result<Vec<f32>, InferError> {
+        self.send(StreamKind::Decode, row, pos, Instant::now() + self.spec.step_timeout)?;
+        self.result().await?;
+        Ok(std::mem::take(&mut self.last))
+    }
+
+    fn send(&mut self, kind: StreamKind, data: Vec<f32>, pos: u32, deadline: Instant) -> Result<(), InferError> {
+        let width = usize::try_from(self.spec.width).unwrap_or(usize::MAX).max(1);
+        let rows = u16::try_from(data.len() / width).unwrap_or(u16::MAX);
+        let batch = Batch {
+            session: self.id,
+            epoch: self.epoch,
+            seq: self.next_seq,
+            pos,
+            rows,
+            last_row_only: true,
+            deadline,
+            data,
+        };
+        let link = if kind == StreamKind::Decode { &self.decode } else { &self.bulk };
+        link.send(batch).map_err(|error| {
+            let why = link.end().map_or_else(|| error.to_string(), |end| end.to_string());
+            lost_hop(&self.stages[0].hop, &why)
+        })?;
+        self.next_seq += 1;
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    /// Waits for the next result, and keeps its row.
+    async fn result(&mut self) -> Result<(), InferError> {
+        let limit = self.spec.step_timeout;
+        let probe_at = Instant::now() + limit.saturating_sub((limit / PROBE_SHARE).min(PROBE_MAX));
+        loop {
+            tokio::select! {
+                batch = self.results.recv() => {
+                    let Some(batch) = batch else {
+                        return Err(InferError::new(ErrorCode::Internal, "the session's results have ended"));
+                    };
+                    self.in_flight = self.in_flight.saturating_sub(1);
+                    self.last = batch.data;
+                    return Ok(());
+                }
+                Some((peer, event)) = self.events.recv() => self.event(peer, event)?,
+                end = self.decode.ended() => return Err(self.first_hop_lost(&end)),
+                end = self.bulk.ended() => return Err(self.first_hop_lost(&end)),
+                () = tokio::time::sleep_until(probe_at) => return Err(self.find_silent(limit).await),
+            }
+        }
+    }
+
+    /// Something a stage said while rows were expected.
+    fn event(&mut self, peer: PeerId, event: FromStage) -> Result<(), InferError> {
+        let frame = match event {
+            FromStage::Frame(frame) => *frame,
+            FromStage::Lost(end) => return Err(self.about(peer, ErrorCode::HopLost, &format!("is gone: {end}"))),
+        };
+        match frame {
+            Frame::Fault(fault) => {
+                let detail = with_detail(fault.code.meaning(), &fault.detail);
+                match fault.about {
+                    Some(about) if about != peer => {
+                        let from = self.name(peer);
+                        Err(self.about(about, fault.code, &format!("is lost to {from}: {detail}")))
+                    }
+                    _ => Err(self.about(peer, fault.code, &format!("reports: {detail}"))),
+                }
+            }
+            Frame::Refuse(refuse) => {
+                let detail = with_detail(refuse.code.meaning(), &refuse.detail);
+                Err(self.about(peer, refuse.code, &format!("refuses the session: {detail}")))
+            }
+            Frame::Closed(closed) => {
+                if let Some(stage) = self.stages.iter_mut().find(|stage| stage.hop.peer == peer) {
+                    stage.totals = Some(closed.totals);
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// No result came. Asks every stage how it stands; the first in the chain that does not answer, or that holds
+    /// rows back, is the one to name.
+    async fn find_silent(&mut self, limit: Duration) -> InferError {
+        let deadline = Instant::now() + (limit / PROBE_SHARE).min(PROBE_MAX);
+        for stage in &self.stages {
+            // A queue that is full or closed shows as silence below.
+            let _ = stage.control.sender.send(Probe { session: self.id, epoch: self.epoch });
+        }
+        let mut states: Vec<(PeerId, State)> = Vec::new();
+        while states.len() < self.stages.len() {
+            match timeout_at(deadline, self.events.recv()).await {
+                Ok(Some((peer, event))) => {
+                    if let FromStage::Frame(frame) = &event
+                        && let Frame::State(state) = &**frame
+                    {
+                        states.push((peer, *state));
+                    } else if let Err(error) = self.event(peer, event) {
+                        return error;
+                    }
+                }
+                Ok(None) | Err(_) => break,
+            }
+        }
+        let waited = format!("within {:.1} s", limit.as_secs_f64());
+        for stage in &self.stages {
+            let peer = stage.hop.peer;
+            let Some((_, state)) = states.iter().find(|(from, _)| *from == peer) else {
+                return self.about(peer, ErrorCode::HopSilent, &format!("does not answer {waited}"));
+            };
+            if state.totals.rows_in > state.totals.rows_out {
+                return self.about(peer, ErrorCode::DeadlineExceeded, &format!("has not computed its rows {waited}"));
+            }
+        }
+        let last = self.stages.last().map_or_else(String::new, |stage| self.name(stage.hop.peer));
+        InferError::new(ErrorCode::DeadlineExceeded, format!("no result came back from {last} {waited}"))
+    }
+
+    fn first_hop_lost(&self, end: &LinkEnd) -> InferError {
+        let code = end.code().unwrap_or(ErrorCode::HopLost);
+        let mut error = lost_hop(&self.stages[0].hop, &end.to_string());
+        error.code = code.to_string();
+        error
+    }
+
+    /// An error about `peer`, naming the layers it has in this chain.
+    fn about(&self, peer: PeerId, code: ErrorCode, what: &str) -> InferError {
+        InferError::new(code, format!("{} {what}", self.name(peer)))
+    }
+
+    fn name(&self, peer: PeerId) -> String {
+        match self.stages.iter().find(|stage| stage.hop.peer == peer) {
+            Some(stage) => format!("peer {peer} (layers {})", stage.hop.span),
+            None => format!("peer {peer}"),
+        }
+    }
+
+    /// Closes the session in order; who did what.
+    pub(crate) async fn finish(&mut self) -> Vec<HopReport> {
+        self.closed = true;
+        for stage in &self.stages {
+            let _ = stage.control.sender.send(Close { session: self.id, epoch: self.epoch });
+        }
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
+        while self.stages.iter().any(|stage| stage.totals.is_none()) {
+            match timeout_at(deadline, self.events.recv()).await {
+                // The answer is complete; a stage that is lost now only misses in the report.
+                Ok(Some((peer, event))) => drop(self.event(peer, event)),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        self.stages.iter().map(report).collect()
+    }
+}
+
+impl Drop for ChainSession {
+    fn drop(&mut self) {
+        if let Some(last) = self.stages.last() {
+            self.plane.forget_results(last.hop.peer, self.id);
+        }
+        for stage in &self.stages {
+            stage.control.unsubscribe(&self.id);
+            if !self.closed {
+                let cancel = Cancel { session: self.id, epoch: self.epoch, code: ErrorCode::Cancelled };
+                let _ = stage.control.sender.send(cancel);
+            }
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "microseconds and rows of one session, for people")]
+fn report(stage: &Stage) -> HopReport {
+    let totals = stage.totals.unwrap_or_default();
+    let per_row = |us: u64| us as f64 / 1e3 / totals.rows_out.max(1) as f64;
+    HopReport {
+        peer: stage.hop.peer.to_string(),
+        layers: stage.hop.span.to_string(),
+        rows: totals.rows_out,
+        compute_ms_per_row: per_row(totals.compute_us),
+        queue_ms_per_row: per_row(totals.queue_us),
+        hop_ms: (totals.hop_us > 0).then_some(totals.hop_us as f64 / 1e3),
+    }
+}
+
+fn with_detail(meaning: &str, detail: &str) -> String {
+    if detail.is_empty() { meaning.into() } else { format!("{meaning} ({detail})") }
+}
+
+fn unreachable_hop(hop: &Hop, why: &str) -> InferError {
+    InferError::new(ErrorCode::DialFailed, format!("peer {} (layers {}) cannot be reached: {why}", hop.peer, hop.span))
+}
+
+fn lost_hop(hop: &Hop, why: &str) -> InferError {
+    InferError::new(ErrorCode::HopLost, format!("peer {} (layers {}) is lost: {why}", hop.peer, hop.span))
+}

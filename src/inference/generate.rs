@@ -1,0 +1,173 @@
+//! From a prompt to text: tokenise, embed, run the layers wherever they are, pick a token, repeat.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use quelea_engine::{
+    PREFILL_CHUNK,
+    sampler::{Sampler, SamplerConfig},
+    template::Message,
+    tokenizer::EncodeOptions,
+};
+use quelea_wire::ErrorCode;
+use tokio::sync::mpsc;
+
+use super::{
+    models::Ends,
+    pipeline::Pipeline,
+    types::{FinishReason, InferError, InferEvent, InferRequest, PromptForm, Summary},
+};
+
+/// For how long a caller may leave events unread before the request is cancelled for it.
+const SLOW_CALLER: Duration = Duration::from_secs(60);
+
+/// The prompt's token ids, as the request's form says.
+pub(crate) fn prompt_ids(ends: &Ends, request: &InferRequest) -> Result<Vec<u32>, InferError> {
+    let usage = |message: &str| InferError::new(ErrorCode::Usage, message);
+    let chat = match (request.form, &ends.template) {
+        (PromptForm::Raw, _) | (PromptForm::Auto, None) => None,
+        (PromptForm::Auto | PromptForm::Chat, Some(template)) => Some(template),
+        (PromptForm::Chat, None) => return Err(usage("this model has no chat template; ask with --raw")),
+    };
+    let ids = if let Some(template) = chat {
+        let mut messages = Vec::new();
+        messages.extend(request.system.as_deref().map(|text| Message::new("system", text)));
+        messages.push(Message::new("user", request.prompt.as_str()));
+        let text = template
+            .render(&messages, true, &serde_json::Map::new())
+            .map_err(|e| InferError::new(ErrorCode::ModelFile, format!("the model's chat template fails: {e}")))?;
+        // Templates write BOS themselves where the model wants one.
+        ends.tokenizer.encode(&text, EncodeOptions { parse_special: true, add_bos: false })
+    } else {
+        if request.system.is_some() {
+            return Err(usage("a system message needs a chat template, and this prompt is given as it is"));
+        }
+        let options = EncodeOptions { parse_special: true, add_bos: ends.tokenizer.defaults().add_bos };
+        ends.tokenizer.encode(&request.prompt, options)
+    };
+    let context = ends.stage.hparams().context_length;
+    if ids.is_empty() {
+        Err(usage("the prompt is empty"))
+    } else if ids.len() >= context {
+        let message = format!("the prompt has {} tokens, but the model's context holds {context}", ids.len());
+        Err(InferError::new(ErrorCode::ContextFull, message))
+    } else {
+        Ok(ids)
+    }
+}
+
+/// Rows that a session for this request needs at most.
+pub(crate) fn max_rows(ends: &Ends, request: &InferRequest, prompt: usize) -> u32 {
+    let wanted = prompt.saturating_add(usize::try_from(request.max_tokens).unwrap_or(usize::MAX));
+    u32::try_from(wanted.min(ends.stage.hparams().context_length)).unwrap_or(u32::MAX)
+}
+
+/// Answers one request over an open pipeline.
+///
+/// Every token leaves as an event as soon as it is drawn. When the receiver of the events is gone, the request ends
+/// with [`ErrorCode::Cancelled`].
+pub(crate) async fn generate(
+    ends: &Arc<Ends>,
+    pipeline: &mut Pipeline,
+    request: &InferRequest,
+    prompt: &[u32],
+    events: &mpsc::Sender<InferEvent>,
+    started: Instant,
+) -> Result<Summary, InferError> {
+    let mut sampler = Sampler::new(SamplerConfig {
+        temperature: request.temperature,
+        top_k: request.top_k,
+        top_p: request.top_p,
+        seed: request.seed,
+    });
+    let eos = ends.tokenizer.eos_ids();
+    let limit = usize::try_from(max_rows(ends, request, prompt.len())).unwrap_or(usize::MAX);
+    let mut decoder = ends.tokenizer.decoder();
+    let mut text = String::new();
+    let mut ids = Vec::new();
+    let mut first_token = None;
+
+    let prefill_started = Instant::now();
+    let mut row = prefill(ends, pipeline, prompt).await?;
+    let prompt_time = prefill_started.elapsed();
+    let finish_reason = loop {
+        let id = pick(ends, &mut sampler, row).await?;
+        let first_at = *first_token.get_or_insert_with(Instant::now);
+        let _ = first_at;
+        if eos.contains(&id) && !request.ignore_eos {
+            break FinishReason::Stop;
+        }
+        ids.push(id);
+        let piece = decoder.push(id);
+        text.push_str(&piece);
+        send(events, InferEvent::Text { text: piece, id }).await?;
+        if prompt.len() + ids.len() >= limit || ids.len() >= usize::try_from(request.max_tokens).unwrap_or(usize::MAX) {
+            break FinishReason::Length;
+        }
+        let pos = u32::try_from(prompt.len() + ids.len() - 1).unwrap_or(u32::MAX);
+        let embedded = ends.stage.embed(&[id]).map_err(|e| engine(&e))?;
+        row = pipeline.decode(embedded, pos).await?;
+    };
+    let rest = decoder.finish();
+    if !rest.is_empty() {
+        text.push_str(&rest);
+        send(events, InferEvent::Text { text: rest, id: ids.last().copied().unwrap_or_default() }).await?;
+    }
+
+    let total = started.elapsed();
+    let ttft = first_token.map_or(total, |at| at.duration_since(started));
+    let after_first = total.saturating_sub(ttft).as_secs_f64();
+    let later_tokens = ids.len().saturating_sub(1);
+    Ok(Summary {
+        model: ends.file.id.to_string(),
+        profile: pipeline.profile().to_string(),
+        text,
+        prompt_ids: prompt.to_vec(),
+        finish_reason,
+        hops: pipeline.finish().await,
+        ttft_s: ttft.as_secs_f64(),
+        total_s: total.as_secs_f64(),
+        tokens_per_s: (later_tokens > 0 && after_first > 0.0).then(|| count(later_tokens) / after_first),
+        prompt_tokens_per_s: count(prompt.len()) / prompt_time.as_secs_f64().max(1e-9),
+        ids,
+    })
+}
+
+/// Runs the prompt in chunks of [`PREFILL_CHUNK`]; returns the last row.
+async fn prefill(ends: &Arc<Ends>, pipeline: &mut Pipeline, prompt: &[u32]) -> Result<Vec<f32>, InferError> {
+    let mut pos = 0;
+    for chunk in prompt.chunks(PREFILL_CHUNK) {
+        let rows = ends.stage.embed(chunk).map_err(|e| engine(&e))?;
+        pipeline.push_chunk(rows, u32::try_from(pos).unwrap_or(u32::MAX)).await?;
+        pos += chunk.len();
+    }
+    pipeline.end_of_prefill().await
+}
+
+/// The head and the draw. The head of a large model takes milliseconds, so it runs off the async threads.
+async fn pick(ends: &Arc<Ends>, sampler: &mut Sampler, row: Vec<f32>) -> Result<u32, InferError> {
+    let ends = ends.clone();
+    let logits = tokio::task::spawn_blocking(move || ends.stage.logits(&row))
+        .await
+        .map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?
+        .map_err(|e| engine(&e))?;
+    sampler.sample(&logits).map_err(|e| InferError::new(ErrorCode::EngineFailed, e.to_string()))
+}
+
+async fn send(events: &mpsc::Sender<InferEvent>, event: InferEvent) -> Result<(), InferError> {
+    events
+        .send_timeout(event, SLOW_CALLER)
+        .await
+        .map_err(|_| InferError::new(ErrorCode::Cancelled, "the caller has gone away"))
+}
+
+pub(crate) fn engine(error: &quelea_engine::StageError) -> InferError {
+    InferError::new(ErrorCode::EngineFailed, error.to_string())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a count of tokens for a rate that is shown")]
+fn count(n: usize) -> f64 {
+    n as f64
+}

@@ -1,0 +1,223 @@
+//! Outgoing shard links, one per neighbour and kind, shared by all sessions.
+//!
+//! A link is opened when first asked for and kept while it is used. When it ends, whoever uses it is told by its own
+//! clone; the next request for it opens a new one.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use libp2p::{Multiaddr, PeerId};
+use quelea_shard::{
+    frame::{Frame, SessionId, StreamKind},
+    link::{ControlLink, ControlReceiver, ControlSender, DataSender, LinkEnd, Role, SenderConfig},
+    protocol::{self, HandshakeError},
+};
+use tokio::sync::mpsc;
+use tokio_util::compat::TokioAsyncReadCompatExt;
+
+use super::plane::Plane;
+use crate::swarm::{ConnectError, OpenStreamError};
+
+/// A link that nobody asked for in so long is closed once its sessions are done with it.
+const UNUSED: Duration = Duration::from_secs(120);
+
+/// Links kept at once: two per neighbour and a control stream, for as many peers as the node may be connected to.
+const MAX_LINKS: usize = 768;
+
+/// Bytes in flight inside the process, when a node is its own neighbour.
+const LOOP_BUFFER: usize = 128 * 1024;
+
+/// Frames that one session may have unread from one stage. A stage answers each question once, and faults once.
+pub(super) const EVENTS: usize = 64;
+
+/// Why there is no link.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum LinkError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Stream(#[from] OpenStreamError),
+    #[error("{0}")]
+    Handshake(#[from] HandshakeError),
+    #[error("too many links are open")]
+    Full,
+}
+
+/// What a stage tells the coordinator of one session, or what became of it.
+#[derive(Debug)]
+pub(super) enum FromStage {
+    Frame(Box<Frame>),
+    Lost(LinkEnd),
+}
+
+/// Who listens to the sessions on one control stream.
+type Listeners = Arc<Mutex<HashMap<SessionId, mpsc::Sender<(PeerId, FromStage)>>>>;
+
+/// The coordinator's control stream to one stage.
+#[derive(Clone)]
+pub(super) struct Control {
+    pub(super) sender: ControlSender,
+    sessions: Listeners,
+}
+
+impl Control {
+    /// From now on frames of `session` go to `to`.
+    pub(super) fn subscribe(&self, session: SessionId, to: mpsc::Sender<(PeerId, FromStage)>) {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).insert(session, to);
+    }
+
+    /// Nobody listens to `session` any more.
+    pub(super) fn unsubscribe(&self, session: &SessionId) {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(session);
+    }
+}
+
+/// A kept link and when it was last asked for. The lock is held while it is being opened, so that two sessions that
+/// want it at once share one.
+struct Slot<T> {
+    link: Arc<tokio::sync::Mutex<Option<T>>>,
+    used: Instant,
+}
+
+type Slots<K, T> = Mutex<HashMap<K, Slot<T>>>;
+
+/// All outgoing links of this node.
+#[derive(Default)]
+pub(super) struct Links {
+    data: Slots<(PeerId, StreamKind), DataSender>,
+    control: Slots<PeerId, Control>,
+}
+
+impl Links {
+    /// The data link to `peer`, opened if need be.
+    pub(super) async fn data(
+        &self,
+        plane: &Arc<Plane>,
+        peer: PeerId,
+        kind: StreamKind,
+        addrs: &[Multiaddr],
+    ) -> Result<DataSender, LinkError> {
+        let slot = slot(&self.data, (peer, kind))?;
+        let mut link = slot.lock().await;
+        if let Some(sender) = link.as_ref().filter(|sender| sender.end().is_none()) {
+            return Ok(sender.clone());
+        }
+        let sender = open_data(plane, peer, kind, addrs).await?;
+        *link = Some(sender.clone());
+        Ok(sender)
+    }
+
+    /// The control link to the stage at `peer`, opened if need be.
+    pub(super) async fn control(
+        &self,
+        plane: &Arc<Plane>,
+        peer: PeerId,
+        addrs: &[Multiaddr],
+    ) -> Result<Control, LinkError> {
+        let slot = slot(&self.control, peer)?;
+        let mut link = slot.lock().await;
+        if let Some(control) = link.as_ref().filter(|control| control.sender.end().is_none()) {
+            return Ok(control.clone());
+        }
+        let (sender, receiver) = open_control(plane, peer, addrs).await?;
+        let control = Control { sender, sessions: Arc::default() };
+        *link = Some(control.clone());
+        tokio::spawn(route_frames(peer, receiver, control.sessions.clone()));
+        Ok(control)
+    }
+
+    /// Lets go of links that have ended or that nobody asked for lately. Sessions that use one keep it alive.
+    pub(super) fn sweep(&self) {
+        sweep(&self.data, |sender| sender.end().is_some());
+        sweep(&self.control, |control| control.sender.end().is_some());
+    }
+}
+
+fn slot<K: std::hash::Hash + Eq, T>(
+    slots: &Slots<K, T>,
+    key: K,
+) -> Result<Arc<tokio::sync::Mutex<Option<T>>>, LinkError> {
+    let mut slots = slots.lock().unwrap_or_else(PoisonError::into_inner);
+    if !slots.contains_key(&key) && slots.len() >= MAX_LINKS {
+        return Err(LinkError::Full);
+    }
+    let slot = slots.entry(key).or_insert_with(|| Slot { link: Arc::default(), used: Instant::now() });
+    slot.used = Instant::now();
+    Ok(slot.link.clone())
+}
+
+fn sweep<K, T>(slots: &Slots<K, T>, ended: impl Fn(&T) -> bool) {
+    let mut slots = slots.lock().unwrap_or_else(PoisonError::into_inner);
+    // A slot that is locked is being opened, and so in use.
+    slots.retain(|_, slot| {
+        let over = slot.link.try_lock().is_ok_and(|link| link.as_ref().is_none_or(&ended));
+        !over && slot.used.elapsed() < UNUSED
+    });
+}
+
+async fn open_data(
+    plane: &Arc<Plane>,
+    peer: PeerId,
+    kind: StreamKind,
+    addrs: &[Multiaddr],
+) -> Result<DataSender, LinkError> {
+    if peer == plane.handle.local() {
+        return Ok(DataSender::spawn(protocol::initiate(loop_back(plane), kind).await?, SenderConfig::default()));
+    }
+    plane.handle.connect(peer, addrs.to_vec()).await?;
+    let stream = plane.handle.open_stream(peer).await?;
+    Ok(DataSender::spawn(protocol::initiate(stream, kind).await?, SenderConfig::default()))
+}
+
+async fn open_control(
+    plane: &Arc<Plane>,
+    peer: PeerId,
+    addrs: &[Multiaddr],
+) -> Result<(ControlSender, ControlReceiver), LinkError> {
+    if peer == plane.handle.local() {
+        let negotiated = protocol::initiate(loop_back(plane), StreamKind::Control).await?;
+        return Ok(ControlLink::spawn(negotiated, Role::Coordinator));
+    }
+    plane.handle.connect(peer, addrs.to_vec()).await?;
+    let stream = plane.handle.open_stream(peer).await?;
+    Ok(ControlLink::spawn(protocol::initiate(stream, StreamKind::Control).await?, Role::Coordinator))
+}
+
+/// A stream to ourselves: a node that asks may hold layers of the model, too.
+fn loop_back(plane: &Arc<Plane>) -> tokio_util::compat::Compat<tokio::io::DuplexStream> {
+    let (ours, theirs) = tokio::io::duplex(LOOP_BUFFER);
+    tokio::spawn(Plane::serve_stream(plane.clone(), plane.handle.local(), theirs.compat()));
+    ours.compat()
+}
+
+/// Hands frames to the session they belong to, and the link's end to all of them.
+async fn route_frames(peer: PeerId, mut receiver: ControlReceiver, sessions: Listeners) {
+    while let Some(frame) = receiver.recv().await {
+        let Some(session) = session_of(&frame) else { continue };
+        let to = sessions.lock().unwrap_or_else(PoisonError::into_inner).get(&session).cloned();
+        // A session that leaves 64 frames unread is stuck; its own deadline ends it.
+        if let Some(to) = to {
+            let _ = to.try_send((peer, FromStage::Frame(Box::new(frame))));
+        }
+    }
+    let end = receiver.ended().await;
+    let listeners: Vec<_> = sessions.lock().unwrap_or_else(PoisonError::into_inner).drain().collect();
+    for (_, to) in listeners {
+        let _ = to.try_send((peer, FromStage::Lost(end.clone())));
+    }
+}
+
+fn session_of(frame: &Frame) -> Option<SessionId> {
+    match frame {
+        Frame::Accept(f) => Some(f.session),
+        Frame::Refuse(f) => Some(f.session),
+        Frame::State(f) => Some(f.session),
+        Frame::Closed(f) => Some(f.session),
+        Frame::Fault(f) => Some(f.session),
+        _ => None,
+    }
+}

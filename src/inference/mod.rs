@@ -1,0 +1,147 @@
+//! Inference across peers: finding a chain, running a session over it as coordinator, and serving layers as a stage.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `types` | requests, events and errors, as people and programs see them |
+//! | `models` | model files that this node can ask about |
+//! | `discover`, `chain` | who holds what, and which of them to use |
+//! | `generate`, `pipeline` | prompt to text, wherever the layers run |
+//! | `coordinator` | one session over a chain, from the side that asks |
+//! | `plane`, `links`, `stage` | everything on shard streams: tasks, outgoing links, sessions served |
+//! | `serve` | layers this node serves, and their announcement |
+
+mod chain;
+mod coordinator;
+mod discover;
+mod generate;
+mod links;
+pub(crate) mod models;
+mod pipeline;
+pub(crate) mod plane;
+pub(crate) mod serve;
+mod stage;
+mod types;
+
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Instant,
+};
+
+use quelea_announce::SignedAnnouncement;
+use quelea_wire::{ErrorCode, ModelId};
+use tokio::sync::mpsc;
+
+pub use self::types::{
+    FinishReason, HopReport, InferError, InferEvent, InferRequest, PromptForm, Route, RouteHop, Summary,
+};
+use self::{
+    coordinator::{ChainSession, SessionSpec},
+    models::{Ends, Models},
+    pipeline::{LocalLayers, Pipeline},
+    plane::Plane,
+    serve::profile_of,
+};
+
+/// Events of one request that may be unread.
+pub(crate) const EVENT_QUEUE: usize = 64;
+
+/// Answers requests of this node's user.
+pub(crate) struct Asker {
+    pub(crate) models: Models,
+    pub(crate) plane: Arc<Plane>,
+    /// What this node announces itself, if it serves anything.
+    pub(crate) own: Arc<RwLock<Option<SignedAnnouncement>>>,
+}
+
+impl Asker {
+    /// Answers `request`. Everything that happens goes to `events`, the end included: exactly one `Done` or `Error`,
+    /// unless the receiver has gone, which cancels the request at every stage.
+    pub(crate) async fn infer(&self, request: InferRequest, events: mpsc::Sender<InferEvent>) {
+        let started = Instant::now();
+        let telemetry = &self.plane.telemetry;
+        let mut model = None;
+        let running = tokio::select! {
+            result = self.answer(&request, &events, started, &mut model) => result,
+            () = events.closed() => Err(InferError::new(ErrorCode::Cancelled, "the caller has gone away")),
+        };
+        let end = match running {
+            Ok(summary) => {
+                if let Some(model) = &model {
+                    telemetry.request_done(&request, model, &summary);
+                }
+                InferEvent::Done { summary: Box::new(summary) }
+            }
+            Err(error) => {
+                tracing::info!(%error, "request failed");
+                telemetry.request_failed(&request, model.as_ref(), &error, started.elapsed());
+                InferEvent::Error { error }
+            }
+        };
+        let _ = events.send(end).await;
+    }
+
+    async fn answer(
+        &self,
+        request: &InferRequest,
+        events: &mpsc::Sender<InferEvent>,
+        started: Instant,
+        model: &mut Option<ModelId>,
+    ) -> Result<Summary, InferError> {
+        let ends = self.models.ends(&request.model).await?;
+        *model = Some(ends.file.id);
+        let prompt = generate::prompt_ids(&ends, request)?;
+        let max_rows = generate::max_rows(&ends, request, prompt.len());
+        let mut pipeline = match request.route {
+            Route::Auto => self.open_chain(&ends, request, max_rows).await?,
+            Route::Local => {
+                let (ends, timeout) = (ends.clone(), request.step_timeout());
+                let local = tokio::task::spawn_blocking(move || LocalLayers::load(&ends, max_rows, timeout)).await;
+                let local = local.map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))??;
+                Pipeline::Local(Box::new(local))
+            }
+        };
+        let hops = match &pipeline {
+            Pipeline::Chain(chain) => chain.route(),
+            Pipeline::Local(_) => Vec::new(),
+        };
+        let route = InferEvent::Route { model: ends.file.id.to_string(), hops };
+        events.send(route).await.map_err(|_| InferError::new(ErrorCode::Cancelled, "the caller has gone away"))?;
+        generate::generate(&ends, &mut pipeline, request, &prompt, events, started).await
+    }
+
+    /// Finds a chain and opens a session over it.
+    async fn open_chain(
+        &self,
+        ends: &Arc<Ends>,
+        request: &InferRequest,
+        max_rows: u32,
+    ) -> Result<Pipeline, InferError> {
+        let own = self.own.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let (model, layers) = (ends.file.id, ends.file.layers());
+        let hops = discover::find_chain(&self.plane.handle, model, layers, own.as_ref()).await.map_err(|missing| {
+            let hint = match missing.missing.first() {
+                Some(span) => {
+                    format!("start a worker for them: quelea daemon --model FILE --layers {span} --bootstrap …")
+                }
+                None => "start a worker with a wider span".into(),
+            };
+            InferError::new(ErrorCode::NoRoute, format!("model {}: {missing}", model.short())).hint(hint)
+        })?;
+        let local = self.plane.handle.local();
+        if let [only] = hops.as_slice()
+            && only.peer == local
+            && let Some(served) = self.plane.served().into_iter().find(|s| s.file.id == model && s.span == only.span)
+        {
+            let local = LocalLayers::served(&served, ends, max_rows, request.step_timeout())?;
+            return Ok(Pipeline::Local(Box::new(local)));
+        }
+        let spec = SessionSpec {
+            model,
+            profile: profile_of(&ends.stage),
+            width: u32::try_from(ends.stage.hidden()).unwrap_or(u32::MAX),
+            max_rows,
+            step_timeout: request.step_timeout(),
+        };
+        Ok(Pipeline::Chain(Box::new(ChainSession::open(self.plane.clone(), hops, spec).await?)))
+    }
+}

@@ -1,0 +1,256 @@
+//! A request for text, the events it produces, and how it can fail: the same over the API, the CLI and the library.
+
+use std::time::Duration;
+
+use quelea_wire::ErrorCode;
+use serde::{Deserialize, Serialize};
+
+/// How the prompt is given to the model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PromptForm {
+    /// As a user's message when the model has a chat template, else as it is.
+    #[default]
+    Auto,
+    /// As a user's message.
+    Chat,
+    /// As it is.
+    Raw,
+}
+
+/// Where the layers are run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Route {
+    /// By the peers that hold them.
+    #[default]
+    Auto,
+    /// All of them here.
+    Local,
+}
+
+/// What to ask, and how to draw the answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InferRequest {
+    /// `demo`, the path of a GGUF file on this machine, or a model id of 64 hex digits.
+    pub model: String,
+    /// The prompt.
+    pub prompt: String,
+    /// How the prompt is given to the model.
+    #[serde(default)]
+    pub form: PromptForm,
+    /// A system message before the prompt; needs a chat template.
+    #[serde(default)]
+    pub system: Option<String>,
+    /// Most tokens to answer with.
+    #[serde(default = "default_max_tokens")]
+    pub max_tokens: u32,
+    /// 0 takes the likeliest token each time.
+    #[serde(default)]
+    pub temperature: f32,
+    /// Draw among this many likeliest tokens; 0 for all.
+    #[serde(default)]
+    pub top_k: usize,
+    /// Draw among the likeliest tokens that together have this probability.
+    #[serde(default = "default_top_p")]
+    pub top_p: f32,
+    /// Seed of the draws.
+    #[serde(default)]
+    pub seed: u64,
+    /// Go on after an end-of-text token.
+    #[serde(default)]
+    pub ignore_eos: bool,
+    /// Milliseconds that one step may take: a token, or a chunk of the prompt.
+    #[serde(default = "default_step_timeout_ms")]
+    pub step_timeout_ms: u64,
+    /// Where the layers are run.
+    #[serde(default)]
+    pub route: Route,
+}
+
+fn default_max_tokens() -> u32 {
+    256
+}
+
+fn default_top_p() -> f32 {
+    1.0
+}
+
+fn default_step_timeout_ms() -> u64 {
+    10_000
+}
+
+impl InferRequest {
+    /// A greedy request for `prompt` to `model`, with everything else left at its default.
+    #[must_use]
+    pub fn new(model: impl Into<String>, prompt: impl Into<String>) -> Self {
+        Self {
+            model: model.into(),
+            prompt: prompt.into(),
+            form: PromptForm::Auto,
+            system: None,
+            max_tokens: default_max_tokens(),
+            temperature: 0.0,
+            top_k: 0,
+            top_p: default_top_p(),
+            seed: 0,
+            ignore_eos: false,
+            step_timeout_ms: default_step_timeout_ms(),
+            route: Route::Auto,
+        }
+    }
+
+    pub(crate) fn step_timeout(&self) -> Duration {
+        Duration::from_millis(self.step_timeout_ms.clamp(10, 3_600_000))
+    }
+}
+
+/// One stage of the route.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RouteHop {
+    /// The peer that runs the layers.
+    pub peer: String,
+    /// The layers, half-open: `0..8`.
+    pub layers: String,
+    /// Measured round trip to it, in milliseconds, when there is one.
+    pub rtt_ms: Option<f64>,
+}
+
+/// What one stage did for the request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HopReport {
+    /// The peer that ran the layers.
+    pub peer: String,
+    /// The layers, half-open.
+    pub layers: String,
+    /// Rows that it computed.
+    pub rows: u64,
+    /// Mean milliseconds of computing per row, by its own clock.
+    pub compute_ms_per_row: f64,
+    /// Mean milliseconds that a batch waited for the stage.
+    pub queue_ms_per_row: f64,
+    /// Mean milliseconds one way to the next hop, from acknowledgements; nothing when none was measured.
+    pub hop_ms: Option<f64>,
+}
+
+/// Why the answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// The model said that it was done.
+    Stop,
+    /// `max_tokens` or the model's context was reached.
+    Length,
+}
+
+/// What a finished request amounted to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The model's id.
+    pub model: String,
+    /// The numeric profile.
+    pub profile: String,
+    /// The whole answer.
+    pub text: String,
+    /// The prompt's token ids.
+    pub prompt_ids: Vec<u32>,
+    /// The answer's token ids, without the end-of-text token.
+    pub ids: Vec<u32>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Who did what, in the order of the layers; empty when everything ran here.
+    pub hops: Vec<HopReport>,
+    /// Seconds from the request to the first token.
+    pub ttft_s: f64,
+    /// Seconds from the request to the end.
+    pub total_s: f64,
+    /// Tokens per second after the first one; nothing when there was only one.
+    pub tokens_per_s: Option<f64>,
+    /// Prompt tokens per second.
+    pub prompt_tokens_per_s: f64,
+}
+
+/// Something that happened while answering.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum InferEvent {
+    /// The route is chosen and open.
+    Route {
+        /// The model's id.
+        model: String,
+        /// The stages in order; empty when everything runs here.
+        hops: Vec<RouteHop>,
+    },
+    /// More text. Always whole characters; may be empty while a character is incomplete.
+    Text {
+        /// The new text.
+        text: String,
+        /// The token it came from.
+        id: u32,
+    },
+    /// The end, when all went well.
+    Done {
+        /// Figures.
+        summary: Box<Summary>,
+    },
+    /// The end, when something failed.
+    Error {
+        /// What.
+        error: InferError,
+    },
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message} [{code}]")]
+pub struct InferError {
+    /// `QUE-nnnn`.
+    pub code: String,
+    /// What happened, with the peer and the layers where one is to blame.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Whether the same request may succeed later.
+    pub retryable: bool,
+}
+
+impl InferError {
+    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code: code.to_string(), message: message.into(), hint: None, retryable: code.retryable() }
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The code as a value.
+    pub(crate) fn error_code(&self) -> ErrorCode {
+        self.code.strip_prefix("QUE-").and_then(|n| n.parse().ok()).map_or(ErrorCode::Internal, ErrorCode::from_u16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_keep_their_code_through_json() {
+        let error = InferError::new(ErrorCode::NoRoute, "short of layers 2..4").hint("start a worker");
+        let json = serde_json::to_string(&InferEvent::Error { error: error.clone() }).unwrap();
+        let InferEvent::Error { error: back } = serde_json::from_str(&json).unwrap() else { panic!("{json}") };
+        assert_eq!(back, error);
+        assert_eq!(back.error_code(), ErrorCode::NoRoute);
+        assert!(back.retryable);
+    }
+
+    #[test]
+    fn a_request_needs_only_model_and_prompt_and_refuses_unknown_fields() {
+        let request: InferRequest = serde_json::from_str(r#"{"model":"demo","prompt":"hi"}"#).unwrap();
+        assert_eq!(request, InferRequest::new("demo", "hi"));
+        assert!(serde_json::from_str::<InferRequest>(r#"{"model":"demo","prompt":"hi","max_token":1}"#).is_err());
+    }
+}

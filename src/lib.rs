@@ -1,0 +1,35 @@
+//! Quelea: a libp2p swarm node that runs language models across peers.
+//!
+//! A [`Node`] joins a swarm, serves a span of a model's layers, and answers requests with the help of the peers that hold
+//! the others. The `quelea` binary is a thin shell around it.
+//!
+//! | module | what is there |
+//! |---|---|
+//! | `node` | a running node, and how it starts and stops |
+//! | `swarm` | the event loop and the handle to it |
+//! | `inference` | chains of peers: coordinating, serving, announcing |
+//! | `storage`, `identity`, `home` | what is kept on disk |
+//! | `telemetry` | logs, metrics, health |
+//! | `api`, `cli` | the ways in |
+//! | `bench` | what `quelea bench` measures |
+//! | `demo` | the embedded model and three nodes in one process |
+
+#![forbid(unsafe_code)]
+
+mod address;
+mod api;
+mod bench;
+pub mod cli;
+mod demo;
+mod home;
+mod identity;
+mod inference;
+mod node;
+mod storage;
+mod swarm;
+mod telemetry;
+
+pub use inference::{
+    FinishReason, HopReport, InferError, InferEvent, InferRequest, PromptForm, Route, RouteHop, Summary,
+};
+pub use node::{Node, NodeBuilder, StartError};

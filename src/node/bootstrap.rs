@@ -1,0 +1,146 @@
+//! Getting into the swarm and staying in it: the peers we were told to start from, and those we remember.
+
+use std::time::Duration;
+
+use quelea_wire::ErrorCode;
+use tokio::{
+    sync::{broadcast, watch},
+    time::Instant,
+};
+
+use crate::{
+    address::PeerAddress,
+    inference::InferError,
+    storage::Db,
+    swarm::{Handle, SwarmNotice},
+    telemetry::{Component, Status, Telemetry},
+};
+
+/// The first pause before peers that cannot be reached are tried again; doubles up to [`PAUSE_MAX`].
+const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// How long a starting node waits for a bootstrap peer before it goes on alone.
+const FIRST_CONTACT: Duration = Duration::from_secs(5);
+
+/// How long a passing peer waits: without any contact it cannot do anything.
+const REACH: Duration = Duration::from_secs(10);
+
+/// Remembered peers that are dialled at start, those seen last first.
+const REMEMBERED: usize = 16;
+
+/// Keeps at least one connection into the swarm until the node stops.
+pub(super) fn spawn(
+    handle: &Handle,
+    telemetry: &Telemetry,
+    peers: Vec<PeerAddress>,
+    db: Option<Db>,
+    notices: broadcast::Receiver<SwarmNotice>,
+    stopping: watch::Receiver<bool>,
+) {
+    let state =
+        if peers.is_empty() { (Status::Ok, "no bootstrap peers wanted") } else { (Status::Starting, "dialling") };
+    telemetry.health.set(Component::Bootstrap, state.0, state.1);
+    tokio::spawn(keep_connected(handle.clone(), telemetry.clone(), peers, db, notices, stopping));
+}
+
+async fn keep_connected(
+    handle: Handle,
+    telemetry: Telemetry,
+    peers: Vec<PeerAddress>,
+    db: Option<Db>,
+    mut notices: broadcast::Receiver<SwarmNotice>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let told = !peers.is_empty();
+    let mut all = peers;
+    all.extend(remembered(&handle, db).await);
+    if all.is_empty() {
+        return;
+    }
+    let mut pause = PAUSE;
+    loop {
+        let connected = handle.snapshot().await.is_some_and(|s| !s.peers.is_empty());
+        if connected {
+            pause = PAUSE;
+        } else {
+            for peer in &all {
+                handle.bootstrap(peer.peer, peer.addr.clone()).await;
+            }
+        }
+        let wait = tokio::time::sleep(pause);
+        tokio::pin!(wait);
+        loop {
+            tokio::select! {
+                () = &mut wait => break,
+                _ = stopping.wait_for(|stop| *stop) => return,
+                notice = notices.recv() => match notice {
+                    Ok(SwarmNotice::BootstrapFailed { peer, reason }) if told => {
+                        tracing::warn!(%peer, %reason, "bootstrap peer not reached");
+                        telemetry.health.set(Component::Bootstrap, Status::Degraded, format!("{peer}: {reason}"));
+                    }
+                    Err(broadcast::error::RecvError::Closed) => return,
+                    _ => {}
+                },
+            }
+        }
+        if !connected {
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+}
+
+async fn remembered(handle: &Handle, db: Option<Db>) -> Vec<PeerAddress> {
+    let Some(db) = db else { return Vec::new() };
+    let rows = db.peers().await.unwrap_or_default();
+    let usable = rows.into_iter().filter(|row| row.peer != handle.local()).take(REMEMBERED);
+    usable.flat_map(|row| row.addrs.into_iter().take(2).map(move |addr| PeerAddress { peer: row.peer, addr })).collect()
+}
+
+/// Gives the first contact a moment.
+pub(super) async fn wait(handle: &Handle, peers: &[PeerAddress]) {
+    let _ = tokio::time::timeout(FIRST_CONTACT, any_connected(handle, peers)).await;
+}
+
+/// Waits for a connection to one of `peers`.
+pub(super) async fn reach(handle: &Handle, peers: &[PeerAddress]) -> Result<(), InferError> {
+    let mut notices = handle.watch();
+    let deadline = Instant::now() + REACH;
+    let mut reasons: Vec<String> = Vec::new();
+    loop {
+        let snapshot = handle.snapshot().await;
+        if snapshot.is_some_and(|s| s.peers.iter().any(|p| peers.iter().any(|b| b.peer == p.peer))) {
+            return Ok(());
+        }
+        match tokio::time::timeout_at(deadline, notices.recv()).await {
+            Ok(Ok(SwarmNotice::BootstrapFailed { peer, reason })) => {
+                let line = format!("{peer}: {reason}");
+                if !reasons.contains(&line) {
+                    reasons.push(line);
+                }
+                if reasons.len() >= peers.len() {
+                    break;
+                }
+            }
+            Ok(Ok(_) | Err(broadcast::error::RecvError::Lagged(_))) => {}
+            Ok(Err(broadcast::error::RecvError::Closed)) => break,
+            Err(_) => {
+                reasons.push(format!("no answer within {} s", REACH.as_secs()));
+                break;
+            }
+        }
+    }
+    let message = format!("no bootstrap peer could be reached: {}", reasons.join("; "));
+    Err(InferError::new(ErrorCode::NoBootstrap, message).hint("check the address and that the node is running"))
+}
+
+async fn any_connected(handle: &Handle, peers: &[PeerAddress]) {
+    let mut notices = handle.watch();
+    loop {
+        let snapshot = handle.snapshot().await;
+        if snapshot.is_none_or(|s| s.peers.iter().any(|p| peers.iter().any(|b| b.peer == p.peer))) {
+            return;
+        }
+        let _ = notices.recv().await;
+    }
+}

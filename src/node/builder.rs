@@ -1,0 +1,142 @@
+//! The library's way to a node.
+
+use std::path::PathBuf;
+
+use libp2p::Multiaddr;
+use quelea_behaviours::KadMode;
+use quelea_wire::ErrorCode;
+
+use super::{
+    Node,
+    settings::{Keep, ServeSpec, Settings},
+};
+use crate::{
+    address::{parse_multiaddr, parse_peer_address},
+    home::Home,
+    inference::{InferError, serve::LayerChoice},
+};
+
+/// Why a node could not start.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct StartError {
+    pub(crate) code: ErrorCode,
+    /// What happened and what to do.
+    pub message: String,
+    pub(crate) hint: Option<String>,
+}
+
+impl StartError {
+    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: None }
+    }
+
+    pub(crate) fn internal(message: String) -> Self {
+        Self::new(ErrorCode::Internal, message)
+    }
+
+    pub(crate) fn listen(message: String) -> Self {
+        Self::new(ErrorCode::Internal, message)
+    }
+
+    pub(crate) fn of(error: impl std::fmt::Display) -> Self {
+        Self::new(ErrorCode::Internal, error.to_string())
+    }
+}
+
+impl From<InferError> for StartError {
+    fn from(error: InferError) -> Self {
+        Self { code: error.error_code(), message: error.message, hint: error.hint }
+    }
+}
+
+/// Collects what a node is started with.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use quelea::{InferEvent, InferRequest, Node};
+///
+/// let node = Node::builder().listen("/ip4/127.0.0.1/tcp/0")?.serve("demo", "all")?.start().await?;
+/// let mut events = node.infer(InferRequest::new("demo", "What is a relay?"));
+/// while let Some(event) = events.recv().await {
+///     if let InferEvent::Done { summary } = event {
+///         assert!(!summary.text.is_empty());
+///     }
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct NodeBuilder {
+    settings: Settings,
+    home: Option<PathBuf>,
+}
+
+impl NodeBuilder {
+    pub(super) fn new() -> Self {
+        let mut settings = Settings::passing("main", Vec::new());
+        settings.kad_mode = KadMode::Server;
+        Self { settings, home: None }
+    }
+
+    /// The network; nodes of different networks never talk. `main` by default.
+    #[must_use]
+    pub fn network(mut self, name: &str) -> Self {
+        self.settings.network = name.into();
+        self
+    }
+
+    /// Listens on this multiaddr as well.
+    ///
+    /// # Errors
+    /// When it is not a multiaddr; the message names the part that is wrong.
+    pub fn listen(mut self, addr: &str) -> Result<Self, StartError> {
+        let addr: Multiaddr = parse_multiaddr(addr).map_err(usage)?;
+        self.settings.listen.push(addr);
+        Ok(self)
+    }
+
+    /// Starts from this peer as well: a full multiaddr ending in its peer id.
+    ///
+    /// # Errors
+    /// When it is not one; the message names the part that is wrong.
+    pub fn bootstrap(mut self, addr: &str) -> Result<Self, StartError> {
+        self.settings.bootstrap.push(parse_peer_address(addr).map_err(usage)?);
+        Ok(self)
+    }
+
+    /// Keeps identity and database in this directory. Without it the node keeps nothing.
+    #[must_use]
+    pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.home = Some(dir.into());
+        self
+    }
+
+    /// Serves layers of a model: a GGUF file or `demo`; `A..B`, `all` or `auto`.
+    ///
+    /// # Errors
+    /// When `layers` is none of these.
+    pub fn serve(mut self, model: &str, layers: &str) -> Result<Self, StartError> {
+        let layers = match layers {
+            "auto" => LayerChoice::Auto,
+            "all" => LayerChoice::All,
+            range => LayerChoice::Exactly(range.parse().map_err(usage)?),
+        };
+        self.settings.serve = Some(ServeSpec { model: model.into(), layers, memory: None });
+        Ok(self)
+    }
+
+    /// Starts the node; when this returns, it is ready.
+    ///
+    /// # Errors
+    /// [`StartError`] says what failed and what to do.
+    pub async fn start(mut self) -> Result<Node, StartError> {
+        if let Some(dir) = self.home.take() {
+            self.settings.keep = Keep::in_home(Home::new(Some(dir)).map_err(StartError::of)?);
+        }
+        Node::start(self.settings).await
+    }
+}
+
+fn usage(error: impl std::fmt::Display) -> StartError {
+    StartError::new(ErrorCode::Usage, error.to_string())
+}

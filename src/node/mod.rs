@@ -1,0 +1,368 @@
+//! A running node: the swarm, the layers it serves, its APIs, and the order in which they start and stop.
+
+mod bootstrap;
+mod builder;
+pub(crate) mod settings;
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use libp2p::identity::Keypair;
+use quelea_behaviours::build_swarm;
+use quelea_wire::{ErrorCode, NetworkId};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+
+pub use self::builder::{NodeBuilder, StartError};
+use self::settings::{Bind, Keep, Settings};
+use crate::{
+    api,
+    home::HomeLock,
+    identity,
+    inference::{
+        Asker, EVENT_QUEUE, InferError, InferEvent, InferRequest,
+        models::{ModelFile, Models},
+        plane::{INBOUND_QUEUE, Plane},
+        serve::{self, Publisher},
+    },
+    storage::Db,
+    swarm::{Driver, DriverConfig, Handle},
+    telemetry::{
+        Component, Status, Telemetry,
+        server::{self, TelemetryState},
+    },
+};
+
+/// How long listeners may take to say where they listen.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long what is under way may take when the node stops; less than the 30 s that supervisors give.
+pub(crate) const GRACE: Duration = Duration::from_secs(20);
+
+/// How often a draining node looks whether it is done.
+const DRAIN_LOOK: Duration = Duration::from_millis(50);
+
+/// How long the goodbye to the swarm may take: a tombstone to a few neighbours.
+const GOODBYE: Duration = Duration::from_secs(3);
+
+/// A running node. Dropping it stops it without a goodbye; [`Node::shutdown`] is the polite way.
+pub struct Node {
+    handle: Handle,
+    plane: Arc<Plane>,
+    asker: Arc<Asker>,
+    telemetry: Telemetry,
+    db: Option<Db>,
+    metrics_addr: Option<SocketAddr>,
+    api_addr: Option<SocketAddr>,
+    socket: Option<PathBuf>,
+    daemon_json: Option<PathBuf>,
+    stop: watch::Sender<bool>,
+    stop_swarm: oneshot::Sender<()>,
+    swarm: JoinHandle<()>,
+    publisher: Option<JoinHandle<()>>,
+    servers: Vec<JoinHandle<()>>,
+    /// Given up last, when everything is closed.
+    _lock: Option<HomeLock>,
+}
+
+impl Node {
+    /// A builder for a node inside another program.
+    #[must_use]
+    pub fn builder() -> NodeBuilder {
+        NodeBuilder::new()
+    }
+
+    /// Starts everything; when this returns, the node is ready.
+    pub(crate) async fn start(settings: Settings) -> Result<Self, StartError> {
+        let telemetry = Telemetry::new().map_err(|e| StartError::internal(e.to_string()))?;
+        let network = NetworkId::from_name(&settings.network);
+        let (lock, keypair, db) = open_home(&settings.keep, &telemetry).await?;
+
+        let mut registry = prometheus_client::registry::Registry::default();
+        let mut config = quelea_behaviours::Config::new(network);
+        config.relay_server = settings.relay_server;
+        config.upnp = settings.upnp;
+        config.mdns = settings.mdns;
+        config.kad_mode = settings.kad_mode;
+        let swarm = build_swarm(keypair.clone(), config, Some(&mut registry))
+            .map_err(|e| StartError::internal(e.to_string()))?;
+        let libp2p_metrics = libp2p::metrics::Metrics::new(&mut registry);
+        telemetry.metrics.join_libp2p(registry);
+
+        let (inbound, streams) = mpsc::channel(INBOUND_QUEUE);
+        let driver_config = DriverConfig {
+            network,
+            db: db.clone(),
+            inbound,
+            telemetry: telemetry.clone(),
+            kad_mode: settings.kad_mode,
+        };
+        let (mut driver, handle) = Driver::new(swarm, driver_config, libp2p_metrics);
+        for addr in &settings.listen {
+            driver.listen(addr.clone()).map_err(StartError::listen)?;
+        }
+        let (stop_swarm, swarm_stopped) = oneshot::channel();
+        let notices = handle.watch();
+        let swarm = tokio::spawn(driver.run(swarm_stopped));
+        telemetry.ok(Component::Swarm, "the event loop turns");
+        if settings.listen.is_empty() {
+            telemetry.ok(Component::Listeners, "none wanted");
+        } else {
+            wait_for_listeners(&handle, settings.listen.len()).await?;
+        }
+
+        let plane = Plane::new(handle.clone(), network, telemetry.clone());
+        tokio::spawn(plane.clone().run(streams));
+        let own = Arc::default();
+        let asker = Arc::new(Asker { models: Models::default(), plane: plane.clone(), own });
+        let (stop, stopping) = watch::channel(false);
+        bootstrap::spawn(&handle, &telemetry, settings.bootstrap.clone(), db.clone(), notices, stopping.clone());
+
+        let mut node = Self {
+            handle,
+            plane,
+            asker,
+            telemetry,
+            db,
+            metrics_addr: None,
+            api_addr: None,
+            socket: None,
+            daemon_json: None,
+            stop,
+            stop_swarm,
+            swarm,
+            publisher: None,
+            servers: Vec::new(),
+            _lock: lock,
+        };
+        node.serve_metrics(settings.metrics, stopping.clone()).await?;
+        node.serve_layers(&settings, keypair, stopping.clone()).await?;
+        node.serve_api(&settings, stopping).await?;
+        Ok(node)
+    }
+
+    async fn serve_metrics(&mut self, bind: Option<Bind>, stopping: watch::Receiver<bool>) -> Result<(), StartError> {
+        let Some(bind) = bind else { return Ok(()) };
+        let listener = listen_tcp(bind, "--metrics-listen").await?;
+        self.metrics_addr = listener.local_addr().ok();
+        let state = TelemetryState { health: self.telemetry.health.clone(), metrics: self.telemetry.metrics.clone() };
+        self.servers.push(tokio::spawn(server::serve(listener, state, stopped(stopping))));
+        Ok(())
+    }
+
+    async fn serve_layers(
+        &mut self,
+        settings: &Settings,
+        keypair: Keypair,
+        stopping: watch::Receiver<bool>,
+    ) -> Result<(), StartError> {
+        let Some(spec) = &settings.serve else {
+            self.telemetry.ok(Component::Model, "serves no layers");
+            return Ok(());
+        };
+        self.telemetry.health.set(Component::Model, Status::Starting, format!("loading {}", spec.model));
+        let name = spec.model.clone();
+        let file = tokio::task::spawn_blocking(move || ModelFile::open(&name))
+            .await
+            .map_err(|e| StartError::internal(e.to_string()))??;
+        if !settings.bootstrap.is_empty() {
+            // `--layers auto` asks around, and our announcement wants somebody to hear it.
+            bootstrap::wait(&self.handle, &settings.bootstrap).await;
+        }
+        let served = serve::load(&self.plane, file.clone(), spec.layers, spec.memory).await?;
+        self.telemetry.ok(Component::Model, format!("layers {} of {}", served.span, served.file.id.short()));
+        self.plane.add_served(served);
+        self.asker.models.add_served(file);
+        let publisher =
+            Publisher { plane: self.plane.clone(), keypair, db: self.db.clone(), current: self.asker.own.clone() };
+        self.publisher = Some(tokio::spawn(publisher.run(stopping)));
+        Ok(())
+    }
+
+    async fn serve_api(&mut self, settings: &Settings, stopping: watch::Receiver<bool>) -> Result<(), StartError> {
+        let Keep::In { home, .. } = &settings.keep else { return Ok(()) };
+        let Some(bind) = settings.api else { return Ok(()) };
+        let state = api::ApiState::new(self.asker.clone(), self.telemetry.clone());
+        let token = identity::load_or_create_token(&home.api_token()).map_err(StartError::of)?;
+        let listener = listen_tcp(bind, "--api-listen").await?;
+        let addr = listener.local_addr().map_err(|e| StartError::internal(e.to_string()))?;
+        self.api_addr = Some(addr);
+        self.servers.push(tokio::spawn(api::serve_tcp(listener, state.clone(), &token, stopped(stopping.clone()))));
+        match home.socket() {
+            Ok(path) => {
+                let listener = api::bind_socket(&path).map_err(|e| {
+                    StartError::new(ErrorCode::Internal, format!("cannot open the socket {}: {e}", path.display()))
+                })?;
+                self.servers.push(tokio::spawn(api::serve_unix(listener, state, stopped(stopping))));
+                self.socket = Some(path);
+            }
+            Err(error) => tracing::warn!(%error, "no unix socket; use --api with the HTTP address"),
+        }
+        self.daemon_json = Some(home.daemon_json());
+        let text = serde_json::json!({
+            "schema": "quelea.daemon/v1",
+            "pid": std::process::id(),
+            "peer_id": self.handle.local().to_string(),
+            "api": format!("http://{addr}"),
+            "metrics": self.metrics_addr.map(|addr| format!("http://{addr}")),
+        });
+        identity::write_secret(&home.daemon_json(), text.to_string().as_bytes(), identity::Existing::Replace)
+            .map_err(StartError::of)
+    }
+
+    /// This node's peer id.
+    #[must_use]
+    pub fn peer_id(&self) -> String {
+        self.handle.local().to_string()
+    }
+
+    /// Full addresses at which other nodes can dial this one, ending in its peer id.
+    pub async fn addresses(&self) -> Vec<String> {
+        full_addresses(&self.handle).await
+    }
+
+    /// Where metrics and health are served.
+    #[must_use]
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics_addr
+    }
+
+    /// Where the control API is served.
+    #[must_use]
+    pub fn api_addr(&self) -> Option<SocketAddr> {
+        self.api_addr
+    }
+
+    /// The model id and layers that this node serves.
+    #[must_use]
+    pub fn serves(&self) -> Vec<(String, String)> {
+        self.plane.served().iter().map(|s| (s.file.id.to_string(), s.span.to_string())).collect()
+    }
+
+    /// Asks. The events end with exactly one `Done` or `Error`; dropping the receiver cancels the request.
+    #[must_use]
+    pub fn infer(&self, request: InferRequest) -> mpsc::Receiver<InferEvent> {
+        let (events, receiver) = mpsc::channel(EVENT_QUEUE);
+        let asker = self.asker.clone();
+        tokio::spawn(async move { asker.infer(request, events).await });
+        receiver
+    }
+
+    /// Waits until this node has a connection to one of the peers it was told to start from.
+    ///
+    /// # Errors
+    /// When none of them can be reached.
+    pub(crate) async fn wait_for_bootstrap(&self, peers: &[crate::address::PeerAddress]) -> Result<(), InferError> {
+        bootstrap::reach(&self.handle, peers).await
+    }
+
+    /// Counts panics of any thread from now on, besides what the process does about them.
+    pub(crate) fn count_panics(&self) {
+        let metrics = self.telemetry.metrics.clone();
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            metrics.task_panicked();
+            before(info);
+        }));
+    }
+
+    /// Stops taking work, finishes what is under way for at most `grace`, takes its announcement back and closes.
+    pub async fn shutdown(self, grace: Duration) {
+        self.telemetry.health.drain();
+        self.plane.drain();
+        let deadline = Instant::now() + grace;
+        while self.plane.busy() && Instant::now() < deadline {
+            tokio::time::sleep(DRAIN_LOOK).await;
+        }
+        let _ = self.stop.send(true);
+        if let Some(publisher) = self.publisher {
+            let _ = tokio::time::timeout(GOODBYE, publisher).await;
+        }
+        let _ = self.stop_swarm.send(());
+        let _ = tokio::time::timeout(GOODBYE, self.swarm).await;
+        for server in self.servers {
+            let _ = tokio::time::timeout(GOODBYE, server).await;
+        }
+        if let Some(db) = self.db
+            && let Err(error) = db.close().await
+        {
+            tracing::error!(%error, "the database did not close cleanly");
+        }
+        for path in [self.socket, self.daemon_json].into_iter().flatten() {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Every listen address with the peer id, loopback ones included: what another node on the same machine or LAN needs.
+pub(crate) async fn full_addresses(handle: &Handle) -> Vec<String> {
+    let local = handle.local();
+    let snapshot = handle.snapshot().await;
+    let all = snapshot.map(|s| [s.listeners, s.external].concat()).unwrap_or_default();
+    let mut seen: Vec<String> =
+        all.into_iter().filter_map(|addr| addr.with_p2p(local).ok()).map(|addr| addr.to_string()).collect();
+    seen.sort_unstable();
+    seen.dedup();
+    seen
+}
+
+async fn open_home(keep: &Keep, telemetry: &Telemetry) -> Result<(Option<HomeLock>, Keypair, Option<Db>), StartError> {
+    let Keep::In { home, identity, db } = keep else {
+        telemetry.ok(Component::Storage, "keeps nothing");
+        return Ok((None, Keypair::generate_ed25519(), None));
+    };
+    let lock = home.lock().map_err(StartError::of)?;
+    let keypair = identity::load_or_create(identity).map_err(StartError::of)?;
+    let (path, metrics) = (db.clone(), telemetry.metrics.clone());
+    let open = move || Db::open(&path, Box::new(move |took| metrics.db_commit(took)));
+    let db = tokio::task::spawn_blocking(open)
+        .await
+        .map_err(|e| StartError::internal(e.to_string()))?
+        .map_err(|e| StartError::new(ErrorCode::StorageFailed, e.to_string()))?;
+    telemetry.ok(Component::Storage, "open");
+    Ok((Some(lock), keypair, Some(db)))
+}
+
+async fn listen_tcp(bind: Bind, flag: &str) -> Result<TcpListener, StartError> {
+    match TcpListener::bind(bind.addr).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if bind.or_any_port && error.kind() == std::io::ErrorKind::AddrInUse => {
+            tracing::warn!(addr = %bind.addr, "taken; using a free port instead ({flag} chooses one)");
+            let any = SocketAddr::new(bind.addr.ip(), 0);
+            TcpListener::bind(any).await.map_err(|e| StartError::listen(format!("cannot listen on {any}: {e}")))
+        }
+        Err(error) => {
+            let message = format!("cannot listen on {}: {error}; choose another address with {flag}", bind.addr);
+            Err(StartError::listen(message))
+        }
+    }
+}
+
+/// Waits until `wanted` listeners have told an address.
+async fn wait_for_listeners(handle: &Handle, wanted: usize) -> Result<(), StartError> {
+    let mut notices = handle.watch();
+    let all = async {
+        loop {
+            let snapshot = handle.snapshot().await;
+            if snapshot.is_none_or(|s| s.listeners.len() >= wanted) {
+                return;
+            }
+            let _ = notices.recv().await;
+        }
+    };
+    tokio::time::timeout(LISTEN_TIMEOUT, all)
+        .await
+        .map_err(|_| StartError::listen("the listeners do not say where they listen".into()))
+}
+
+async fn stopped(mut stopping: watch::Receiver<bool>) {
+    // The sender going away means that the node is gone, too.
+    let _ = stopping.wait_for(|stop| *stop).await;
+}

@@ -1,0 +1,87 @@
+//! What a node is started with, checked and typed.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use libp2p::Multiaddr;
+use quelea_behaviours::KadMode;
+
+use crate::{address::PeerAddress, home::Home, inference::serve::LayerChoice};
+
+/// Where a node keeps what it knows.
+#[derive(Debug, Clone)]
+pub(crate) enum Keep {
+    /// Nowhere: a passing peer with a fresh identity.
+    Nothing,
+    /// In a data directory, which is locked while the node runs.
+    In {
+        /// The directory.
+        home: Home,
+        /// The identity file, in the directory unless said otherwise.
+        identity: PathBuf,
+        /// The database, likewise.
+        db: PathBuf,
+    },
+}
+
+impl Keep {
+    /// Everything at its usual place in `home`.
+    pub(crate) fn in_home(home: Home) -> Self {
+        Self::In { identity: home.identity_key(), db: home.database(), home }
+    }
+}
+
+/// An address to serve HTTP on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bind {
+    pub(crate) addr: SocketAddr,
+    /// Whether another port will do when this one is taken: nobody asked for it by number.
+    pub(crate) or_any_port: bool,
+}
+
+/// Layers to serve.
+#[derive(Debug, Clone)]
+pub(crate) struct ServeSpec {
+    /// A GGUF file, or `demo`.
+    pub(crate) model: String,
+    /// Which of its layers.
+    pub(crate) layers: LayerChoice,
+    /// Bytes for weights and caches.
+    pub(crate) memory: Option<u64>,
+}
+
+/// What a node is started with.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) network: String,
+    pub(crate) keep: Keep,
+    pub(crate) listen: Vec<Multiaddr>,
+    pub(crate) bootstrap: Vec<PeerAddress>,
+    pub(crate) kad_mode: KadMode,
+    pub(crate) relay_server: bool,
+    pub(crate) upnp: bool,
+    pub(crate) mdns: bool,
+    pub(crate) serve: Option<ServeSpec>,
+    /// Where metrics and health are served.
+    pub(crate) metrics: Option<Bind>,
+    /// Where the control API is served besides the socket in the data directory.
+    pub(crate) api: Option<Bind>,
+}
+
+impl Settings {
+    /// A passing peer: asks, serves nothing, keeps nothing, listens nowhere.
+    pub(crate) fn passing(network: &str, bootstrap: Vec<PeerAddress>) -> Self {
+        Self {
+            network: network.into(),
+            keep: Keep::Nothing,
+            listen: Vec::new(),
+            bootstrap,
+            kad_mode: KadMode::Client,
+            relay_server: false,
+            upnp: false,
+            mdns: false,
+            serve: None,
+            metrics: None,
+            api: None,
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The one thread that writes.
+
+use std::time::Instant;
+
+use redb::{Database, Durability};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{CommitObserver, PeerRow, Shared, WriteError, tables};
+
+/// Writes that share one commit at most. It bounds what one failed commit takes with it.
+const BATCH_MAX: usize = 256;
+
+/// Where an answer goes.
+pub(super) type Reply = oneshot::Sender<Result<(), WriteError>>;
+
+/// What waits in the queue.
+pub(super) enum Job {
+    Write(Write, Option<Reply>),
+    /// Write what came before, close the file, answer, end.
+    Close(Reply),
+}
+
+/// One write.
+pub(super) enum Write {
+    Peer(PeerRow),
+    OwnAnnouncement { seq: u64, raw: Vec<u8> },
+}
+
+/// Runs until [`Job::Close`], or until every [`super::Db`] is gone.
+pub(super) fn run(shared: &Shared, mut jobs: mpsc::Receiver<Job>, on_commit: CommitObserver) {
+    while let Some(first) = jobs.blocking_recv() {
+        let mut batch = Vec::new();
+        let mut closing = None;
+        let mut next = Some(first);
+        while let Some(job) = next {
+            match job {
+                Job::Write(write, reply) => batch.push((write, reply)),
+                Job::Close(reply) => {
+                    closing = Some(reply);
+                    break;
+                }
+            }
+            // All that came while the last commit was flushed shares the next one.
+            next = if batch.len() < BATCH_MAX { jobs.try_recv().ok() } else { None };
+        }
+        commit_batch(shared, batch, &on_commit);
+        if let Some(reply) = closing {
+            // No new jobs; those that raced the close find the queue gone.
+            drop(jobs);
+            let _ = reply.send(close(shared)); // nobody has to wait for the end
+            return;
+        }
+    }
+}
+
+/// Commits a batch and answers each of its writes.
+fn commit_batch(shared: &Shared, batch: Vec<(Write, Option<Reply>)>, on_commit: &CommitObserver) {
+    if batch.is_empty() {
+        return;
+    }
+    let (writes, replies): (Vec<Write>, Vec<Option<Reply>>) = batch.into_iter().unzip();
+    let committed = match shared.fault.get() {
+        Some(fault) => Err(fault.clone()),
+        None => {
+            let guard = shared.database.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let Some(database) = guard.as_ref() else { return };
+            let started = Instant::now();
+            let committed = shared.guarded(|| commit(database, writes));
+            if committed.as_ref().is_ok_and(|c| c.changed) {
+                on_commit(started.elapsed());
+            }
+            committed
+        }
+    };
+    match committed {
+        Ok(committed) => {
+            for (reply, outcome) in replies.into_iter().zip(committed.outcomes) {
+                answer(reply, outcome);
+            }
+        }
+        Err(fault) => replies.into_iter().for_each(|reply| answer(reply, Err(fault.clone().into()))),
+    }
+}
+
+fn answer(reply: Option<Reply>, outcome: Result<(), WriteError>) {
+    if let Some(reply) = reply {
+        let _ = reply.send(outcome); // whoever asked may have gone
+    }
+}
+
+/// What a transaction did.
+struct Committed {
+    /// There was something to write.
+    changed: bool,
+    /// One for each write.
+    outcomes: Vec<Result<(), WriteError>>,
+}
+
+/// One transaction for all. A write may be refused on its own; an error is everybody's.
+fn commit(database: &Database, writes: Vec<Write>) -> Result<Committed, redb::Error> {
+    let mut txn = database.begin_write()?;
+    txn.set_durability(Durability::Immediate)?;
+    // On every commit, because it helps only if the last one before a crash had it.
+    txn.set_quick_repair(true);
+    let mut changed = false;
+    let mut outcomes = Vec::with_capacity(writes.len());
+    {
+        let mut peers = txn.open_table(tables::PEERS)?;
+        let mut announcements = txn.open_table(tables::ANNOUNCEMENTS)?;
+        for write in writes {
+            outcomes.push(match write {
+                Write::Peer(row) => {
+                    changed |= tables::record_peer(&mut peers, row)?;
+                    Ok(())
+                }
+                Write::OwnAnnouncement { seq, raw } => {
+                    match tables::put_own_announcement(&mut announcements, seq, &raw)? {
+                        Some(stored) => Err(WriteError::StaleSequence { stored, given: seq }),
+                        None => {
+                            changed = true;
+                            Ok(())
+                        }
+                    }
+                }
+            });
+        }
+        tables::forget_peers(&mut peers)?;
+    }
+    if changed {
+        txn.commit()?;
+    } else {
+        txn.abort()?;
+    }
+    Ok(Committed { changed, outcomes })
+}
+
+fn close(shared: &Shared) -> Result<(), WriteError> {
+    // Waits for reads that are under way.
+    let database = shared.database.write().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    if let Some(database) = database {
+        // If it fails, that is the fault, unless there was one before.
+        let _ = shared.guarded(|| Ok(database.close()?));
+    }
+    shared.fault.get().map_or(Ok(()), |fault| Err(fault.clone().into()))
+}

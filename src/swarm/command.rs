@@ -1,0 +1,34 @@
+//! What a [`super::Handle`] asks of the loop. Every command carries the sender of its answer.
+
+use libp2p::{Multiaddr, PeerId};
+use quelea_announce::SignedAnnouncement;
+use quelea_shard::ShardStream;
+use tokio::sync::oneshot;
+
+use super::{
+    handle::{AnnouncementError, ConnectError, OpenStreamError},
+    state::Snapshot,
+};
+
+/// One request to the loop.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Have a connection to `peer`, dialling the given and the known addresses if there is none.
+    Connect { peer: PeerId, addrs: Vec<Multiaddr>, reply: oneshot::Sender<Result<(), ConnectError>> },
+    /// Dial an address of a bootstrap peer and add it to the routing table.
+    Bootstrap { peer: PeerId, addr: Multiaddr },
+    /// Open one shard stream to a connected peer.
+    OpenStream { peer: PeerId, reply: oneshot::Sender<Result<ShardStream, OpenStreamError>> },
+    /// Ask a connected peer for its announcement.
+    FetchAnnouncement { peer: PeerId, reply: oneshot::Sender<Result<Option<SignedAnnouncement>, AnnouncementError>> },
+    /// Who provides `key`, by Kademlia. Providers are dialled as they turn up, while their addresses are known.
+    FindProviders { key: Vec<u8>, reply: oneshot::Sender<Vec<PeerId>> },
+    /// Put a provider record of ours for `key`.
+    Provide { key: Vec<u8> },
+    /// Take a provider record of ours back.
+    StopProviding { key: Vec<u8> },
+    /// Serve this announcement from now on, and gossip it.
+    Announce { announcement: SignedAnnouncement },
+    /// What the loop knows.
+    Snapshot { reply: oneshot::Sender<Snapshot> },
+}

@@ -1,0 +1,62 @@
+//! Routes events and commands to the files that act on them. No rule lives here.
+
+use libp2p::swarm::SwarmEvent;
+use quelea_behaviours::BehaviourEvent;
+
+use super::{command::Command, driver::Driver, on};
+
+/// One command of a handle.
+pub(super) fn command(driver: &mut Driver, command: Command) {
+    match command {
+        Command::Connect { peer, addrs, reply } => on::connection::connect(driver, peer, addrs, reply),
+        Command::Bootstrap { peer, addr } => on::connection::bootstrap(driver, peer, addr),
+        Command::OpenStream { peer, reply } => on::shard::open(driver, peer, reply),
+        Command::FetchAnnouncement { peer, reply } => on::announce::fetch(driver, peer, reply),
+        Command::FindProviders { key, reply } => on::kad::find_providers(driver, key, reply),
+        Command::Provide { key } => on::kad::provide(driver, key),
+        Command::StopProviding { key } => on::kad::stop_providing(driver, &key),
+        Command::Announce { announcement } => on::announce::announce(driver, announcement),
+        Command::Snapshot { reply } => on::connection::snapshot(driver, reply),
+    }
+}
+
+/// One event of the swarm.
+pub(super) fn event(driver: &mut Driver, event: SwarmEvent<BehaviourEvent>) {
+    match event {
+        SwarmEvent::Behaviour(event) => behaviour(driver, event),
+        SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+            on::connection::established(driver, peer_id, connection_id, endpoint.get_remote_address().clone());
+        }
+        SwarmEvent::ConnectionClosed { peer_id, connection_id, .. } => {
+            on::connection::closed(driver, peer_id, connection_id);
+        }
+        SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => {
+            on::connection::dial_failed(driver, peer_id, &error);
+        }
+        SwarmEvent::NewListenAddr { address, .. } => on::connection::listening(driver, address),
+        SwarmEvent::ExpiredListenAddr { address, .. } => on::connection::listener_gone(driver, &address),
+        SwarmEvent::ListenerClosed { addresses, reason, .. } => {
+            on::connection::listener_closed(driver, &addresses, reason.err());
+        }
+        SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "a listener reports an error"),
+        SwarmEvent::IncomingConnectionError { error, .. } => tracing::debug!(%error, "an inbound connection failed"),
+        _ => {}
+    }
+}
+
+fn behaviour(driver: &mut Driver, event: BehaviourEvent) {
+    match event {
+        BehaviourEvent::Shard(event) => on::shard::event(driver, event),
+        BehaviourEvent::Announce(event) => on::announce::event(driver, event),
+        BehaviourEvent::Identify(event) => on::identify::event(driver, event),
+        BehaviourEvent::Ping(event) => on::ping::event(driver, &event),
+        BehaviourEvent::Kad(event) => on::kad::event(driver, event),
+        BehaviourEvent::Gossipsub(event) => on::gossip::event(driver, event),
+        BehaviourEvent::AutonatClient(event) => on::nat::autonat(driver, &event),
+        BehaviourEvent::Upnp(event) => on::nat::upnp(&event),
+        BehaviourEvent::Dcutr(event) => on::nat::dcutr(&event),
+        BehaviourEvent::RelayClient(event) => on::nat::relay_client(&event),
+        BehaviourEvent::Mdns(event) => on::mdns::event(driver, event),
+        _ => {}
+    }
+}

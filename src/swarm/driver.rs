@@ -1,0 +1,143 @@
+//! The loop. It selects and counts; what to do is decided in [`super::dispatch`] and done under `on`.
+
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use libp2p::{Multiaddr, PeerId, Swarm, metrics::Recorder, swarm::SwarmEvent};
+use quelea_behaviours::{Behaviour, BehaviourEvent, KadMode};
+use quelea_shard::ShardStream;
+use quelea_wire::NetworkId;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::{command::Command, dispatch, events::SwarmNotice, handle::Handle, state::State};
+use crate::{storage::Db, telemetry::Telemetry};
+
+/// Notices kept for slow watchers.
+const NOTICE_BUFFER: usize = 256;
+
+/// How often deadlines are looked at. Answers are late by at most this much.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Commands handled before the swarm is polled again, so that neither starves the other.
+const COMMAND_BUDGET: usize = 32;
+
+/// How long connections may take to say goodbye when the loop ends.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// What the loop needs besides its swarm.
+pub(crate) struct DriverConfig {
+    /// Which swarm this is.
+    pub(crate) network: NetworkId,
+    /// Where peers are remembered; a passing peer has none.
+    pub(crate) db: Option<Db>,
+    /// Where inbound shard streams go.
+    pub(crate) inbound: mpsc::Sender<(PeerId, ShardStream)>,
+    /// Where figures and health go.
+    pub(crate) telemetry: Telemetry,
+    /// The node's part in the DHT.
+    pub(crate) kad_mode: KadMode,
+}
+
+/// The task that owns the swarm.
+pub(crate) struct Driver {
+    pub(super) swarm: Swarm<Behaviour>,
+    pub(super) state: State,
+    pub(super) config: DriverConfig,
+    pub(super) notices: broadcast::Sender<SwarmNotice>,
+    pub(super) next_republish: Instant,
+    metrics: libp2p::metrics::Metrics,
+    commands: mpsc::Receiver<Command>,
+}
+
+impl Driver {
+    /// A driver and the handle to it. Nothing happens until [`Driver::run`].
+    ///
+    /// libp2p's own metrics are counted here and shown by whoever scrapes the registry they were made from.
+    pub(crate) fn new(
+        swarm: Swarm<Behaviour>,
+        config: DriverConfig,
+        metrics: libp2p::metrics::Metrics,
+    ) -> (Self, Handle) {
+        let (notices, _) = broadcast::channel(NOTICE_BUFFER);
+        let (handle, commands) = Handle::new(*swarm.local_peer_id(), notices.clone());
+        let next_republish = Instant::now();
+        (Self { swarm, state: State::new(), config, notices, next_republish, metrics, commands }, handle)
+    }
+
+    /// Opens a listener; its addresses follow as notices.
+    pub(crate) fn listen(&mut self, addr: Multiaddr) -> Result<(), String> {
+        self.swarm.listen_on(addr.clone()).map(|_| ()).map_err(|e| format!("cannot listen on {addr}: {e}"))
+    }
+
+    /// Runs until `stop` resolves or every handle is gone.
+    pub(crate) async fn run(mut self, mut stop: oneshot::Receiver<()>) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(COMMAND_BUDGET);
+        loop {
+            tokio::select! {
+                _ = &mut stop => break,
+                taken = self.commands.recv_many(&mut batch, COMMAND_BUDGET) => {
+                    if taken == 0 {
+                        break;
+                    }
+                    for command in batch.drain(..) {
+                        dispatch::command(&mut self, command);
+                    }
+                }
+                event = self.swarm.select_next_some() => self.event(event),
+                _ = tick.tick() => self.tick(),
+            }
+        }
+        Box::pin(self.goodbye()).await;
+    }
+
+    fn event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        self.metrics.record(&event);
+        if let SwarmEvent::Behaviour(event) = &event {
+            record(&self.metrics, event);
+        }
+        dispatch::event(self, event);
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        self.state.expire(now, *self.swarm.local_peer_id());
+        self.state.book.sweep(quelea_wire::time::unix_ms());
+        self.config.telemetry.health.beat();
+        super::on::kad::tick(self, now);
+        super::on::connection::tick(self);
+    }
+
+    /// Tells a watcher, if there is one.
+    pub(super) fn notify(&self, notice: SwarmNotice) {
+        let _ = self.notices.send(notice);
+    }
+
+    /// Closes every connection, so that peers hear of it now and not after a timeout.
+    async fn goodbye(mut self) {
+        let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+        for peer in peers {
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+        let closed = async {
+            while self.swarm.network_info().num_peers() > 0 {
+                self.swarm.select_next_some().await;
+            }
+        };
+        let _ = tokio::time::timeout(GOODBYE, closed).await;
+    }
+}
+
+/// Lets libp2p's metrics see the events of the protocols they know.
+fn record(metrics: &libp2p::metrics::Metrics, event: &BehaviourEvent) {
+    match event {
+        BehaviourEvent::Identify(event) => metrics.record(event),
+        BehaviourEvent::Ping(event) => metrics.record(event),
+        BehaviourEvent::Kad(event) => metrics.record(event),
+        BehaviourEvent::Gossipsub(event) => metrics.record(event),
+        BehaviourEvent::Dcutr(event) => metrics.record(event),
+        BehaviourEvent::RelayServer(event) => metrics.record(event),
+        _ => {}
+    }
+}

@@ -1,0 +1,152 @@
+//! The door to the swarm: clonable, bounded, one error type per operation.
+
+use std::time::Duration;
+
+use libp2p::{Multiaddr, PeerId};
+use quelea_announce::SignedAnnouncement;
+use quelea_shard::ShardStream;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::{command::Command, events::SwarmNotice, state::Snapshot};
+
+/// Commands that may wait for the loop. The loop takes them in microseconds; 256 covers every task of a busy node.
+pub(super) const COMMAND_QUEUE: usize = 256;
+
+/// How long a dial may take, several addresses and relays included.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the negotiation of one stream on a live connection may take.
+pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a peer may take over its announcement, which it has in memory.
+pub(super) const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a look-up of providers may take before we go on with what was found.
+pub(super) const PROVIDERS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A clonable reference to the running swarm.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle {
+    commands: mpsc::Sender<Command>,
+    notices: broadcast::Sender<SwarmNotice>,
+    local: PeerId,
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum ConnectError {
+    #[error("no address of {peer} is known")]
+    NoAddresses { peer: PeerId },
+    #[error("{peer} could not be dialled: {reason}")]
+    Dial { peer: PeerId, reason: String },
+    #[error("{peer} did not answer within {} s", CONNECT_TIMEOUT.as_secs())]
+    Timeout { peer: PeerId },
+    #[error("too many dials are under way")]
+    Busy,
+    #[error("the swarm has stopped")]
+    Stopped,
+}
+
+/// Why a shard stream could not be opened.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum OpenStreamError {
+    #[error("{peer} refused the stream: {reason}")]
+    Refused { peer: PeerId, reason: String },
+    #[error("{peer} did not negotiate the stream within {} s", OPEN_TIMEOUT.as_secs())]
+    Timeout { peer: PeerId },
+    #[error("too many streams are being opened")]
+    Busy,
+    #[error("the swarm has stopped")]
+    Stopped,
+}
+
+/// Why a peer's announcement could not be had.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum AnnouncementError {
+    #[error("{peer} gave no valid announcement: {reason}")]
+    Fetch { peer: PeerId, reason: String },
+    #[error("{peer} did not answer within {} s", FETCH_TIMEOUT.as_secs())]
+    Timeout { peer: PeerId },
+    #[error("too many announcements are being fetched")]
+    Busy,
+    #[error("the swarm has stopped")]
+    Stopped,
+}
+
+impl Handle {
+    pub(super) fn new(local: PeerId, notices: broadcast::Sender<SwarmNotice>) -> (Self, mpsc::Receiver<Command>) {
+        let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
+        (Self { commands, notices, local }, receiver)
+    }
+
+    /// This node.
+    pub(crate) fn local(&self) -> PeerId {
+        self.local
+    }
+
+    /// What happens from now on, for those who watch.
+    pub(crate) fn watch(&self) -> broadcast::Receiver<SwarmNotice> {
+        self.notices.subscribe()
+    }
+
+    /// Has a connection to `peer`, dialling if there is none.
+    pub(crate) async fn connect(&self, peer: PeerId, addrs: Vec<Multiaddr>) -> Result<(), ConnectError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Connect { peer, addrs, reply }, answer).await.unwrap_or(Err(ConnectError::Stopped))
+    }
+
+    /// Dials a bootstrap peer; its fate shows in the notices and in health.
+    pub(crate) async fn bootstrap(&self, peer: PeerId, addr: Multiaddr) {
+        let _ = self.commands.send(Command::Bootstrap { peer, addr }).await;
+    }
+
+    /// Opens one shard stream on an existing connection.
+    pub(crate) async fn open_stream(&self, peer: PeerId) -> Result<ShardStream, OpenStreamError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::OpenStream { peer, reply }, answer).await.unwrap_or(Err(OpenStreamError::Stopped))
+    }
+
+    /// A connected peer's announcement; `None` when it serves nothing.
+    pub(crate) async fn fetch_announcement(
+        &self,
+        peer: PeerId,
+    ) -> Result<Option<SignedAnnouncement>, AnnouncementError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::FetchAnnouncement { peer, reply }, answer).await.unwrap_or(Err(AnnouncementError::Stopped))
+    }
+
+    /// Peers with a provider record for `key`; empty when nobody answers in time.
+    pub(crate) async fn find_providers(&self, key: Vec<u8>) -> Vec<PeerId> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::FindProviders { key, reply }, answer).await.unwrap_or_default()
+    }
+
+    /// Publishes that this node provides `key`; Kademlia repeats it until [`Handle::stop_providing`].
+    pub(crate) async fn provide(&self, key: Vec<u8>) {
+        let _ = self.commands.send(Command::Provide { key }).await;
+    }
+
+    /// Stops providing `key`.
+    pub(crate) async fn stop_providing(&self, key: Vec<u8>) {
+        let _ = self.commands.send(Command::StopProviding { key }).await;
+    }
+
+    /// Serves and gossips this node's announcement.
+    pub(crate) async fn announce(&self, announcement: SignedAnnouncement) {
+        let _ = self.commands.send(Command::Announce { announcement }).await;
+    }
+
+    /// What the loop knows about itself and its peers; `None` once it has stopped.
+    pub(crate) async fn snapshot(&self) -> Option<Snapshot> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Snapshot { reply }, answer).await
+    }
+
+    async fn ask<T>(&self, command: Command, answer: oneshot::Receiver<T>) -> Option<T> {
+        self.commands.send(command).await.ok()?;
+        answer.await.ok()
+    }
+}

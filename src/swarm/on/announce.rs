@@ -1,0 +1,60 @@
+//! Announcements: ours to others, theirs to us.
+
+use libp2p::PeerId;
+use quelea_announce::{Event, FetchError, SignedAnnouncement};
+use tokio::sync::oneshot;
+
+use crate::{
+    swarm::{
+        driver::Driver,
+        handle::{AnnouncementError, FETCH_TIMEOUT},
+    },
+    telemetry::metrics::{Direction, RpcResult},
+};
+
+pub(crate) fn fetch(
+    driver: &mut Driver,
+    peer: PeerId,
+    reply: oneshot::Sender<Result<Option<SignedAnnouncement>, AnnouncementError>>,
+) {
+    if !driver.state.fetches.has_room() {
+        let _ = reply.send(Err(AnnouncementError::Busy));
+        return;
+    }
+    let id = driver.swarm.behaviour_mut().announce.fetch(peer);
+    driver.state.fetches.insert(id, reply, FETCH_TIMEOUT * 2);
+}
+
+pub(crate) fn announce(driver: &mut Driver, announcement: SignedAnnouncement) {
+    let behaviour = driver.swarm.behaviour_mut();
+    behaviour.announce.set_local(Some(announcement.clone()));
+    super::gossip::publish(driver, &announcement);
+}
+
+pub(crate) fn event(driver: &mut Driver, event: Event) {
+    match event {
+        Event::Fetched { id, peer, result } => {
+            if let Ok(Some(announcement)) = &result {
+                driver.state.book.insert(announcement.clone(), quelea_wire::time::unix_ms());
+            }
+            let outcome = match &result {
+                Ok(_) => RpcResult::Ok,
+                Err(FetchError::Timeout) => RpcResult::Timeout,
+                Err(FetchError::Busy) => RpcResult::Refused,
+                Err(_) => RpcResult::Error,
+            };
+            driver.config.telemetry.metrics.rpc("announce", Direction::Outbound, outcome);
+            let result = result.map_err(|error| AnnouncementError::Fetch { peer, reason: error.to_string() });
+            driver.state.fetches.answer(&id, result);
+        }
+        Event::Served { .. } => driver.config.telemetry.metrics.rpc("announce", Direction::Inbound, RpcResult::Ok),
+        Event::Limited { .. } => {
+            driver.config.telemetry.metrics.rpc("announce", Direction::Inbound, RpcResult::Refused);
+        }
+        Event::Failed { peer, error } => {
+            tracing::debug!(%peer, %error, "an announcement was not delivered");
+            driver.config.telemetry.metrics.rpc("announce", Direction::Inbound, RpcResult::Error);
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,186 @@
+//! Connections and listeners come and go.
+
+use std::time::Instant;
+
+use libp2p::{
+    Multiaddr, PeerId,
+    swarm::{
+        ConnectionId, DialError,
+        dial_opts::{DialOpts, PeerCondition},
+    },
+};
+use quelea_wire::time::unix_ms;
+use tokio::sync::oneshot;
+
+use crate::{
+    storage::{NotRecorded, PeerRow, Source},
+    swarm::{
+        driver::Driver,
+        events::SwarmNotice,
+        handle::{CONNECT_TIMEOUT, ConnectError},
+        state::{Peer, Snapshot},
+    },
+    telemetry::{
+        Component, Status,
+        stats::{Path, Transport},
+        way,
+    },
+};
+
+/// Addresses of one peer that a caller may hand over for a dial.
+const MAX_DIAL_ADDRS: usize = 8;
+
+pub(crate) fn connect(
+    driver: &mut Driver,
+    peer: PeerId,
+    mut addrs: Vec<Multiaddr>,
+    reply: oneshot::Sender<Result<(), ConnectError>>,
+) {
+    if driver.state.peers.contains_key(&peer) {
+        let _ = reply.send(Ok(()));
+        return;
+    }
+    addrs.truncate(MAX_DIAL_ADDRS);
+    if let Err(reply) = driver.state.wait_for_dial(peer, reply, Instant::now() + CONNECT_TIMEOUT) {
+        let _ = reply.send(Err(ConnectError::Busy));
+        return;
+    }
+    let opts = DialOpts::peer_id(peer)
+        .condition(PeerCondition::DisconnectedAndNotDialing)
+        .addresses(addrs)
+        .extend_addresses_through_behaviour()
+        .build();
+    match driver.swarm.dial(opts) {
+        // A dial that is under way already will answer for this one too.
+        Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => {}
+        Err(error) => driver.state.dial_ended(&peer, &Err(refused(peer, &error))),
+    }
+}
+
+pub(crate) fn bootstrap(driver: &mut Driver, peer: PeerId, addr: Multiaddr) {
+    driver.state.bootstrap.insert(peer);
+    quelea_behaviours::kad::insert(&mut driver.swarm.behaviour_mut().kad, peer, std::slice::from_ref(&addr));
+    let opts = DialOpts::peer_id(peer)
+        .condition(PeerCondition::DisconnectedAndNotDialing)
+        .addresses(vec![addr])
+        .extend_addresses_through_behaviour()
+        .build();
+    if let Err(error) = driver.swarm.dial(opts)
+        && !matches!(error, DialError::DialPeerConditionFalse(_))
+    {
+        driver.notify(SwarmNotice::BootstrapFailed { peer, reason: error.to_string() });
+    }
+}
+
+pub(crate) fn established(driver: &mut Driver, peer: PeerId, connection: ConnectionId, addr: Multiaddr) {
+    let known =
+        driver.state.peers.entry(peer).or_insert_with(|| Peer { since: Some(Instant::now()), ..Peer::default() });
+    let first = known.connections.is_empty();
+    known.connections.insert(connection, addr);
+    if !first {
+        return;
+    }
+    tracing::debug!(%peer, "connected");
+    driver.state.dial_ended(&peer, &Ok(()));
+    if driver.state.bootstrap.contains(&peer) {
+        driver.config.telemetry.ok(Component::Bootstrap, format!("connected to {peer}"));
+        let _ = driver.swarm.behaviour_mut().kad.bootstrap();
+    }
+    driver.notify(SwarmNotice::Connected);
+}
+
+pub(crate) fn closed(driver: &mut Driver, peer: PeerId, connection: ConnectionId) {
+    let Some(known) = driver.state.peers.get_mut(&peer) else { return };
+    known.connections.remove(&connection);
+    if known.connections.is_empty() {
+        driver.state.peers.remove(&peer);
+        tracing::debug!(%peer, "disconnected");
+    }
+}
+
+pub(crate) fn dial_failed(driver: &mut Driver, peer: Option<PeerId>, error: &DialError) {
+    let Some(peer) = peer else { return };
+    tracing::debug!(%peer, %error, "dial failed");
+    // A second dial may fail while a first connection stands; then nobody who waits is worse off.
+    if driver.state.peers.contains_key(&peer) || matches!(error, DialError::DialPeerConditionFalse(_)) {
+        return;
+    }
+    driver.state.dial_ended(&peer, &Err(refused(peer, error)));
+    driver.state.book.forget(&peer);
+    if driver.state.bootstrap.contains(&peer) {
+        driver.notify(SwarmNotice::BootstrapFailed { peer, reason: error.to_string() });
+    }
+}
+
+pub(crate) fn listening(driver: &mut Driver, addr: Multiaddr) {
+    tracing::info!(%addr, "listening");
+    driver.state.listeners.insert(addr.to_string(), addr);
+    driver.config.telemetry.ok(Component::Listeners, format!("{} addresses", driver.state.listeners.len()));
+    driver.notify(SwarmNotice::Listening);
+}
+
+pub(crate) fn listener_gone(driver: &mut Driver, addr: &Multiaddr) {
+    driver.state.listeners.remove(&addr.to_string());
+    if driver.state.listeners.is_empty() {
+        driver.config.telemetry.health.set(Component::Listeners, Status::Failed, "no listener is left");
+    }
+}
+
+pub(crate) fn listener_closed(driver: &mut Driver, addrs: &[Multiaddr], error: Option<std::io::Error>) {
+    for addr in addrs {
+        listener_gone(driver, addr);
+    }
+    if let Some(error) = error {
+        tracing::error!(%error, "a listener closed");
+    }
+}
+
+pub(crate) fn snapshot(driver: &mut Driver, reply: oneshot::Sender<Snapshot>) {
+    let _ = reply.send(Snapshot {
+        listeners: driver.state.listeners.values().cloned().collect(),
+        external: driver.swarm.external_addresses().cloned().collect(),
+        peers: driver.state.peer_views(),
+        announcements: driver.state.book.live(quelea_wire::time::unix_ms()).cloned().collect(),
+    });
+}
+
+/// Writes a sighting down, if this node keeps a database and its queue has room.
+pub(super) fn remember(driver: &Driver, peer: PeerId, addrs: Vec<Multiaddr>) {
+    let Some(db) = &driver.config.db else { return };
+    let now = unix_ms();
+    let row = PeerRow { peer, addrs, first_seen_ms: now, last_seen_ms: now, source: Source::Other };
+    if let Err(NotRecorded::QueueFull) = db.try_record_peer(row) {
+        driver.config.telemetry.metrics.channel_full("storage");
+    }
+}
+
+fn refused(peer: PeerId, error: &DialError) -> ConnectError {
+    match error {
+        DialError::NoAddresses => ConnectError::NoAddresses { peer },
+        other => ConnectError::Dial { peer, reason: other.to_string() },
+    }
+}
+
+/// Mirrors the connected peers into the gauges: each once, by its best way.
+pub(crate) fn tick(driver: &Driver) {
+    let stats = &driver.config.telemetry.stats;
+    let mut counts = [[0_u64; WAYS.len()]; PATHS.len()];
+    for peer in driver.state.peers.values() {
+        let ways = peer.connections.values().map(way);
+        let best = ways.min_by_key(|way| PATHS.iter().position(|path| *path == way.0));
+        if let Some((path, transport)) = best {
+            let row = PATHS.iter().position(|p| *p == path).unwrap_or_default();
+            let column = WAYS.iter().position(|t| *t == transport).unwrap_or_default();
+            counts[row][column] += 1;
+        }
+    }
+    for (path, row) in PATHS.iter().zip(counts) {
+        for (transport, count) in WAYS.iter().zip(row) {
+            stats.connected(*path, *transport).set(count);
+        }
+    }
+}
+
+/// Best first.
+const PATHS: [Path; 2] = [Path::Direct, Path::Relayed];
+const WAYS: [Transport; 4] = [Transport::Quic, Transport::Tcp, Transport::Websocket, Transport::Other];

@@ -1,0 +1,16 @@
+//! Who a peer says it is, and where it listens.
+
+use libp2p::identify;
+use quelea_behaviours::identify::dialable;
+
+use super::connection::remember;
+use crate::swarm::driver::Driver;
+
+pub(crate) fn event(driver: &mut Driver, event: identify::Event) {
+    let identify::Event::Received { peer_id, info, .. } = event else { return };
+    if let Some(peer) = driver.state.peers.get_mut(&peer_id) {
+        peer.agent = Some(info.agent_version.chars().filter(|c| !c.is_control()).take(64).collect());
+    }
+    quelea_behaviours::identify::learn(&mut driver.swarm.behaviour_mut().kad, peer_id, &info);
+    remember(driver, peer_id, dialable(&peer_id, &info.listen_addrs));
+}

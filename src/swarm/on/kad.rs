@@ -1,0 +1,94 @@
+//! Kademlia: provider records, and the table's health.
+
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
+
+use libp2p::{
+    PeerId,
+    kad::{self, GetProvidersOk, QueryResult},
+    swarm::dial_opts::{DialOpts, PeerCondition},
+};
+use tokio::sync::oneshot;
+
+use crate::swarm::{driver::Driver, handle::PROVIDERS_TIMEOUT, state::ProviderQuery};
+
+/// Providers taken from one look-up. A chain needs one per span; the rest is choice.
+const MAX_PROVIDERS: usize = 64;
+
+/// How often the store is looked over for what is due.
+const REPUBLISH_LOOK: Duration = Duration::from_secs(120);
+
+pub(crate) fn find_providers(driver: &mut Driver, key: Vec<u8>, reply: oneshot::Sender<Vec<PeerId>>) {
+    if !driver.state.query_has_room() {
+        driver.config.telemetry.metrics.channel_full("queries");
+        let _ = reply.send(Vec::new());
+        return;
+    }
+    let id = driver.swarm.behaviour_mut().kad.get_providers(key.into());
+    let query = ProviderQuery { found: HashSet::new(), reply, deadline: Instant::now() + PROVIDERS_TIMEOUT };
+    driver.state.queries.insert(id, query);
+}
+
+pub(crate) fn provide(driver: &mut Driver, key: Vec<u8>) {
+    if let Err(error) = driver.swarm.behaviour_mut().kad.start_providing(key.into()) {
+        tracing::warn!(%error, "cannot keep a provider record of ours");
+    }
+}
+
+pub(crate) fn stop_providing(driver: &mut Driver, key: &[u8]) {
+    driver.swarm.behaviour_mut().kad.stop_providing(&key.to_vec().into());
+}
+
+pub(crate) fn event(driver: &mut Driver, event: kad::Event) {
+    let (id, result, step) = match event {
+        kad::Event::OutboundQueryProgressed { id, result, step, .. } => (id, result, step),
+        kad::Event::InboundRequest { request } => {
+            // What became of it shows in the store's figures.
+            quelea_behaviours::kad::receive(&mut driver.swarm.behaviour_mut().kad, request);
+            return;
+        }
+        _ => return,
+    };
+    match result {
+        QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { providers, .. })) => {
+            found(driver, id, providers);
+        }
+        QueryResult::StartProviding(Err(error)) => tracing::debug!(%error, "a provider record reached nobody"),
+        QueryResult::Bootstrap(Err(error)) => tracing::debug!(%error, "kademlia bootstrap"),
+        _ => {}
+    }
+    if step.last {
+        driver.state.query_ended(&id);
+    }
+}
+
+/// Notes new providers and dials them while the query still knows their addresses.
+fn found(driver: &mut Driver, id: kad::QueryId, providers: HashSet<PeerId>) {
+    let local = *driver.swarm.local_peer_id();
+    for peer in providers {
+        let Some(query) = driver.state.queries.get_mut(&id) else { return };
+        if peer == local || query.found.len() >= MAX_PROVIDERS || !query.found.insert(peer) {
+            continue;
+        }
+        if !driver.state.peers.contains_key(&peer) {
+            let opts = DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing).build();
+            if let Err(error) = driver.swarm.dial(opts) {
+                tracing::debug!(%peer, %error, "a provider was not dialled");
+            }
+        }
+    }
+}
+
+/// Publishes our own values again when they are due, and mirrors the size of the record store into the metrics.
+pub(crate) fn tick(driver: &mut Driver, now: Instant) {
+    let kad = &mut driver.swarm.behaviour_mut().kad;
+    if now >= driver.next_republish {
+        quelea_behaviours::kad::republish(kad, now);
+        driver.next_republish = now + REPUBLISH_LOOK;
+    }
+    let stats = driver.swarm.behaviour_mut().kad.store_mut().stats();
+    let records = stats.values + stats.own_values + stats.providers + stats.own_providers;
+    driver.config.telemetry.stats.dht_records.set(u64::try_from(records).unwrap_or(u64::MAX));
+}

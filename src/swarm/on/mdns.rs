@@ -1,0 +1,17 @@
+//! Peers on the same LAN.
+
+use libp2p::mdns;
+
+use crate::swarm::driver::Driver;
+
+/// Peers taken from one answer; a LAN has fewer.
+const MAX_DISCOVERED: usize = 64;
+
+pub(crate) fn event(driver: &mut Driver, event: mdns::Event) {
+    let mdns::Event::Discovered(found) = event else { return };
+    for (peer, addr) in found.into_iter().take(MAX_DISCOVERED) {
+        if !driver.state.peers.contains_key(&peer) {
+            super::connection::bootstrap(driver, peer, addr);
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! One file per source of events; each acts in plain functions on the driver.
+
+pub(super) mod announce;
+pub(super) mod connection;
+pub(super) mod gossip;
+pub(super) mod identify;
+pub(super) mod kad;
+pub(super) mod mdns;
+pub(super) mod nat;
+pub(super) mod ping;
+pub(super) mod shard;

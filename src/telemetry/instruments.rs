@@ -1,0 +1,254 @@
+//! The instruments behind [`super::Metrics`]: names, units, buckets and help, in OpenTelemetry's terms. The exporter turns
+//! a unit into a suffix (`s` → `_seconds`, `By` → `_bytes`) and ends counters in `_total`.
+
+use std::{borrow::Cow, sync::Arc, time::Instant};
+
+use opentelemetry::{
+    KeyValue,
+    metrics::{Counter, Histogram, Meter},
+};
+
+use super::{
+    health::{Component, Health},
+    metrics::BuildInfo,
+    process,
+    stats::{ModelStats, NodeStats, Path, Reachability, Transport},
+};
+
+/// Bounds for a request's duration, in seconds, as OpenTelemetry's GenAI conventions have them: doubling from 10 ms.
+const REQUEST_BOUNDS: [f64; 14] =
+    [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
+
+/// Bounds for the time to the first token, in seconds: the conventions' own, and three more for swarms of slow processors.
+const FIRST_TOKEN_BOUNDS: [f64; 19] =
+    [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0];
+
+/// Bounds for the time per further token, in seconds: the conventions' own, and two more for the same reason.
+const PER_TOKEN_BOUNDS: [f64; 15] =
+    [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0];
+
+/// Bounds for a stage's or a hop's share, in seconds: from a hop on loopback (about 100 µs) to a long prefill chunk.
+const STAGE_BOUNDS: [f64; 15] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+
+/// Bounds for a commit, in seconds: from a flash disk's flush to a disk that stands still.
+const COMMIT_BOUNDS: [f64; 11] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
+
+/// What is recorded as it happens.
+#[derive(Debug)]
+pub(super) struct Instruments {
+    pub(super) rpc_requests: Counter<u64>,
+    pub(super) inference_requests: Counter<u64>,
+    pub(super) tokens_processed: Counter<u64>,
+    pub(super) request_duration: Histogram<f64>,
+    pub(super) time_to_first_token: Histogram<f64>,
+    pub(super) time_per_output_token: Histogram<f64>,
+    pub(super) stage_duration: Histogram<f64>,
+    pub(super) hop: Histogram<f64>,
+    pub(super) db_commit: Histogram<f64>,
+    pub(super) channel_full: Counter<u64>,
+    pub(super) tasks_panicked: Counter<u64>,
+}
+
+impl Instruments {
+    pub(super) fn new(meter: &Meter) -> Self {
+        let counter = |name: &'static str, help: &'static str| meter.u64_counter(name).with_description(help).build();
+        let seconds = |name: &'static str, help: &'static str, bounds: &[f64]| {
+            meter.f64_histogram(name).with_unit("s").with_description(help).with_boundaries(bounds.to_vec()).build()
+        };
+        Self {
+            rpc_requests: counter(
+                "quelea_rpc_requests",
+                "Requests of the node's own protocols, by protocol, direction and result",
+            ),
+            inference_requests: counter(
+                "quelea_inference_requests",
+                "Inference requests that this node coordinated and that ended, by model and outcome",
+            ),
+            tokens_processed: counter(
+                "quelea_tokens_processed",
+                "Tokens of requests that this node coordinated, by model and type",
+            ),
+            request_duration: seconds(
+                "gen_ai.server.request.duration",
+                "Time from taking an inference request to its end",
+                &REQUEST_BOUNDS,
+            ),
+            time_to_first_token: seconds(
+                "gen_ai.server.time_to_first_token",
+                "Time from taking an inference request to its first token",
+                &FIRST_TOKEN_BOUNDS,
+            ),
+            time_per_output_token: seconds(
+                "gen_ai.server.time_per_output_token",
+                "Time per token after the first one, over a whole request",
+                &PER_TOKEN_BOUNDS,
+            ),
+            stage_duration: seconds(
+                "quelea_pipeline_stage_duration",
+                "Time a stage computed on one step, as the stage itself reports it",
+                &STAGE_BOUNDS,
+            ),
+            hop: seconds(
+                "quelea_pipeline_hop",
+                "Time a step took beyond what the stages computed, per hop, as the coordinator sees it",
+                &STAGE_BOUNDS,
+            ),
+            db_commit: seconds("quelea_db_commit_duration", "Time of one database commit", &COMMIT_BOUNDS),
+            channel_full: counter("quelea_channel_full", "Items that a bounded queue had no place for, by queue"),
+            tasks_panicked: counter("quelea_tasks_panicked", "Tasks and threads that ended in a panic"),
+        }
+    }
+}
+
+/// Registers the gauges that are read when somebody scrapes. The meter's provider keeps them alive.
+pub(super) fn observe(meter: &Meter, build: &BuildInfo, stats: &Arc<NodeStats>, health: &Arc<Health>) {
+    observe_process(meter, build);
+    observe_health(meter, health);
+    observe_peers(meter, stats);
+    observe_models(meter, stats);
+
+    type Plain = fn(&NodeStats) -> u64;
+    let plain: [(&'static str, &'static str, Plain); 4] = [
+        ("quelea_peers_known", "Peers this node remembers", |s| s.peers_known.get()),
+        ("quelea_shard_streams", "Shard streams open, in either direction", |s| s.shard_streams.get()),
+        ("quelea_shard_sessions", "Shard sessions open on this node's stage", |s| s.shard_sessions.get()),
+        ("quelea_dht_records", "Records in this node's part of the DHT", |s| s.dht_records.get()),
+    ];
+    for (name, help, read) in plain {
+        let stats = Arc::clone(stats);
+        meter
+            .u64_observable_gauge(name)
+            .with_description(help)
+            .with_callback(move |observer| observer.observe(read(&stats), &[]))
+            .build();
+    }
+}
+
+fn observe_process(meter: &Meter, build: &BuildInfo) {
+    let labels = [
+        KeyValue::new("version", build.version.clone()),
+        KeyValue::new("commit", build.commit.clone()),
+        KeyValue::new("rustc", build.rustc.clone()),
+        KeyValue::new("features", build.features.clone()),
+    ];
+    meter
+        .u64_observable_gauge("quelea_build_info")
+        .with_description("Always 1; its labels say which build this is")
+        .with_callback(move |observer| observer.observe(1, &labels))
+        .build();
+
+    let started = Instant::now();
+    meter
+        .f64_observable_gauge("quelea_uptime")
+        .with_unit("s")
+        .with_description("Time since the node started")
+        .with_callback(move |observer| observer.observe(started.elapsed().as_secs_f64(), &[]))
+        .build();
+
+    meter
+        .f64_observable_counter("process_cpu")
+        .with_unit("s")
+        .with_description("Processor time used, user and system")
+        .with_callback(|observer| {
+            if let Some(seconds) = process::cpu_seconds() {
+                observer.observe(seconds, &[]);
+            }
+        })
+        .build();
+    let start_time = process::start_time_seconds();
+    meter
+        .f64_observable_gauge("process_start_time")
+        .with_unit("s")
+        .with_description("When the process started, since the Unix epoch")
+        .with_callback(move |observer| {
+            if let Some(seconds) = start_time {
+                observer.observe(seconds, &[]);
+            }
+        })
+        .build();
+    type Read = fn() -> Option<u64>;
+    let figures: [(&'static str, &'static str, &'static str, Read); 3] = [
+        ("process_resident_memory", "By", "Memory in RAM", process::resident_bytes),
+        ("process_open_fds", "", "File descriptors open", process::open_fds),
+        ("process_max_fds", "", "File descriptors allowed", process::max_fds),
+    ];
+    for (name, unit, help, read) in figures {
+        meter
+            .u64_observable_gauge(name)
+            .with_unit(unit)
+            .with_description(help)
+            .with_callback(move |observer| {
+                if let Some(n) = read() {
+                    observer.observe(n, &[]);
+                }
+            })
+            .build();
+    }
+}
+
+fn observe_health(meter: &Meter, health: &Arc<Health>) {
+    let health = Arc::clone(health);
+    let shutdown = KeyValue::new("check", "shutdown");
+    let checks = Component::ALL.map(|c| KeyValue::new("check", c.name()));
+    meter
+        .u64_observable_gauge("quelea_ready")
+        .with_description("Whether a readiness check passes; the node is ready when all do")
+        .with_callback(move |observer| {
+            let report = health.report();
+            for (component, check) in report.components.iter().zip(&checks) {
+                observer.observe(u64::from(component.status.is_ready()), std::slice::from_ref(check));
+            }
+            observer.observe(u64::from(!report.draining), std::slice::from_ref(&shutdown));
+        })
+        .build();
+}
+
+fn observe_peers(meter: &Meter, stats: &Arc<NodeStats>) {
+    let for_connected = Arc::clone(stats);
+    meter
+        .u64_observable_gauge("quelea_peers_connected")
+        .with_description("Peers connected, by the best way each is reached")
+        .with_callback(move |observer| {
+            for (path, path_name) in Path::ALL {
+                for (transport, transport_name) in Transport::ALL {
+                    let labels = [KeyValue::new("path", path_name), KeyValue::new("transport", transport_name)];
+                    observer.observe(for_connected.connected(path, transport).get(), &labels);
+                }
+            }
+        })
+        .build();
+    let for_reachability = Arc::clone(stats);
+    meter
+        .u64_observable_gauge("quelea_reachability")
+        .with_description("1 for the state the node is in: whether others can dial it")
+        .with_callback(move |observer| {
+            for (state, name) in Reachability::ALL {
+                let here = for_reachability.is_reachability(state);
+                observer.observe(u64::from(here), &[KeyValue::new("state", name)]);
+            }
+        })
+        .build();
+}
+
+fn observe_models(meter: &Meter, stats: &Arc<NodeStats>) {
+    type Read = fn(&ModelStats) -> u64;
+    let gauges: [(&'static str, &'static str, Read); 4] = [
+        ("quelea_model_layers_hosted", "Layers of a model that this node holds", |m| m.layers_hosted.get()),
+        ("quelea_kv_cache_free_pages", "KV cache pages that nobody uses", |m| m.kv_pages_free.get()),
+        ("quelea_kv_cache_capacity_pages", "KV cache pages there are", |m| m.kv_pages_capacity.get()),
+        ("quelea_inference_queue_depth", "Inference requests that wait for their turn", |m| m.queue_depth.get()),
+    ];
+    for (name, help, read) in gauges {
+        let stats = Arc::clone(stats);
+        meter
+            .u64_observable_gauge(Cow::Borrowed(name))
+            .with_description(help)
+            .with_callback(move |observer| {
+                for model in stats.models() {
+                    observer.observe(read(&model), &[KeyValue::new("model", model.label().shared())]);
+                }
+            })
+            .build();
+    }
+}

@@ -1,0 +1,161 @@
+//! Logs: to stderr, as text for people or JSON lines for machines. Data goes to stdout, so a log line is never in its way.
+//!
+//! `RUST_LOG` wins over `-v`, because whoever sets it knows what they want to see.
+
+use std::io::IsTerminal as _;
+
+use tracing::Subscriber;
+use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+
+/// The variable that wins over `-v`.
+const VARIABLE: &str = "RUST_LOG";
+
+/// How lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people; coloured on a terminal unless `NO_COLOR` is set.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl std::str::FromStr for LogFormat {
+    type Err = LogError;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        match s {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            other => Err(LogError::UnknownFormat(other.into())),
+        }
+    }
+}
+
+/// Why logging cannot be set up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogError {
+    /// Neither `text` nor `json`.
+    #[error("unknown log format {0:?}: use text or json")]
+    UnknownFormat(String),
+    /// `RUST_LOG` is not a list of directives.
+    #[error("{VARIABLE} cannot be understood: {0} (a right one looks like quelea=debug,libp2p_kad=trace,info)")]
+    BadFilter(String),
+    /// It was set up before.
+    #[error("logging is set up already")]
+    AlreadySet,
+}
+
+/// Sets logging up for the process. `verbosity` counts the `-v`s: 0 shows what the node does, 1 its details, 2 everything of
+/// ours and libp2p's details.
+///
+/// # Errors
+/// When `RUST_LOG` is malformed, or logging was set up before.
+pub fn init(format: LogFormat, verbosity: u8) -> Result<(), LogError> {
+    let filter = filter(std::env::var(VARIABLE).ok().as_deref(), verbosity)?;
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+    let ansi = !no_color && std::io::stderr().is_terminal();
+    tracing::subscriber::set_global_default(subscriber(format, filter, ansi, std::io::stderr))
+        .map_err(|_already| LogError::AlreadySet)
+}
+
+/// `quelea` stands for all our crates: a directive holds for every target that starts with it.
+fn filter(variable: Option<&str>, verbosity: u8) -> Result<EnvFilter, LogError> {
+    let directives = match (variable.map(str::trim), verbosity) {
+        (Some(set), _) if !set.is_empty() => set,
+        (_, 0) => "warn,quelea=info",
+        (_, 1) => "info,quelea=debug",
+        // Below debug these write a line for every packet.
+        _ => "debug,quelea=trace,quinn=info,quinn_proto=info,yamux=info,hickory_proto=info,hyper=info",
+    };
+    EnvFilter::builder().parse(directives).map_err(|e| LogError::BadFilter(e.to_string()))
+}
+
+fn subscriber<W>(format: LogFormat, filter: EnvFilter, ansi: bool, writer: W) -> Box<dyn Subscriber + Send + Sync>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(ansi);
+    match format {
+        LogFormat::Text => Box::new(builder.finish()),
+        LogFormat::Json => Box::new(builder.json().flatten_event(true).with_current_span(true).finish()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(format: LogFormat, variable: Option<&str>, verbosity: u8, ansi: bool) -> String {
+        let sink = Sink::default();
+        let for_writer = sink.clone();
+        let subscriber = subscriber(format, filter(variable, verbosity).unwrap(), ansi, move || for_writer.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(target: "quelea::swarm", peers = 3, "ours info\u{1b}[31m");
+            tracing::debug!(target: "quelea_engine", "ours debug");
+            tracing::trace!(target: "quelea_wire::envelope", "ours trace");
+            tracing::warn!(target: "libp2p_kad", "theirs warn");
+            tracing::info!(target: "libp2p_kad", "theirs info");
+            tracing::debug!(target: "libp2p_kad", "theirs debug");
+        });
+        String::from_utf8(sink.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn each_v_shows_more() {
+        let shown = |variable, verbosity| {
+            let text = logged(LogFormat::Text, variable, verbosity, false);
+            let words = ["ours info", "ours debug", "ours trace", "theirs warn", "theirs info", "theirs debug"];
+            words.map(|w| text.contains(w))
+        };
+        assert_eq!(shown(None, 0), [true, false, false, true, false, false]);
+        assert_eq!(shown(None, 1), [true, true, false, true, true, false]);
+        assert_eq!(shown(None, 2), [true; 6]);
+        assert_eq!(shown(Some("off,libp2p_kad=debug"), 2), [false, false, false, true, true, true]);
+        assert_eq!(shown(Some(" "), 0), shown(None, 0), "an empty variable counts as unset");
+    }
+
+    #[test]
+    fn json_lines_are_objects_with_the_fields() {
+        let text = logged(LogFormat::Json, None, 0, false);
+        let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0]["level"], "INFO");
+        assert_eq!(lines[0]["target"], "quelea::swarm");
+        assert_eq!(lines[0]["peers"], 3);
+        assert!(lines[0]["message"].as_str().unwrap().starts_with("ours info"));
+        assert!(lines[0]["timestamp"].as_str().unwrap().ends_with('Z'));
+    }
+
+    #[test]
+    fn colours_only_when_asked_and_never_from_a_message() {
+        assert!(!logged(LogFormat::Text, None, 0, false).contains('\u{1b}'));
+        let coloured = logged(LogFormat::Text, None, 0, true);
+        assert!(coloured.contains('\u{1b}') && !coloured.contains("\u{1b}[31m"), "{coloured:?}");
+    }
+
+    #[test]
+    fn a_bad_variable_is_named() {
+        let error = filter(Some("quelea=loud"), 0).unwrap_err().to_string();
+        assert!(error.contains("RUST_LOG") && error.contains("quelea=debug"), "{error}");
+        assert!("xml".parse::<LogFormat>().unwrap_err().to_string().contains("text or json"));
+        assert_eq!("json".parse::<LogFormat>().unwrap(), LogFormat::Json);
+    }
+}

@@ -1,0 +1,303 @@
+//! What the node counts as it happens, and the scrape.
+//!
+//! Everything is recorded through OpenTelemetry's meter into a Prometheus registry. No label's value comes from a peer:
+//! they are enums, names fixed in the code, or the ids of at most 16 models ([`NodeStats::model`]).
+
+use std::{
+    borrow::Cow,
+    collections::HashSet,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use opentelemetry::{KeyValue, metrics::MeterProvider as _};
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use prometheus::TextEncoder;
+
+use super::{
+    health::Health,
+    instruments::{self, Instruments},
+    libp2p_text,
+    stats::{ModelLabel, NodeStats},
+};
+
+/// The content type of a scrape.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Which build this is, shown as the labels of `quelea_build_info`.
+#[derive(Clone, Debug)]
+pub struct BuildInfo {
+    /// The package's version.
+    pub version: Cow<'static, str>,
+    /// The commit it was built from.
+    pub commit: Cow<'static, str>,
+    /// The compiler.
+    pub rustc: Cow<'static, str>,
+    /// Cargo features, separated by commas.
+    pub features: Cow<'static, str>,
+}
+
+impl Default for BuildInfo {
+    /// What is known at compile time; a packager sets `QUELEA_COMMIT` and `QUELEA_RUSTC` in the build's environment.
+    fn default() -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            commit: option_env!("QUELEA_COMMIT").unwrap_or("unknown").into(),
+            rustc: option_env!("QUELEA_RUSTC").unwrap_or("unknown").into(),
+            features: "".into(),
+        }
+    }
+}
+
+/// An enum that is a label's value.
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$vdoc])* $variant),+
+        }
+
+        impl $name {
+            /// Its text on the label.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+    };
+}
+
+label! {
+    /// Who asked.
+    Direction {
+        /// A peer asked us.
+        Inbound = "inbound",
+        /// We asked a peer.
+        Outbound = "outbound",
+    }
+}
+label! {
+    /// How a request of one of our protocols ended.
+    RpcResult {
+        /// Answered.
+        Ok = "ok",
+        /// Failed, or answered with an error.
+        Error = "error",
+        /// No answer in time.
+        Timeout = "timeout",
+        /// Refused by a limit or a policy.
+        Refused = "refused",
+    }
+}
+label! {
+    /// How an inference request ended.
+    Outcome {
+        /// The model ended it, or a stop sequence did.
+        Stop = "stop",
+        /// The token limit ended it.
+        Length = "length",
+        /// The caller went away or cancelled.
+        Cancelled = "cancelled",
+        /// Something failed on the way.
+        Error = "error",
+        /// No chain of peers covers the model.
+        NoRoute = "no_route",
+    }
+}
+label! {
+    /// What was asked for, in the words of OpenTelemetry's GenAI conventions.
+    Operation {
+        /// A conversation.
+        Chat = "chat",
+        /// A raw prompt.
+        TextCompletion = "text_completion",
+    }
+}
+label! {
+    /// What a step does.
+    Phase {
+        /// It takes in the prompt.
+        Prefill = "prefill",
+        /// It makes a token.
+        Decode = "decode",
+    }
+}
+label! {
+    /// Where a stage runs.
+    Where {
+        /// On this node.
+        Local = "local",
+        /// On a peer.
+        Remote = "remote",
+    }
+}
+
+/// An inference request that ended.
+#[derive(Clone, Debug)]
+pub struct Finished<'a> {
+    /// What was asked for.
+    pub operation: Operation,
+    /// Of which model.
+    pub model: &'a ModelLabel,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The error's name where it ended in one (`QUE-2003`); a fixed set.
+    pub error_type: Option<&'static str>,
+    /// From taking the request to its end.
+    pub duration: Duration,
+    /// From taking the request to the first token, if there was one.
+    pub first_token: Option<Duration>,
+    /// Tokens of the prompt.
+    pub input_tokens: u64,
+    /// Tokens made.
+    pub output_tokens: u64,
+}
+
+/// Why metrics cannot be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up metrics: {0}")]
+pub struct MetricsError(#[from] opentelemetry_sdk::error::OTelSdkError);
+
+/// The node's metrics. Clones share them; recording never blocks for long and never fails.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    instruments: Instruments,
+    registry: prometheus::Registry,
+    libp2p: OnceLock<prometheus_client::registry::Registry>,
+    /// Dropping it would stop the instruments.
+    _provider: SdkMeterProvider,
+}
+
+impl Metrics {
+    /// Sets the instruments up. Gauges are read from `stats` and `health` at each scrape.
+    ///
+    /// # Errors
+    /// When the exporter cannot be registered.
+    pub fn new(build: &BuildInfo, stats: &Arc<NodeStats>, health: &Arc<Health>) -> Result<Self, MetricsError> {
+        let registry = prometheus::Registry::new();
+        // Neither carries anything here: one scope, and the build has a metric of its own.
+        let exporter = opentelemetry_prometheus::exporter()
+            .with_registry(registry.clone())
+            .scope_info_enabled(false)
+            .without_target_info()
+            .build()?;
+        let provider = SdkMeterProvider::builder().with_reader(exporter).build();
+        let meter = provider.meter("quelea");
+        let instruments = Instruments::new(&meter);
+        instruments::observe(&meter, build, stats, health);
+        // Counters that alert on their first increase have to exist before it.
+        instruments.tasks_panicked.add(0, &[]);
+        Ok(Self { inner: Arc::new(Inner { instruments, registry, libp2p: OnceLock::new(), _provider: provider }) })
+    }
+
+    /// Joins libp2p's own registry to the scrape, once it is filled. A second one is ignored.
+    pub fn join_libp2p(&self, registry: prometheus_client::registry::Registry) {
+        if self.inner.libp2p.set(registry).is_err() {
+            tracing::warn!("a second libp2p registry was not joined to the metrics");
+        }
+    }
+
+    /// The node's own metrics and libp2p's, in Prometheus' text format 0.0.4 ([`CONTENT_TYPE`]). Reads `/proc` and formats
+    /// some hundred lines: a few milliseconds, so call it on a blocking thread.
+    pub fn scrape(&self) -> String {
+        let mut text = String::new();
+        if let Err(error) = TextEncoder::new().encode_utf8(&self.inner.registry.gather(), &mut text) {
+            tracing::warn!(%error, "could not encode metrics");
+        }
+        if let Some(registry) = self.inner.libp2p.get() {
+            let mut open_metrics = String::new();
+            match prometheus_client::encoding::text::encode(&mut open_metrics, registry) {
+                Ok(()) => {
+                    let joined = {
+                        let ours: HashSet<&str> = libp2p_text::families(&text).collect();
+                        libp2p_text::rewrite(&open_metrics, &ours)
+                    };
+                    text.push_str(&joined);
+                }
+                Err(error) => tracing::warn!(%error, "could not encode libp2p's metrics"),
+            }
+        }
+        text
+    }
+
+    /// A request of one of our protocols ended. `protocol` is its short name (`announce`).
+    pub fn rpc(&self, protocol: &'static str, direction: Direction, result: RpcResult) {
+        self.inner.instruments.rpc_requests.add(
+            1,
+            &[
+                KeyValue::new("protocol", protocol),
+                KeyValue::new("direction", direction.as_str()),
+                KeyValue::new("result", result.as_str()),
+            ],
+        );
+    }
+
+    /// An inference request that this node coordinated ended.
+    pub fn finished(&self, request: &Finished<'_>) {
+        let instruments = &self.inner.instruments;
+        let model = KeyValue::new("model", request.model.shared());
+        instruments.inference_requests.add(1, &[model.clone(), KeyValue::new("outcome", request.outcome.as_str())]);
+        for (kind, tokens) in [("input", request.input_tokens), ("output", request.output_tokens)] {
+            instruments.tokens_processed.add(tokens, &[model.clone(), KeyValue::new("type", kind)]);
+        }
+        let mut labels = vec![
+            KeyValue::new("gen_ai.operation.name", request.operation.as_str()),
+            KeyValue::new("gen_ai.request.model", request.model.shared()),
+        ];
+        if let Some(error) = request.error_type {
+            labels.push(KeyValue::new("error.type", error));
+        }
+        instruments.request_duration.record(request.duration.as_secs_f64(), &labels);
+        let Some(first_token) = request.first_token else { return };
+        instruments.time_to_first_token.record(first_token.as_secs_f64(), &labels);
+        if request.output_tokens > 1 {
+            let rest = request.duration.saturating_sub(first_token).as_secs_f64();
+            instruments.time_per_output_token.record(rest / (request.output_tokens - 1) as f64, &labels);
+        }
+    }
+
+    /// A stage computed for this long on one step, by its own clock.
+    pub fn stage(&self, phase: Phase, at: Where, took: Duration) {
+        let labels = [KeyValue::new("phase", phase.as_str()), KeyValue::new("where", at.as_str())];
+        self.inner.instruments.stage_duration.record(took.as_secs_f64(), &labels);
+    }
+
+    /// One hop took this long beyond what was computed.
+    pub fn hop(&self, phase: Phase, took: Duration) {
+        self.inner.instruments.hop.record(took.as_secs_f64(), &[KeyValue::new("phase", phase.as_str())]);
+    }
+
+    /// A database commit took this long. Hand this to [`crate::storage::Db::open`].
+    pub fn db_commit(&self, took: Duration) {
+        self.inner.instruments.db_commit.record(took.as_secs_f64(), &[]);
+    }
+
+    /// The queues there are, so that each shows as 0 before it was ever full.
+    pub fn declare_channels(&self, names: &[&'static str]) {
+        for name in names {
+            self.inner.instruments.channel_full.add(0, &[KeyValue::new("name", *name)]);
+        }
+    }
+
+    /// A bounded queue had no place for one item.
+    pub fn channel_full(&self, name: &'static str) {
+        self.inner.instruments.channel_full.add(1, &[KeyValue::new("name", name)]);
+    }
+
+    /// As [`Metrics::channel_full`], when `full`.
+    pub fn channel_full_if(&self, full: bool, name: &'static str) {
+        if full {
+            self.channel_full(name);
+        }
+    }
+
+    /// A task or a thread ended in a panic.
+    pub fn task_panicked(&self) {
+        self.inner.instruments.tasks_panicked.add(1, &[]);
+    }
+}

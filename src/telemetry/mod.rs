@@ -1,0 +1,23 @@
+//! What the node tells about itself: logs, metrics, health, and the small server that shows the last two.
+//!
+//! - [`logging`]: to stderr, as text or JSON lines.
+//! - [`stats`]: the atomics that the node's parts keep up to date and that gauges are read from at scrape time.
+//! - [`metrics`]: what is counted as it happens, and the scrape, with libp2p's own registry joined by [`libp2p_text`].
+//! - [`health`]: which components work; liveness and readiness.
+//! - [`server`]: `/livez`, `/readyz`, `/health` and `/metrics`.
+
+pub mod health;
+mod instruments;
+mod libp2p_text;
+pub mod logging;
+pub mod metrics;
+mod node;
+mod process;
+pub mod server;
+pub mod stats;
+
+pub use health::{Component, Status};
+pub(crate) use node::{Telemetry, way};
+
+#[cfg(test)]
+mod tests;

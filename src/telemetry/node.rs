@@ -1,0 +1,136 @@
+//! One clonable reference to everything a part of the node reports to.
+
+use std::{sync::Arc, time::Duration};
+
+use libp2p::multiaddr::{Multiaddr, Protocol};
+use quelea_engine::runner::{Output, Phase as JobPhase};
+use quelea_wire::{ErrorCode, ModelId};
+
+use super::{
+    health::{Component, Health, Status},
+    metrics::{BuildInfo, Finished, Metrics, MetricsError, Operation, Outcome, Phase, Where},
+    stats::{NodeStats, Path, Transport},
+};
+use crate::inference::{FinishReason, InferError, InferRequest, PromptForm, Summary};
+
+/// The loop counts as stuck when it has not turned for so long; it ticks four times a second.
+const HEARTBEAT_MAX: Duration = Duration::from_secs(5);
+
+/// The queues of the table in [`crate::swarm`], so that each shows as 0 before it was ever full.
+const CHANNELS: [&str; 5] = ["shard_inbound", "storage", "stage", "queries", "results"];
+
+/// Gauges, metrics and health of one node.
+#[derive(Clone, Debug)]
+pub(crate) struct Telemetry {
+    pub(crate) stats: Arc<NodeStats>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) metrics: Metrics,
+}
+
+impl Telemetry {
+    pub(crate) fn new() -> Result<Self, MetricsError> {
+        let stats = Arc::new(NodeStats::default());
+        let health = Arc::new(Health::new(HEARTBEAT_MAX));
+        let metrics = Metrics::new(&BuildInfo::default(), &stats, &health)?;
+        metrics.declare_channels(&CHANNELS);
+        Ok(Self { stats, health, metrics })
+    }
+
+    /// A component works.
+    pub(crate) fn ok(&self, component: Component, message: impl Into<String>) {
+        self.health.set(component, Status::Ok, message);
+    }
+
+    /// A stage of this node computed a batch.
+    pub(crate) fn stage_computed(&self, phase: JobPhase, output: &Output) {
+        let phase = if phase == JobPhase::Decode { Phase::Decode } else { Phase::Prefill };
+        self.metrics.stage(phase, Where::Local, output.compute);
+    }
+
+    /// A request of this node's user was answered.
+    pub(crate) fn request_done(&self, request: &InferRequest, model: &ModelId, summary: &Summary) {
+        let outcome = match summary.finish_reason {
+            FinishReason::Stop => Outcome::Stop,
+            FinishReason::Length => Outcome::Length,
+        };
+        self.finished(request, Some(model), outcome, None, Some(summary), Duration::from_secs_f64(summary.total_s));
+        for hop in &summary.hops {
+            self.metrics.stage(Phase::Decode, Where::Remote, Duration::from_secs_f64(hop.compute_ms_per_row / 1e3));
+            if let Some(ms) = hop.hop_ms {
+                self.metrics.hop(Phase::Decode, Duration::from_secs_f64(ms / 1e3));
+            }
+        }
+    }
+
+    /// A request of this node's user failed.
+    pub(crate) fn request_failed(
+        &self,
+        request: &InferRequest,
+        model: Option<&ModelId>,
+        error: &InferError,
+        took: Duration,
+    ) {
+        let code = error.error_code();
+        let outcome = match code {
+            ErrorCode::Cancelled => Outcome::Cancelled,
+            ErrorCode::NoRoute => Outcome::NoRoute,
+            _ => Outcome::Error,
+        };
+        self.finished(request, model, outcome, Some(code.label()), None, took);
+    }
+
+    fn finished(
+        &self,
+        request: &InferRequest,
+        model: Option<&ModelId>,
+        outcome: Outcome,
+        error_type: Option<&'static str>,
+        summary: Option<&Summary>,
+        duration: Duration,
+    ) {
+        let operation = if request.form == PromptForm::Raw { Operation::TextCompletion } else { Operation::Chat };
+        // A name that led to no model is what a client typed: it gets no label of its own.
+        let label = model.map_or_else(|| super::stats::OTHER_MODEL.to_owned(), ModelId::short);
+        let model = self.stats.model(&label);
+        let tokens = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        self.metrics.finished(&Finished {
+            operation,
+            model: model.label(),
+            outcome,
+            error_type,
+            duration,
+            first_token: summary.map(|s| Duration::from_secs_f64(s.ttft_s)),
+            input_tokens: summary.map_or(0, |s| tokens(s.prompt_ids.len())),
+            output_tokens: summary.map_or(0, |s| tokens(s.ids.len())),
+        });
+    }
+}
+
+/// How a connection at `addr` reaches its peer, for the gauges.
+pub(crate) fn way(addr: &Multiaddr) -> (Path, Transport) {
+    let mut way = (Path::Direct, Transport::Other);
+    for part in addr {
+        match part {
+            Protocol::P2pCircuit => way.0 = Path::Relayed,
+            Protocol::Tcp(_) if way.1 == Transport::Other => way.1 = Transport::Tcp,
+            Protocol::QuicV1 | Protocol::Quic => way.1 = Transport::Quic,
+            Protocol::Ws(_) | Protocol::Wss(_) => way.1 = Transport::Websocket,
+            _ => {}
+        }
+    }
+    way
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ways_are_told_from_addresses() {
+        let of = |addr: &str| way(&addr.parse().unwrap());
+        assert_eq!(of("/ip4/10.0.0.1/tcp/1"), (Path::Direct, Transport::Tcp));
+        assert_eq!(of("/ip4/10.0.0.1/udp/1/quic-v1"), (Path::Direct, Transport::Quic));
+        assert_eq!(of("/ip4/10.0.0.1/tcp/1/ws"), (Path::Direct, Transport::Websocket));
+        assert_eq!(of("/ip4/10.0.0.1/udp/1/quic-v1/p2p-circuit"), (Path::Relayed, Transport::Quic));
+    }
+}
