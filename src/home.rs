@@ -136,12 +136,8 @@ impl Home {
     /// # Errors
     /// When there is no default, the path is not a directory, or the system refuses.
     pub fn new(dir: Option<PathBuf>) -> Result<Self, HomeError> {
-        let dir = match dir {
-            Some(dir) => dir,
-            None => {
-                default_dir(std::env::var_os("XDG_DATA_HOME"), std::env::var_os("HOME")).ok_or(HomeError::NoDefault)?
-            }
-        };
+        let home = Self::locate(dir)?;
+        let dir = home.dir;
         let io = |source| HomeError::Io { path: dir.clone(), source };
         match std::fs::metadata(&dir) {
             Ok(meta) if !meta.is_dir() => return Err(HomeError::NotADirectory(dir)),
@@ -154,6 +150,15 @@ impl Home {
         // Absolute, so that what is printed and written to daemon.json holds from any working directory.
         let dir = dir.canonicalize().map_err(io)?;
         Ok(Self { dir })
+    }
+
+    /// Says where the data directory is, whether or not it exists: for those who only want to talk to its daemon.
+    ///
+    /// # Errors
+    /// When there is no default.
+    pub fn locate(dir: Option<PathBuf>) -> Result<Self, HomeError> {
+        let default = || default_dir(std::env::var_os("XDG_DATA_HOME"), std::env::var_os("HOME"));
+        dir.or_else(default).map(|dir| Self { dir }).ok_or(HomeError::NoDefault)
     }
 
     /// The directory itself, absolute.

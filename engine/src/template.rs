@@ -2,8 +2,9 @@
 //!
 //! A template is a Jinja program from the model's file, written for Python. It runs here as Hugging Face's
 //! `apply_chat_template` runs it: blocks trimmed, loop controls, `raise_exception`, `strftime_now`, Python's string
-//! and mapping methods, `tojson` and printing as Python does them. What differs: the time is UTC; methods that no
-//! known template calls are missing; `{% generation %}` (a mark for training) is let through without effect.
+//! and mapping methods, `tojson` and printing as Python does them. What differs: the time is UTC; methods and filters
+//! that no known template uses are missing (`wordcount`, `truncate`, `pprint`); `loop.last` is never true over the
+//! characters of a string; `{% generation %}`, a mark for training, is let through without effect.
 //!
 //! The program comes from a stranger: its source, its output, its time and its memory are bounded.
 
@@ -125,6 +126,8 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(python::method);
         environment.set_formatter(python::format);
         environment.add_filter("tojson", python::tojson);
+        // Its time grows with the cube of a value's depth, unpaid. No chat template prints for debugging.
+        environment.remove_filter("pprint");
         environment.add_filter("string", python::string);
         environment.add_function("strftime_now", date::strftime_now);
         environment.add_function("raise_exception", raise_exception);

@@ -111,9 +111,9 @@ impl From<InferError> for CliError {
     }
 }
 
-/// The data directory that the global flags mean.
+/// The data directory that the global flags mean. It is not made: that is the daemon's to do.
 pub(super) fn home(global: &Global) -> Result<Home, CliError> {
-    Home::new(global.data_dir.clone()).map_err(usage)
+    Home::locate(global.data_dir.clone()).map_err(usage)
 }
 
 pub(super) fn usage(error: impl std::fmt::Display) -> CliError {

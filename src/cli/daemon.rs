@@ -12,12 +12,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     args::{self, DaemonArgs, Global},
-    client::home,
+    client::usage,
     exit::{CliError, Exit},
     output::data_line,
 };
 use crate::{
     address::is_private,
+    home::Home,
     node::{
         GRACE, Node, StartError,
         settings::{Bind, Keep, ServeSpec, Settings},
@@ -72,7 +73,7 @@ fn listen_for(kind: SignalKind) -> Result<tokio::signal::unix::Signal, CliError>
 }
 
 fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
-    let home = home(global)?;
+    let home = Home::new(global.data_dir.clone()).map_err(usage)?;
     let keep = Keep::In {
         identity: args.identity.unwrap_or_else(|| home.identity_key()),
         db: args.db.unwrap_or_else(|| home.database()),

@@ -109,7 +109,7 @@ fn tokenize(global: &Global, file: &str, text: &str, special: bool) -> Result<()
 /// Tokenised as the file's own settings say.
 fn ids_of(gguf: &Gguf, file: &str, text: &str) -> Result<Vec<u32>, CliError> {
     let tokenizer = Tokenizer::from_gguf(gguf).map_err(|e| unusable(file, e))?;
-    Ok(tokenizer.encode(text, EncodeOptions { parse_special: true, add_bos: tokenizer.defaults().add_bos }))
+    Ok(tokenizer.encode_input(text))
 }
 
 fn logits(

@@ -9,7 +9,6 @@ use quelea_engine::{
     PREFILL_CHUNK,
     sampler::{Sampler, SamplerConfig},
     template::Message,
-    tokenizer::EncodeOptions,
 };
 use quelea_wire::ErrorCode;
 use tokio::sync::mpsc;
@@ -38,14 +37,12 @@ pub(crate) fn prompt_ids(ends: &Ends, request: &InferRequest) -> Result<Vec<u32>
         let text = template
             .render(&messages, true, &serde_json::Map::new())
             .map_err(|e| InferError::new(ErrorCode::ModelFile, format!("the model's chat template fails: {e}")))?;
-        // Templates write BOS themselves where the model wants one.
-        ends.tokenizer.encode(&text, EncodeOptions { parse_special: true, add_bos: false })
+        ends.tokenizer.encode_chat(&text)
     } else {
         if request.system.is_some() {
             return Err(usage("a system message needs a chat template, and this prompt is given as it is"));
         }
-        let options = EncodeOptions { parse_special: true, add_bos: ends.tokenizer.defaults().add_bos };
-        ends.tokenizer.encode(&request.prompt, options)
+        ends.tokenizer.encode_input(&request.prompt)
     };
     let context = ends.stage.hparams().context_length;
     if ids.is_empty() {
@@ -94,8 +91,7 @@ pub(crate) async fn generate(
     let prompt_time = prefill_started.elapsed();
     let finish_reason = loop {
         let id = pick(ends, &mut sampler, row).await?;
-        let first_at = *first_token.get_or_insert_with(Instant::now);
-        let _ = first_at;
+        first_token.get_or_insert_with(Instant::now);
         if eos.contains(&id) && !request.ignore_eos {
             break FinishReason::Stop;
         }

@@ -17,10 +17,10 @@ use tokio::{
 };
 
 use super::{
-    metrics::{BuildInfo, CONTENT_TYPE, Direction, Finished, Operation, Outcome, Phase, RpcResult, Where},
-    server::{TelemetryState, serve},
-    stats::{Path, Reachability, Transport},
-    *,
+    health::{Component, Health, Status},
+    metrics::{BuildInfo, CONTENT_TYPE, Direction, Finished, Metrics, Operation, Outcome, Phase, RpcResult, Where},
+    server::{self, TelemetryState, serve},
+    stats::{NodeStats, Path, Reachability, Transport},
 };
 
 fn state(heartbeat_max: Duration) -> (TelemetryState, Arc<NodeStats>) {

@@ -303,6 +303,8 @@ fn digit_triples(text: &[Char]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn words(name: &str, text: &str) -> Vec<String> {
@@ -353,6 +355,59 @@ mod tests {
             words("tekken", "HTTPServer helloWorld éABC 12 a//\n"),
             ["HTTPServer", " hello", "World", " é", "ABC", " ", "1", "2", " a", "//\n"]
         );
+    }
+
+    /// The scanners against the expressions they stand for, run by a real engine one after the other.
+    fn by_expression(expressions: &[&str], text: &str) -> Vec<String> {
+        let mut words = vec![text.to_owned()];
+        for expression in expressions {
+            let expression = fancy_regex::Regex::new(expression).unwrap();
+            let mut next = Vec::new();
+            for word in words {
+                let mut from = 0;
+                for found in expression.find_iter(&word).map(Result::unwrap) {
+                    next.push(word[from..found.start()].to_owned());
+                    next.push(found.as_str().to_owned());
+                    from = found.end();
+                }
+                next.push(word[from..].to_owned());
+            }
+            words = next.into_iter().filter(|word| !word.is_empty()).collect();
+        }
+        words
+    }
+
+    fn text() -> impl Strategy<Value = String> {
+        let parts = prop::sample::select(vec![
+            " ", "  ", "\n", "\r\n", "\t", "'s", "'LL", "'vE", "'", "the", "A", "1", "123", "２", "½", "é", "e\u{301}", "\u{301}",
+            "中", "🦙", ".", "!?", "=", "+", "`", "$", "_", "/", "ABC", "Éa", "\u{a0}", "\u{3000}", "\0", "\u{ad}", "\u{e000}",
+        ]);
+        prop::collection::vec(parts, 0..16).prop_map(|parts| parts.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn prop_scanners_cut_as_the_expressions_do(text in text()) {
+            let gpt2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+            let llama3 = r"'[sStTmMdD]|'[rRvV][eE]|'[lL][lL]|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+            let qwen2 = llama3.replace("{1,3}", "");
+            let qwen35 = qwen2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]");
+            let (upper, lower) = ("(?:(?=\\p{L})[^a-z])", "(?:(?=\\p{L})[^A-Z])");
+            let lead = r"[^\r\n\p{L}\p{N}]?";
+            let rest = r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+            let tekken = format!("{lead}{upper}*{lower}+|{lead}{upper}+{lower}*|{rest}");
+            for (name, expressions) in [
+                ("default", &[r"[\p{P}\$\+<=>\^~\|]+", gpt2, r"\p{N}+", "[0-9][0-9][0-9]"][..]),
+                ("gpt-2", &[gpt2]),
+                ("smollm", &[r"\p{N}", gpt2]),
+                ("llama-bpe", &[llama3]),
+                ("qwen2", &[&qwen2]),
+                ("qwen35", &[&qwen35]),
+                ("tekken", &[&tekken]),
+            ] {
+                prop_assert_eq!(words(name, &text), by_expression(expressions, &text), "{}", name);
+            }
+        }
     }
 
     #[test]

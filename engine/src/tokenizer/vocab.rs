@@ -1,6 +1,10 @@
 //! The vocabulary: texts, types and scores of tokens, and what each token is in bytes.
 
-use std::{borrow::Cow, collections::HashMap, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 use super::{
     TokenizerData, TokenizerError,
@@ -80,10 +84,11 @@ impl Vocab {
             // A name of its own for a token that has none, so that empty text never finds it.
             let text: Arc<str> = if text.is_empty() { format!("[EMPTY_{id}]").into() } else { text.as_str().into() };
             texts.push(Arc::clone(&text));
-            if ids.contains_key(&text) {
-                tracing::warn!(id, text = &*text, "token occurs twice in the vocabulary; the first id is used");
-            } else {
-                ids.insert(text, id);
+            match ids.entry(text) {
+                Entry::Vacant(free) => drop(free.insert(id)),
+                Entry::Occupied(first) => {
+                    tracing::warn!(id, text = &**first.key(), "token occurs twice in the vocabulary; the first id is used");
+                }
             }
         }
         let mut types: Vec<TokenType> = data.types.iter().take(count).map(|id| TokenType::from_id(*id)).collect();

@@ -1,5 +1,6 @@
 //! The engine from outside: against other engines' numbers, against hostile files, and under load.
 
+mod demo;
 mod gguf;
 mod manifest;
 mod models;

@@ -1,0 +1,23 @@
+//! The built `quelea` as its users meet it: real daemons and commands, each a process of its own, on loopback.
+//!
+//! | module | asks |
+//! |---|---|
+//! | `swarm` | is a split model's answer the unsplit model's, whatever the spans and transports |
+//! | `failure` | does a request end in time, and named, when a worker or its caller goes away |
+//! | `lifecycle` | do daemons start, stop and come back as documented |
+//! | `bad_input` | is every mistake answered by a clear error and a documented exit code |
+//! | `bad_model` | are damaged and foreign model files refused in words |
+//! | `watch` | do health and metrics tell what happened |
+//! | `demo` | does the demo work with nothing at hand |
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests say what they expect by failing loudly, helpers too")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a failed or skipped test says why")]
+
+mod bad_input;
+mod bad_model;
+mod demo;
+mod failure;
+mod harness;
+mod lifecycle;
+mod swarm;
+mod watch;
