@@ -1,5 +1,7 @@
 //! Tokenizers against llama.cpp: real vocabularies with llama.cpp's own vectors, and the prompts of the model fixtures.
 
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "helpers of tests fail loudly, as tests do")]
+
 use std::path::PathBuf;
 
 use proptest::prelude::*;

@@ -99,7 +99,7 @@ pub(crate) struct DaemonArgs {
     /// Listen on exactly these multiaddrs instead of --host and --port (repeatable)
     #[arg(long, value_name = "MULTIADDR", value_parser = parse_multiaddr, value_delimiter = ',')]
     pub(crate) listen: Vec<Multiaddr>,
-    /// Full multiaddrs of peers to start from, ending in /p2p/<peer id> (repeatable, or comma-separated)
+    /// Full multiaddrs of peers to start from, ending in /p2p/PEER-ID (repeatable, or comma-separated)
     #[arg(short, long, value_name = "MULTIADDR", value_parser = parse_peer_address, value_delimiter = ',')]
     pub(crate) bootstrap: Vec<PeerAddress>,
     /// Identity file [default: identity.key in the data directory, made if missing]

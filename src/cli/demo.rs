@@ -3,13 +3,12 @@
 use std::process::ExitCode;
 
 use comfy_table::{Table, presets};
-use quelea_wire::ErrorCode;
 use serde_json::json;
 
 use super::{
     args::{DemoArgs, Global},
     exit::{CliError, Exit},
-    infer::short,
+    infer::{document, short},
     output::{data, data_line, note, printable},
 };
 use crate::{
@@ -59,12 +58,8 @@ pub(super) async fn run(global: &Global, args: DemoArgs) -> Result<ExitCode, Cli
 }
 
 fn show_json(report: &DemoReport) -> Result<(), CliError> {
-    let mut value =
-        serde_json::to_value(&report.summary).map_err(|e| CliError::new(ErrorCode::Internal, e.to_string()))?;
-    value["schema"] = json!("quelea.demo/v1");
-    value["same_as_unsplit"] = json!(report.same);
-    value["unsplit_text"] = json!(report.unsplit);
-    data_line(&value.to_string())
+    let more = json!({ "same_as_unsplit": report.same, "unsplit_text": report.unsplit });
+    data_line(&document("quelea.demo/v1", &report.summary, more)?)
 }
 
 fn show_table(report: &DemoReport) -> Result<(), CliError> {

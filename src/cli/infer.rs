@@ -4,7 +4,7 @@ use std::{io::Read as _, process::ExitCode};
 
 use futures::StreamExt;
 use quelea_wire::ErrorCode;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::{
@@ -191,16 +191,25 @@ impl Show {
 
     fn done(self, route: &[RouteHop], summary: &Summary) -> Result<(), CliError> {
         if self.as_json {
-            let mut value =
-                serde_json::to_value(summary).map_err(|e| CliError::new(ErrorCode::Internal, e.to_string()))?;
-            value["schema"] = json!("quelea.infer/v1");
-            value["route"] = json!(route);
-            return data_line(&value.to_string());
+            return data_line(&document("quelea.infer/v1", summary, json!({ "route": route }))?);
         }
         data_line("")?;
         note(&footer(route, summary));
         Ok(())
     }
+}
+
+/// A summary as a document: the schema first, then its fields, then `more`.
+pub(super) fn document(schema: &str, summary: &Summary, more: Value) -> Result<String, CliError> {
+    let internal = |e: serde_json::Error| CliError::new(ErrorCode::Internal, e.to_string());
+    let mut document = serde_json::Map::new();
+    document.insert("schema".into(), schema.into());
+    for part in [serde_json::to_value(summary).map_err(internal)?, more] {
+        if let Value::Object(fields) = part {
+            document.extend(fields);
+        }
+    }
+    Ok(Value::Object(document).to_string())
 }
 
 /// The lines under an answer.

@@ -20,9 +20,6 @@ use crate::storage::Db;
 /// Between two announcements of an unchanged node: a third of their lifetime, so that two may be lost.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(180);
 
-/// For how long `--layers auto` asks who holds what, at most; a node that starts first hears nobody.
-const LOOK_AROUND: Duration = Duration::from_secs(3);
-
 /// The part of `--memory` that is kept for keys and values when layers are chosen.
 const KV_SHARE: u64 = 4;
 
@@ -90,8 +87,7 @@ pub(crate) async fn load(
         }
         LayerChoice::All => range(0, layers)?,
         LayerChoice::Auto => {
-            let look = discover::spans_served(&plane.handle, file.id);
-            let others = tokio::time::timeout(LOOK_AROUND, look).await.unwrap_or_default();
+            let others = discover::spans_served(&plane.handle, file.id).await;
             thinnest(&file.manifest, &others, budget)?
         }
     };

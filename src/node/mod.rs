@@ -81,6 +81,11 @@ impl Node {
 
     /// Starts everything; when this returns, the node is ready.
     pub(crate) async fn start(settings: Settings) -> Result<Self, StartError> {
+        // Boxed: starting holds a whole swarm across its waits.
+        Box::pin(Self::launch(settings)).await
+    }
+
+    async fn launch(settings: Settings) -> Result<Self, StartError> {
         let telemetry = Telemetry::new().map_err(|e| StartError::internal(e.to_string()))?;
         let network = NetworkId::from_name(&settings.network);
         let (lock, keypair, db) = open_home(&settings.keep, &telemetry).await?;

@@ -3,7 +3,7 @@
 use libp2p::{Multiaddr, PeerId};
 use quelea_announce::SignedAnnouncement;
 use quelea_shard::ShardStream;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     handle::{AnnouncementError, ConnectError, OpenStreamError},
@@ -22,7 +22,7 @@ pub(super) enum Command {
     /// Ask a connected peer for its announcement.
     FetchAnnouncement { peer: PeerId, reply: oneshot::Sender<Result<Option<SignedAnnouncement>, AnnouncementError>> },
     /// Who provides `key`, by Kademlia. Providers are dialled as they turn up, while their addresses are known.
-    FindProviders { key: Vec<u8>, reply: oneshot::Sender<Vec<PeerId>> },
+    FindProviders { key: Vec<u8>, found: mpsc::Sender<PeerId> },
     /// Put a provider record of ours for `key`.
     Provide { key: Vec<u8> },
     /// Take a provider record of ours back.

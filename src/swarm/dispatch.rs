@@ -12,7 +12,7 @@ pub(super) fn command(driver: &mut Driver, command: Command) {
         Command::Bootstrap { peer, addr } => on::connection::bootstrap(driver, peer, addr),
         Command::OpenStream { peer, reply } => on::shard::open(driver, peer, reply),
         Command::FetchAnnouncement { peer, reply } => on::announce::fetch(driver, peer, reply),
-        Command::FindProviders { key, reply } => on::kad::find_providers(driver, key, reply),
+        Command::FindProviders { key, found } => on::kad::find_providers(driver, key, found),
         Command::Provide { key } => on::kad::provide(driver, key),
         Command::StopProviding { key } => on::kad::stop_providing(driver, &key),
         Command::Announce { announcement } => on::announce::announce(driver, announcement),

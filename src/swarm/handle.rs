@@ -21,6 +21,9 @@ pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a peer may take over its announcement, which it has in memory.
 pub(super) const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Providers taken from one look-up. A chain needs one per span; the rest is choice.
+pub(super) const MAX_PROVIDERS: usize = 64;
+
 /// How long a look-up of providers may take before we go on with what was found.
 pub(super) const PROVIDERS_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -118,10 +121,12 @@ impl Handle {
         self.ask(Command::FetchAnnouncement { peer, reply }, answer).await.unwrap_or(Err(AnnouncementError::Stopped))
     }
 
-    /// Peers with a provider record for `key`; empty when nobody answers in time.
-    pub(crate) async fn find_providers(&self, key: Vec<u8>) -> Vec<PeerId> {
-        let (reply, answer) = oneshot::channel();
-        self.ask(Command::FindProviders { key, reply }, answer).await.unwrap_or_default()
+    /// Peers with a provider record for `key`, as they turn up; the channel closes when the look-up is over. Dropping the
+    /// receiver ends it early.
+    pub(crate) async fn find_providers(&self, key: Vec<u8>) -> mpsc::Receiver<PeerId> {
+        let (found, providers) = mpsc::channel(MAX_PROVIDERS);
+        let _ = self.commands.send(Command::FindProviders { key, found }).await;
+        providers
     }
 
     /// Publishes that this node provides `key`; Kademlia repeats it until [`Handle::stop_providing`].

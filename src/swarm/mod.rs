@@ -10,6 +10,7 @@
 //! | commands: handles → loop | 256 | the caller waits, up to its own deadline | `quelea_channel_full_total{name="commands"}` when it gives up |
 //! | inbound shard streams: loop → host | 64 | the stream is reset; its opener sees a broken stream | `…{name="shard_inbound"}` |
 //! | answers: loop → caller | 1 (oneshot) | cannot be full | – |
+//! | providers found: loop → caller | 64, as many as one look-up takes | cannot be full | – |
 //! | events: loop → watchers (log, demo, API) | 256, broadcast | the oldest is overwritten; the watcher is told how many it missed | – |
 //! | peers seen: loop → storage | 1,024 | the sighting is dropped, the next one replaces it | `…{name="storage"}` |
 //! | jobs: links → stage | per stage, see `quelea_engine::runner` | the batch is refused with `QUE-1004` | `…{name="stage"}` |

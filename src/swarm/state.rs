@@ -8,7 +8,7 @@ use std::{
 use libp2p::{Multiaddr, PeerId, kad::QueryId, swarm::ConnectionId};
 use quelea_announce::{Book, SignedAnnouncement};
 use quelea_shard::ShardStream;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     handle::{AnnouncementError, ConnectError, OpenStreamError},
@@ -64,8 +64,8 @@ pub(crate) struct Snapshot {
 /// A look-up of providers under way.
 #[derive(Debug)]
 pub(super) struct ProviderQuery {
-    pub(super) found: HashSet<PeerId>,
-    pub(super) reply: oneshot::Sender<Vec<PeerId>>,
+    pub(super) seen: HashSet<PeerId>,
+    pub(super) found: mpsc::Sender<PeerId>,
     pub(super) deadline: Instant,
 }
 
@@ -136,17 +136,12 @@ impl State {
         // The two protocols below answer every question themselves within their own timeouts; this is the second net.
         self.opens.expire(now, || Err(OpenStreamError::Timeout { peer: local }));
         self.fetches.expire(now, || Err(AnnouncementError::Timeout { peer: local }));
-        let over: Vec<QueryId> = self.queries.iter().filter(|(_, q)| q.deadline <= now).map(|(id, _)| *id).collect();
-        for id in over {
-            self.query_ended(&id);
-        }
     }
 
-    /// Hands over what a look-up has found.
-    pub(super) fn query_ended(&mut self, id: &QueryId) {
-        if let Some(query) = self.queries.remove(id) {
-            let _ = query.reply.send(query.found.into_iter().collect());
-        }
+    /// Look-ups whose time is over, or that nobody waits for any more. They are forgotten here.
+    pub(super) fn take_finished_queries(&mut self, now: Instant) -> Vec<QueryId> {
+        let over = |query: &ProviderQuery| query.deadline <= now || query.found.is_closed();
+        self.queries.extract_if(|_, query| over(query)).map(|(id, _)| id).collect()
     }
 
     /// The connected peers, for people.

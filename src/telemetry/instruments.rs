@@ -1,4 +1,4 @@
-//! The instruments behind [`super::Metrics`]: names, units, buckets and help, in OpenTelemetry's terms. The exporter turns
+//! The instruments behind [`super::metrics::Metrics`]: names, units, buckets and help, in OpenTelemetry's terms. The exporter turns
 //! a unit into a suffix (`s` → `_seconds`, `By` → `_bytes`) and ends counters in `_total`.
 
 use std::{borrow::Cow, sync::Arc, time::Instant};

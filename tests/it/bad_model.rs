@@ -137,7 +137,8 @@ async fn another_family() {
 #[tokio::test]
 async fn something_else_and_nothing() {
     let model = Damaged::new();
-    refused(model.file(b"# A README\n\nNo model at all, but long enough to hold a header."), &["not a GGUF file"]).await;
+    refused(model.file(b"# A README\n\nNo model at all, but long enough to hold a header."), &["not a GGUF file"])
+        .await;
     let dir = model.dir.path().to_str().unwrap();
     for args in [&["model", "show", dir][..], &["infer", "--route", "local", "--model", dir, "hi"]] {
         quelea(args).await.expect(1).says(&[dir, "file", "QUE-4004"]);

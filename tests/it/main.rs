@@ -18,6 +18,7 @@ mod bad_model;
 mod demo;
 mod failure;
 mod harness;
+mod hostile;
 mod lifecycle;
 mod swarm;
 mod watch;

@@ -3,9 +3,7 @@
 use futures::future::join_all;
 use serde_json::Value;
 
-use crate::harness::{
-    DEMO, Daemon, Launch, Process, Swarm, fixture, ids, numbers, quelea, route, spans, swarm, until,
-};
+use crate::harness::{DEMO, Daemon, Launch, Process, Swarm, fixture, ids, numbers, quelea, route, spans, swarm, until};
 
 const GREEDY: &[&str] = &[];
 const SEEDED: &[&str] = &["--temperature", "0.8", "--seed", "7"];

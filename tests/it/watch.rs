@@ -61,7 +61,8 @@ async fn a_draining_node_is_alive_and_not_ready() {
     daemon.until_sessions(1).await;
     daemon.signal(Signal::TERM);
     daemon.logs("a second signal ends at once").await;
-    until("the drain", async || (fetch(&daemon, "/readyz").await.0 == StatusCode::SERVICE_UNAVAILABLE).then_some(())).await;
+    until("the drain", async || (fetch(&daemon, "/readyz").await.0 == StatusCode::SERVICE_UNAVAILABLE).then_some(()))
+        .await;
     assert_eq!(fetch(&daemon, "/livez").await.0, StatusCode::OK);
     let (_, _, body) = fetch(&daemon, "/readyz").await;
     assert!(body.contains("[-]shutdown"), "{body}");

@@ -87,7 +87,11 @@ impl Vocab {
             match ids.entry(text) {
                 Entry::Vacant(free) => drop(free.insert(id)),
                 Entry::Occupied(first) => {
-                    tracing::warn!(id, text = &**first.key(), "token occurs twice in the vocabulary; the first id is used");
+                    tracing::warn!(
+                        id,
+                        text = &**first.key(),
+                        "token occurs twice in the vocabulary; the first id is used"
+                    );
                 }
             }
         }

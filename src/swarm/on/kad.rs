@@ -10,24 +10,25 @@ use libp2p::{
     kad::{self, GetProvidersOk, QueryResult},
     swarm::dial_opts::{DialOpts, PeerCondition},
 };
-use tokio::sync::oneshot;
+use tokio::sync::mpsc;
 
-use crate::swarm::{driver::Driver, handle::PROVIDERS_TIMEOUT, state::ProviderQuery};
-
-/// Providers taken from one look-up. A chain needs one per span; the rest is choice.
-const MAX_PROVIDERS: usize = 64;
+use crate::swarm::{
+    driver::Driver,
+    handle::{MAX_PROVIDERS, PROVIDERS_TIMEOUT},
+    state::ProviderQuery,
+};
 
 /// How often the store is looked over for what is due.
 const REPUBLISH_LOOK: Duration = Duration::from_secs(120);
 
-pub(crate) fn find_providers(driver: &mut Driver, key: Vec<u8>, reply: oneshot::Sender<Vec<PeerId>>) {
+pub(crate) fn find_providers(driver: &mut Driver, key: Vec<u8>, found: mpsc::Sender<PeerId>) {
     if !driver.state.query_has_room() {
+        // Dropping the sender tells the caller that nobody was found.
         driver.config.telemetry.metrics.channel_full("queries");
-        let _ = reply.send(Vec::new());
         return;
     }
     let id = driver.swarm.behaviour_mut().kad.get_providers(key.into());
-    let query = ProviderQuery { found: HashSet::new(), reply, deadline: Instant::now() + PROVIDERS_TIMEOUT };
+    let query = ProviderQuery { seen: HashSet::new(), found, deadline: Instant::now() + PROVIDERS_TIMEOUT };
     driver.state.queries.insert(id, query);
 }
 
@@ -60,7 +61,7 @@ pub(crate) fn event(driver: &mut Driver, event: kad::Event) {
         _ => {}
     }
     if step.last {
-        driver.state.query_ended(&id);
+        driver.state.queries.remove(&id);
     }
 }
 
@@ -69,9 +70,11 @@ fn found(driver: &mut Driver, id: kad::QueryId, providers: HashSet<PeerId>) {
     let local = *driver.swarm.local_peer_id();
     for peer in providers {
         let Some(query) = driver.state.queries.get_mut(&id) else { return };
-        if peer == local || query.found.len() >= MAX_PROVIDERS || !query.found.insert(peer) {
+        if peer == local || query.seen.len() >= MAX_PROVIDERS || !query.seen.insert(peer) {
             continue;
         }
+        // The channel holds as many as a look-up may find.
+        let _ = query.found.try_send(peer);
         if !driver.state.peers.contains_key(&peer) {
             let opts = DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing).build();
             if let Err(error) = driver.swarm.dial(opts) {
@@ -83,6 +86,11 @@ fn found(driver: &mut Driver, id: kad::QueryId, providers: HashSet<PeerId>) {
 
 /// Publishes our own values again when they are due, and mirrors the size of the record store into the metrics.
 pub(crate) fn tick(driver: &mut Driver, now: Instant) {
+    for id in driver.state.take_finished_queries(now) {
+        if let Some(mut query) = driver.swarm.behaviour_mut().kad.query_mut(&id) {
+            query.finish();
+        }
+    }
     let kad = &mut driver.swarm.behaviour_mut().kad;
     if now >= driver.next_republish {
         quelea_behaviours::kad::republish(kad, now);
