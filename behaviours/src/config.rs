@@ -7,8 +7,11 @@ use quelea_wire::NetworkId;
 use crate::store::StoreLimits;
 
 /// Connections being negotiated from outside. A handshake takes a round trip or two; 64 at once admit hundreds of peers a
-/// second, and 64 that never finish cost 64 sockets for [`CONNECTION_TIMEOUT`].
+/// second. When one more comes, the one that has taken longest gives way, so that those who never finish keep nobody out.
 pub const PENDING_INBOUND: u32 = 64;
+/// Times [`PENDING_INBOUND`] at which new connections are refused after all: those that gave way are still being cleared
+/// away, each a socket.
+pub const PENDING_INBOUND_SLACK: u32 = 4;
 /// Connections being negotiated to outside: alpha = 3 lookups with a few addresses each, and room.
 pub const PENDING_OUTBOUND: u32 = 64;
 /// Established from outside. Leaves 56 of [`ESTABLISHED_TOTAL`] that no stranger can take.

@@ -10,6 +10,7 @@
 //! | [`identify`] | which addresses of a peer are believed |
 //! | [`kad`] | which records and peers are kept; the mode; republishing |
 //! | [`store`] | quotas and expiry of what the DHT asks this node to hold |
+//! | [`scope`] | which addresses a peer may have us dial |
 //! | [`gossip`] | topics, scores, and which messages are passed on |
 //! | [`nat`] | relays, AutoNAT, UPnP, mDNS |
 
@@ -21,11 +22,13 @@
 
 pub mod config;
 pub mod gossip;
+mod handshakes;
 pub mod identify;
 pub mod kad;
 pub mod nat;
 #[allow(missing_docs, reason = "the derive's event enum cannot carry docs; every field of the struct has them")]
 mod node;
+pub mod scope;
 pub mod store;
 mod swarm;
 

@@ -20,8 +20,10 @@ use prometheus_client::registry::Registry;
 
 use crate::{
     Behaviour, Config, Limits, MemoryLimit,
-    config::{CONNECTION_TIMEOUT, PING_INTERVAL, PING_TIMEOUT},
-    gossip, identify, kad, nat,
+    config::{CONNECTION_TIMEOUT, PENDING_INBOUND_SLACK, PING_INTERVAL, PING_TIMEOUT},
+    gossip,
+    handshakes::Handshakes,
+    identify, kad, nat,
 };
 
 /// Why no swarm could be built.
@@ -92,6 +94,7 @@ fn transport(
         .multiplex(muxer())
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
     let all = relayed.or_transport(direct).map(|either, _| either.into_inner()).boxed();
+    let all = Handshakes::new(all, limits.pending_inbound).boxed();
     let counted = match registry {
         Some(registry) => {
             BandwidthTransport::new(all, registry).map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed()
@@ -159,7 +162,7 @@ fn behaviour(
 
 fn connection_counts(limits: &Limits) -> ConnectionLimits {
     ConnectionLimits::default()
-        .with_max_pending_incoming(Some(limits.pending_inbound))
+        .with_max_pending_incoming(Some(limits.pending_inbound.saturating_mul(PENDING_INBOUND_SLACK)))
         .with_max_pending_outgoing(Some(limits.pending_outbound))
         .with_max_established_incoming(Some(limits.established_inbound))
         .with_max_established_outgoing(Some(limits.established_outbound))

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! train_demo --out FILE --seed N (--minutes M | --steps N) [--holdout]   train and write a GGUF
+//! train_demo --from FILE --out FILE --seed N (--minutes M | --steps N)   the second stage, on from the first
 //! train_demo --eval FILE [--show]                                        greedy answers to the evaluation sets
 //! train_demo --ask FILE QUESTION                                         one answer
 //! train_demo --check                                                     the text and the evaluation sets
@@ -39,7 +40,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use corpus::Corpus;
-use training::Length;
+use training::{Length, Plan};
 
 /// What goes wrong here is told to whoever typed the command.
 type Res<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -53,6 +54,7 @@ const DEFAULT_MINUTES: u64 = 40;
 struct Args {
     demo: Option<PathBuf>,
     out: Option<PathBuf>,
+    from: Option<PathBuf>,
     eval: Option<PathBuf>,
     ask: Option<(PathBuf, String)>,
     seed: Option<u64>,
@@ -71,6 +73,7 @@ fn parse() -> Res<Args> {
         match word.as_str() {
             "--demo" => args.demo = Some(value()?.into()),
             "--out" => args.out = Some(value()?.into()),
+            "--from" => args.from = Some(value()?.into()),
             "--eval" => args.eval = Some(value()?.into()),
             "--ask" => args.ask = Some((value()?.into(), value()?)),
             "--seed" => args.seed = Some(value()?.parse()?),
@@ -101,7 +104,7 @@ fn evaluate(file: &Path, dir: &Path, corpus: &Corpus, show: bool) -> Res<()> {
 fn main() -> Res<()> {
     let args = parse()?;
     let dir = args.demo.unwrap_or_else(corpus::default_dir);
-    let corpus = Corpus::read(&dir)?;
+    let corpus = Corpus::read(&dir, args.check || args.from.is_some())?;
     if args.check {
         let complaints = eval::check(&dir, &corpus)?;
         complaints.iter().for_each(|line| println!("{line}"));
@@ -114,7 +117,9 @@ fn main() -> Res<()> {
         let minutes = Length::Time(Duration::from_secs(60 * args.minutes.unwrap_or(DEFAULT_MINUTES)));
         let length = args.steps.map_or(minutes, Length::Steps);
         std::fs::write(dir.join("answers.jsonl"), corpus.answers_jsonl())?;
-        training::train(&corpus, &out, args.seed.unwrap_or(DEFAULT_SEED), &length, args.holdout)?;
+        let seed = args.seed.unwrap_or(DEFAULT_SEED);
+        let plan = Plan { out: &out, from: args.from.as_deref(), seed, length, holdout: args.holdout };
+        training::train(&corpus, &plan)?;
     }
     if let Some(file) = args.eval {
         evaluate(&file, &dir, &corpus, args.show)?;

@@ -168,7 +168,7 @@ const INFER_EXAMPLES: &str = "Examples:
   quelea infer --model model.gguf --route local \"hi\"             unsplit, on this machine alone";
 
 #[derive(Debug, Args)]
-#[command(after_help = INFER_EXAMPLES)]
+#[command(after_help = INFER_EXAMPLES, allow_negative_numbers = true)]
 pub(crate) struct InferArgs {
     /// The prompt; '-' reads it from stdin
     pub(crate) prompt: String,

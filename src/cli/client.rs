@@ -33,14 +33,14 @@ impl Daemon {
                 Some(path) => Self::socket(PathBuf::from(path)),
                 None => Self::http(global, api),
             },
-            None => Self::socket(home(global)?.socket().map_err(usage)?),
+            None => Self::socket(home(global)?.socket().map_err(unusable)?),
         }
     }
 
     fn socket(path: PathBuf) -> Result<Self, CliError> {
         let place = path.display().to_string();
         let client = Client::builder().unix_socket(path).connect_timeout(CONNECT_TIMEOUT).no_proxy().build();
-        Ok(Self { client: client.map_err(usage)?, base: "http://localhost".into(), token: None, place })
+        Ok(Self { client: client.map_err(internal)?, base: "http://localhost".into(), token: None, place })
     }
 
     fn http(global: &Global, url: &str) -> Result<Self, CliError> {
@@ -53,7 +53,7 @@ impl Daemon {
             None => home(global)?.api_token(),
         };
         let token = identity::load_token(&file).map_err(|e| CliError::new(ErrorCode::Unauthorized, e.to_string()))?;
-        let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).no_proxy().build().map_err(usage)?;
+        let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).no_proxy().build().map_err(internal)?;
         let base = url.trim_end_matches('/').to_owned();
         Ok(Self { client, place: base.clone(), base, token: Some(token.to_string()) })
     }
@@ -113,9 +113,13 @@ impl From<InferError> for CliError {
 
 /// The data directory that the global flags mean. It is not made: that is the daemon's to do.
 pub(super) fn home(global: &Global) -> Result<Home, CliError> {
-    Home::locate(global.data_dir.clone()).map_err(usage)
+    Home::locate(global.data_dir.clone()).map_err(unusable)
 }
 
-pub(super) fn usage(error: impl std::fmt::Display) -> CliError {
+fn internal(error: impl std::fmt::Display) -> CliError {
     CliError::new(ErrorCode::Internal, error.to_string())
+}
+
+pub(super) fn unusable(error: impl std::fmt::Display) -> CliError {
+    CliError::new(ErrorCode::HomeUnusable, error.to_string())
 }

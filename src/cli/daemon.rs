@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     args::{self, DaemonArgs, Global},
-    client::usage,
+    client::unusable,
     exit::{CliError, Exit},
     output::data_line,
 };
@@ -73,7 +73,7 @@ fn listen_for(kind: SignalKind) -> Result<tokio::signal::unix::Signal, CliError>
 }
 
 fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
-    let home = Home::new(global.data_dir.clone()).map_err(usage)?;
+    let home = Home::new(global.data_dir.clone()).map_err(unusable)?;
     let keep = Keep::In {
         identity: args.identity.unwrap_or_else(|| home.identity_key()),
         db: args.db.unwrap_or_else(|| home.database()),

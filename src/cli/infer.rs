@@ -79,16 +79,20 @@ fn absolute(model: &str) -> String {
 
 async fn as_passing_peer(args: InferArgs, request: InferRequest, show: Show) -> Result<ExitCode, CliError> {
     let node = Node::start(Settings::passing(&args.network, args.bootstrap.clone())).await?;
-    let result = async {
-        if !args.bootstrap.is_empty() {
-            node.wait_for_bootstrap(&args.bootstrap).await?;
-        }
-        let mut events = node.infer(request);
-        show.until_interrupted(events_of(&mut events)).await
+    let reached = async {
+        if args.bootstrap.is_empty() { Ok(()) } else { node.wait_for_bootstrap(&args.bootstrap).await }
     };
-    let result = tokio::select! {
-        result = result => result,
-        () = interrupted() => Ok(ExitCode::from(Exit::Interrupted as u8)),
+    let reached = tokio::select! {
+        reached = reached => reached.map(|()| true),
+        () = interrupted() => Ok(false),
+    };
+    let result = match reached {
+        Ok(true) => {
+            let mut events = node.infer(request);
+            show.until_interrupted(events_of(&mut events)).await
+        }
+        Ok(false) => Ok(ExitCode::from(Exit::Interrupted as u8)),
+        Err(error) => Err(error.into()),
     };
     // Gives the cancellation time to reach the stages.
     node.shutdown(GRACE).await;

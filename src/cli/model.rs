@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use quelea_engine::{
-    Gguf, Manifest, chain,
+    ChainError, Gguf, Manifest, StageError, chain,
     tokenizer::{EncodeOptions, Tokenizer},
 };
 use quelea_wire::ErrorCode;
@@ -14,14 +14,14 @@ use super::{
     exit::CliError,
     output::{data_line, printable},
 };
-use crate::{demo::DEMO_GGUF, inference::models::DEMO};
+use crate::inference::models::{open_gguf, unusable};
 
 pub(super) fn run(global: &Global, command: ModelCommand) -> Result<ExitCode, CliError> {
     match command {
         ModelCommand::Show { file } => show(global, &file),
         ModelCommand::Tokenize { file, text, special } => tokenize(global, &file, &text, special),
         ModelCommand::Logits { file, text, ids, split, top } => {
-            let gguf = open(&file)?;
+            let gguf = open_gguf(&file)?;
             let ids = match (ids, text) {
                 (Some(ids), _) => ids,
                 (None, text) => ids_of(&gguf, &file, &text.unwrap_or_default())?,
@@ -32,22 +32,9 @@ pub(super) fn run(global: &Global, command: ModelCommand) -> Result<ExitCode, Cl
     .map(|()| ExitCode::SUCCESS)
 }
 
-fn open(file: &str) -> Result<Gguf, CliError> {
-    let gguf = if file == DEMO { Gguf::from_static(DEMO_GGUF) } else { Gguf::open(file) };
-    gguf.map_err(|e| {
-        let missing = file != DEMO && !std::path::Path::new(file).exists();
-        let code = if missing { ErrorCode::ModelUnknown } else { ErrorCode::ModelFile };
-        CliError::new(code, format!("{file:?} cannot be used: {e}"))
-    })
-}
-
-fn unusable(file: &str, error: impl std::fmt::Display) -> CliError {
-    CliError::new(ErrorCode::ModelFile, format!("{file:?} cannot be used: {error}"))
-}
-
 fn show(global: &Global, file: &str) -> Result<(), CliError> {
-    let gguf = open(file)?;
-    let manifest = Manifest::from_gguf(&gguf).map_err(|e| unusable(file, e))?;
+    let gguf = open_gguf(file)?;
+    let manifest = Manifest::from_gguf(&gguf).map_err(|e| unusable(file, &e))?;
     let id = hex::encode(manifest.id());
     let bytes: u64 = manifest.layers.iter().map(|part| part.bytes).sum();
     if global.json {
@@ -94,7 +81,7 @@ fn mib(bytes: u64) -> f64 {
 }
 
 fn tokenize(global: &Global, file: &str, text: &str, special: bool) -> Result<(), CliError> {
-    let tokenizer = Tokenizer::from_gguf(&open(file)?).map_err(|e| unusable(file, e))?;
+    let tokenizer = Tokenizer::from_gguf(&open_gguf(file)?).map_err(|e| unusable(file, &e))?;
     let add_bos = special && tokenizer.defaults().add_bos;
     let ids = tokenizer.encode(text, EncodeOptions { parse_special: special, add_bos });
     if global.json {
@@ -108,7 +95,7 @@ fn tokenize(global: &Global, file: &str, text: &str, special: bool) -> Result<()
 
 /// Tokenised as the file's own settings say.
 fn ids_of(gguf: &Gguf, file: &str, text: &str) -> Result<Vec<u32>, CliError> {
-    let tokenizer = Tokenizer::from_gguf(gguf).map_err(|e| unusable(file, e))?;
+    let tokenizer = Tokenizer::from_gguf(gguf).map_err(|e| unusable(file, &e))?;
     Ok(tokenizer.encode_input(text))
 }
 
@@ -120,8 +107,14 @@ fn logits(
     split: &[usize],
     top: Option<usize>,
 ) -> Result<(), CliError> {
-    let logits = chain::logits_for(gguf, ids, split)
-        .map_err(|e| CliError::new(ErrorCode::ModelFile, format!("{file:?}: {e}")))?;
+    let logits = chain::logits_for(gguf, ids, split).map_err(|error| match error {
+        ChainError::Load(error) => unusable(file, &error).into(),
+        ChainError::Stage(error @ (StageError::Backend(_) | StageError::NotFinite { .. })) => {
+            CliError::new(ErrorCode::EngineFailed, format!("{file:?}: {error}"))
+        }
+        // Ids, cuts, or more tokens than the context holds: what was asked for.
+        error => CliError::new(ErrorCode::Usage, format!("{file:?}: {error}")),
+    })?;
     let mut ranked: Vec<(u32, f32)> = (0..).zip(chain::log_probs(&logits)).collect();
     if let Some(top) = top {
         // Ties go to the lower id, as greedy sampling has it.

@@ -54,7 +54,7 @@ impl Demo {
         let mut nodes: Vec<Node> = Vec::with_capacity(NODES);
         let mut first: Vec<crate::address::PeerAddress> = Vec::new();
         for (i, span) in thirds(layers).into_iter().enumerate() {
-            let home = Home::new(Some(dir.path().join(format!("node-{}", i + 1)))).map_err(StartError::of)?;
+            let home = Home::new(Some(dir.path().join(format!("node-{}", i + 1)))).map_err(StartError::home)?;
             let mut settings = Settings::passing(NETWORK, first.clone());
             settings.keep = Keep::in_home(home);
             settings.listen = vec![loopback()?];
@@ -136,7 +136,7 @@ fn thirds(layers: u16) -> Vec<quelea_wire::SpanRange> {
 }
 
 fn loopback() -> Result<libp2p::Multiaddr, StartError> {
-    crate::address::parse_multiaddr("/ip4/127.0.0.1/tcp/0").map_err(StartError::of)
+    crate::address::parse_multiaddr("/ip4/127.0.0.1/tcp/0").map_err(|e| StartError::listen(e.to_string()))
 }
 
 #[cfg(test)]

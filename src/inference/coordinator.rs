@@ -48,23 +48,52 @@ pub(crate) struct SessionSpec {
     pub(crate) step_timeout: Duration,
 }
 
-/// One stage, as the coordinator sees it.
+/// One stage, as the coordinator sees it. It is listened to for as long as this lives.
 struct Stage {
     hop: Hop,
     control: Control,
+    session: SessionId,
     totals: Option<Totals>,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.control.unsubscribe(&self.session);
+    }
+}
+
+/// The place where a session's results arrive. They are awaited for as long as this lives, also while the session is
+/// being opened and its caller goes away.
+struct Results {
+    plane: Arc<Plane>,
+    from: PeerId,
+    session: SessionId,
+    batches: mpsc::Receiver<Batch>,
+}
+
+impl Results {
+    fn await_from(plane: &Arc<Plane>, from: PeerId, session: SessionId, epoch: u32, expect: Expect) -> Self {
+        let (sender, batches) = mpsc::channel(RESULTS);
+        plane.await_results(from, session, epoch, expect, sender);
+        Self { plane: plane.clone(), from, session, batches }
+    }
+}
+
+impl Drop for Results {
+    fn drop(&mut self) {
+        self.plane.forget_results(self.from, self.session);
+    }
 }
 
 /// A session over a chain. Dropping it cancels the session at every stage.
 pub(crate) struct ChainSession {
-    plane: Arc<Plane>,
     id: SessionId,
     epoch: u32,
     spec: SessionSpec,
     stages: Vec<Stage>,
     decode: DataSender,
     bulk: DataSender,
-    results: mpsc::Receiver<Batch>,
+    results: Results,
     events: mpsc::Receiver<(PeerId, FromStage)>,
     next_seq: u32,
     in_flight: u32,
@@ -91,31 +120,20 @@ impl ChainSession {
                 .map_err(|_| unreachable_hop(&hop, "it does not answer"))?
                 .map_err(|e| unreachable_hop(&hop, &e.to_string()))?;
             control.subscribe(id, to_session.clone());
-            stages.push(Stage { hop, control, totals: None });
+            stages.push(Stage { hop, control, session: id, totals: None });
         }
-        let (to_results, results) = mpsc::channel(RESULTS);
         let expect = Expect { width: spec.width, max_rows: spec.max_rows };
-        plane.await_results(last, id, epoch, expect, to_results);
+        let results = Results::await_from(&plane, last, id, epoch, expect);
         let links = async {
             let decode = plane.links.data(&plane, first.peer, StreamKind::Decode, &first.addrs).await?;
             let bulk = plane.links.data(&plane, first.peer, StreamKind::Bulk, &first.addrs).await?;
             Ok::<_, super::links::LinkError>((decode, bulk))
         };
         let links = timeout_at(deadline, links).await;
-        let failed = |why: &str| {
-            plane.forget_results(last, id);
-            for stage in &stages {
-                stage.control.unsubscribe(&id);
-            }
-            Err(unreachable_hop(&first, why))
-        };
-        let (decode, bulk) = match links {
-            Ok(Ok(links)) => links,
-            Ok(Err(error)) => return failed(&error.to_string()),
-            Err(_) => return failed("it does not answer"),
-        };
+        let (decode, bulk) = links
+            .map_err(|_| unreachable_hop(&first, "it does not answer"))?
+            .map_err(|e| unreachable_hop(&first, &e.to_string()))?;
         let mut session = Self {
-            plane,
             id,
             epoch,
             spec,
@@ -248,7 +266,7 @@ impl ChainSession {
         let probe_at = Instant::now() + limit.saturating_sub((limit / PROBE_SHARE).min(PROBE_MAX));
         loop {
             tokio::select! {
-                batch = self.results.recv() => {
+                batch = self.results.batches.recv() => {
                     let Some(batch) = batch else {
                         return Err(InferError::new(ErrorCode::Internal, "the session's results have ended"));
                     };
@@ -371,15 +389,12 @@ impl ChainSession {
 
 impl Drop for ChainSession {
     fn drop(&mut self) {
-        if let Some(last) = self.stages.last() {
-            self.plane.forget_results(last.hop.peer, self.id);
+        if self.closed {
+            return;
         }
         for stage in &self.stages {
-            stage.control.unsubscribe(&self.id);
-            if !self.closed {
-                let cancel = Cancel { session: self.id, epoch: self.epoch, code: ErrorCode::Cancelled };
-                let _ = stage.control.sender.send(cancel);
-            }
+            let cancel = Cancel { session: self.id, epoch: self.epoch, code: ErrorCode::Cancelled };
+            let _ = stage.control.sender.send(cancel);
         }
     }
 }

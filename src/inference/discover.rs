@@ -104,7 +104,10 @@ impl Wanted<'_> {
             tokio::select! {
                 provider = providers.recv(), if more && asked.len() < PARALLEL => match provider {
                     Some(peer) if found.announcements.contains_key(&peer) => {}
-                    Some(peer) => asked.push(async move { (peer, ask(self.handle, peer).await) }),
+                    Some(peer) => {
+                        found.unreachable.entry(peer).or_insert_with(|| "has not answered yet".into());
+                        asked.push(async move { (peer, ask(self.handle, peer).await) });
+                    }
                     None => more = false,
                 },
                 Some((peer, answer)) = asked.next() => {

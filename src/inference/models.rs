@@ -1,11 +1,12 @@
 //! The models this node can ask about: their files, opened once.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use quelea_engine::{Gguf, Manifest, Span, Stage, template::ChatTemplate, tokenizer::Tokenizer};
+use quelea_engine::{Gguf, GgufError, Manifest, Span, Stage, template::ChatTemplate, tokenizer::Tokenizer};
 use quelea_wire::{ErrorCode, ModelId};
 use tokio::sync::Mutex;
 
@@ -30,11 +31,7 @@ pub(crate) struct ModelFile {
 impl ModelFile {
     /// Opens `demo` or a GGUF file and hashes it. Blocking: takes a second per gigabyte or so.
     pub(crate) fn open(reference: &str) -> Result<Self, InferError> {
-        let gguf = if reference == DEMO {
-            Gguf::from_static(DEMO_GGUF).map_err(|e| unusable(reference, &e))?
-        } else {
-            Gguf::open(Path::new(reference)).map_err(|e| unusable(reference, &e))?
-        };
+        let gguf = open_gguf(reference)?;
         let manifest = Manifest::from_gguf(&gguf).map_err(|e| unusable(reference, &e))?;
         let id = ModelId(manifest.id());
         Ok(Self { name: reference.into(), gguf, manifest: Arc::new(manifest), id })
@@ -46,9 +43,26 @@ impl ModelFile {
     }
 }
 
-fn unusable(reference: &str, error: &dyn std::fmt::Display) -> InferError {
+/// Opens `demo` or a GGUF file.
+pub(crate) fn open_gguf(reference: &str) -> Result<Gguf, InferError> {
+    let gguf = if reference == DEMO { Gguf::from_static(DEMO_GGUF) } else { Gguf::open(Path::new(reference)) };
+    gguf.map_err(|error| match &error {
+        GgufError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => missing(reference),
+        _ => unusable(reference, &error),
+    })
+}
+
+/// A file that is there and will not do.
+pub(crate) fn unusable(reference: &str, error: &dyn std::fmt::Display) -> InferError {
     let place = if reference == DEMO { "the embedded model".to_owned() } else { format!("{reference:?}") };
-    InferError::new(ErrorCode::ModelFile, format!("{place} cannot be used: {error}"))
+    InferError::new(ErrorCode::ModelFile, format!("{place} cannot be used: {error}")).hint(
+        "pass a complete GGUF file of a supported family; one that was cut off or damaged on its way must be fetched again",
+    )
+}
+
+fn missing(reference: &str) -> InferError {
+    let message = format!("there is no file {reference:?}, nor a model of that name");
+    InferError::new(ErrorCode::ModelUnknown, message).hint("pass a GGUF file, a model id of 64 hex digits, or 'demo'")
 }
 
 /// What the coordinator needs of a model: everything but the layers.
@@ -147,11 +161,7 @@ async fn source_of(reference: &str) -> Result<Source, InferError> {
         Ok(meta) if meta.is_file() => Ok(Source::File { path, len: meta.len(), modified: meta.modified().ok() }),
         Ok(_) => Err(InferError::new(ErrorCode::ModelFile, format!("{reference:?} is not a file"))
             .hint("pass a GGUF file, a model id, or 'demo'")),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(InferError::new(
-            ErrorCode::ModelUnknown,
-            format!("there is no file {reference:?}, nor a model of that name"),
-        )
-        .hint("pass a GGUF file, a model id of 64 hex digits, or 'demo'")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(missing(reference)),
         Err(error) => Err(InferError::new(ErrorCode::ModelFile, format!("{reference:?} cannot be read: {error}"))),
     }
 }

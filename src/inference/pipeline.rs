@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::{
     coordinator::ChainSession,
-    models::Ends,
+    models::{Ends, unusable},
     plane::engine_code,
     serve::{Served, profile_of},
     types::{HopReport, InferError},
@@ -88,7 +88,7 @@ impl LocalLayers {
     pub(crate) fn load(ends: &Ends, max_rows: u32, step_timeout: Duration) -> Result<Self, InferError> {
         let n_layers = ends.file.manifest.n_layers;
         let stage = Stage::load(&ends.file.gguf, Span::layers(0..n_layers))
-            .map_err(|e| InferError::new(ErrorCode::ModelFile, e.to_string()))?;
+            .map_err(|e| unusable(&ends.file.name, &e))?;
         let profile = profile_of(&stage);
         let config = RunnerConfig { kv_pages: runner::pages_for(max_rows), max_sessions: 1, queue: 1 };
         let runner = Runner::spawn(stage, config).map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?;

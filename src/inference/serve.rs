@@ -14,7 +14,12 @@ use quelea_engine::{
 };
 use quelea_wire::{ErrorCode, Profile, SpanRange, time::unix_ms};
 
-use super::{discover, models::ModelFile, plane::Plane, types::InferError};
+use super::{
+    discover,
+    models::{ModelFile, unusable},
+    plane::Plane,
+    types::InferError,
+};
 use crate::storage::Db;
 
 /// Between two announcements of an unchanged node: a third of their lifetime, so that two may be lost.
@@ -96,7 +101,7 @@ pub(crate) async fn load(
     let stage = tokio::task::spawn_blocking(move || Stage::load(&gguf, Span::layers(span.as_usize())))
         .await
         .map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?
-        .map_err(|e| InferError::new(ErrorCode::ModelFile, format!("layers {span} cannot be loaded: {e}")))?;
+        .map_err(|e| unusable(&file.name, &format!("layers {span}: {e}")))?;
     let page_bytes = stage.kv_bytes_per_row().saturating_mul(KV_PAGE_ROWS as u64).max(1);
     let kv_pages = (budget.saturating_sub(stage.weight_bytes()) / page_bytes).min(MAX_KV_PAGES);
     if kv_pages == 0 {

@@ -259,7 +259,9 @@ fn hand_on(entry: &Entry, kind: StreamKind, meta: &BatchMeta, output: Output) ->
     let open = entry.machine.open();
     let link = if kind == StreamKind::Decode { &held.decode } else { &held.bulk };
     let width = usize::try_from(open.width).unwrap_or(usize::MAX);
-    let (pos, rows, data) = if meta.last_row_only && open.next == entry.coordinator {
+    // Not told by who comes next: the coordinator may hold layers in the middle of its own chain.
+    let is_last_stage = open.span.end() == held.served.file.layers();
+    let (pos, rows, data) = if meta.last_row_only && is_last_stage {
         let keep = output.rows.len().saturating_sub(width);
         let pos = meta.pos.saturating_add(u32::from(meta.rows)).saturating_sub(1);
         (pos, 1, output.rows.get(keep..).unwrap_or_default().to_vec())

@@ -36,11 +36,15 @@ impl StartError {
     }
 
     pub(crate) fn listen(message: String) -> Self {
-        Self::new(ErrorCode::Internal, message)
+        Self::new(ErrorCode::ListenFailed, message)
     }
 
-    pub(crate) fn of(error: impl std::fmt::Display) -> Self {
-        Self::new(ErrorCode::Internal, error.to_string())
+    pub(crate) fn home(error: impl std::fmt::Display) -> Self {
+        Self::new(ErrorCode::HomeUnusable, error.to_string())
+    }
+
+    pub(crate) fn identity(error: impl std::fmt::Display) -> Self {
+        Self::new(ErrorCode::IdentityUnusable, error.to_string())
     }
 }
 
@@ -131,7 +135,7 @@ impl NodeBuilder {
     /// [`StartError`] says what failed and what to do.
     pub async fn start(mut self) -> Result<Node, StartError> {
         if let Some(dir) = self.home.take() {
-            self.settings.keep = Keep::in_home(Home::new(Some(dir)).map_err(StartError::of)?);
+            self.settings.keep = Keep::in_home(Home::new(Some(dir)).map_err(StartError::home)?);
         }
         Node::start(self.settings).await
     }

@@ -2,6 +2,7 @@
 
 mod bootstrap;
 mod builder;
+mod ports;
 pub(crate) mod settings;
 
 use std::{
@@ -111,6 +112,7 @@ impl Node {
         };
         let (mut driver, handle) = Driver::new(swarm, driver_config, libp2p_metrics);
         for addr in &settings.listen {
+            ports::check_free(addr).map_err(StartError::listen)?;
             driver.listen(addr.clone()).map_err(StartError::listen)?;
         }
         let (stop_swarm, swarm_stopped) = oneshot::channel();
@@ -195,7 +197,7 @@ impl Node {
         let Keep::In { home, .. } = &settings.keep else { return Ok(()) };
         let Some(bind) = settings.api else { return Ok(()) };
         let state = api::ApiState::new(self.asker.clone(), self.telemetry.clone());
-        let token = identity::load_or_create_token(&home.api_token()).map_err(StartError::of)?;
+        let token = identity::load_or_create_token(&home.api_token()).map_err(StartError::identity)?;
         let listener = listen_tcp(bind, "--api-listen").await?;
         let addr = listener.local_addr().map_err(|e| StartError::internal(e.to_string()))?;
         self.api_addr = Some(addr);
@@ -219,7 +221,7 @@ impl Node {
             "metrics": self.metrics_addr.map(|addr| format!("http://{addr}")),
         });
         identity::write_secret(&home.daemon_json(), text.to_string().as_bytes(), identity::Existing::Replace)
-            .map_err(StartError::of)
+            .map_err(StartError::identity)
     }
 
     /// This node's peer id.
@@ -323,8 +325,8 @@ async fn open_home(keep: &Keep, telemetry: &Telemetry) -> Result<(Option<HomeLoc
         telemetry.ok(Component::Storage, "keeps nothing");
         return Ok((None, Keypair::generate_ed25519(), None));
     };
-    let lock = home.lock().map_err(StartError::of)?;
-    let keypair = identity::load_or_create(identity).map_err(StartError::of)?;
+    let lock = home.lock().map_err(StartError::home)?;
+    let keypair = identity::load_or_create(identity).map_err(StartError::identity)?;
     let (path, metrics) = (db.clone(), telemetry.metrics.clone());
     let open = move || Db::open(&path, Box::new(move |took| metrics.db_commit(took)));
     let db = tokio::task::spawn_blocking(open)

@@ -66,7 +66,7 @@ impl Driver {
 
     /// Opens a listener; its addresses follow as notices.
     pub(crate) fn listen(&mut self, addr: Multiaddr) -> Result<(), String> {
-        self.swarm.listen_on(addr.clone()).map(|_| ()).map_err(|e| format!("cannot listen on {addr}: {e}"))
+        self.swarm.listen_on(addr.clone()).map(|_| ()).map_err(|e| format!("cannot listen on {addr}: {}", causes(&e)))
     }
 
     /// Runs until `stop` resolves or every handle is gone.
@@ -127,6 +127,14 @@ impl Driver {
         };
         let _ = tokio::time::timeout(GOODBYE, closed).await;
     }
+}
+
+/// An error with what is behind it: libp2p's outermost errors often say nothing themselves.
+fn causes(error: &dyn std::error::Error) -> String {
+    let chain = std::iter::successors(Some(error), |e| e.source());
+    let mut said: Vec<String> = chain.map(ToString::to_string).filter(|text| !text.is_empty()).collect();
+    said.dedup();
+    if said.is_empty() { format!("{error:?}") } else { said.join(": ") }
 }
 
 /// Lets libp2p's metrics see the events of the protocols they know.

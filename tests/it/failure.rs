@@ -62,6 +62,8 @@ async fn silent(at: usize) {
     let ended = interrupted_by(&swarm, worker, Signal::STOP).await;
     assert_names(ended, worker, SPANS[at]);
     assert_idle(swarm.workers.iter().filter(|other| other.peer() != worker.peer())).await;
+    let without = swarm.ask(DEMO, &["What is a relay?"]).await.expect(6);
+    without.says(&[&format!("short of layers {}", SPANS[at]), worker.peer(), "has not answered"]);
 
     let replacement = Launch::new().bootstrap(&swarm.boot).serve(DEMO, SPANS[at]).start().await;
     let stages = assert_answers(&swarm).await;

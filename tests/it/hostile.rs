@@ -80,6 +80,7 @@ impl Site {
         let (swing, swings) = oneshot::channel();
         let honest = async {
             let (during, ()) = tokio::join!(ask(self.victim.addr()), async { swings.await.unwrap() });
+            if let Ok(out) = std::process::Command::new("curl").args(["-s", self.victim.told("metrics")[0]]).output() { let t = String::from_utf8_lossy(&out.stdout).into_owned(); for l in t.lines().filter(|l| !l.starts_with('#') && (l.contains("shard_streams") || l.contains("sessions") || l.contains("channel_full") || l.contains("peers_connected"))) { println!("  {l}"); } }
             let after = ask(self.victim.addr()).await;
             (during, after, self.resident_kib(), self.descriptors())
         };

@@ -1,9 +1,10 @@
 //! The text in `engine/demo`: what is asked, in which forms, and what is answered.
 //!
-//! Three plain files of `[section]`s. `topics.txt`: a section per answer, with `answer: …`, names of the thing
+//! Plain files of `[section]`s. `topics.txt`: a section per answer, with `answer: …`, names of the thing
 //! (`one: a relay | …` for singular, `many: relays | …` for plural) and questions, one a line. `forms.txt`: the
 //! question forms that names are put into, openers and closers, words that may be swapped or dropped.
 //! `off_topic.txt`: questions that are to be declined, templates for more, and the lists that fill them.
+//! `broad.txt`: more of these, for the second stage of training.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -94,8 +95,8 @@ fn topic(id: String, lines: Vec<String>) -> Res<Topic> {
 }
 
 impl Corpus {
-    /// Reads the three files of `dir`.
-    pub fn read(dir: &Path) -> Res<Self> {
+    /// Reads the files of `dir`; `broad` adds what the second stage of training draws from besides.
+    pub fn read(dir: &Path, broad: bool) -> Res<Self> {
         let topics = sections(&dir.join("topics.txt"))?
             .into_iter()
             .map(|(id, lines)| topic(id, lines))
@@ -107,7 +108,12 @@ impl Corpus {
             }
         }
         let forms = sections(&dir.join("forms.txt"))?.into_iter().collect();
-        let off_topic: Sections = sections(&dir.join("off_topic.txt"))?.into_iter().collect();
+        let mut off_topic: Sections = sections(&dir.join("off_topic.txt"))?.into_iter().collect();
+        if broad {
+            for (name, lines) in sections(&dir.join("broad.txt"))? {
+                off_topic.entry(name).or_default().extend(lines);
+            }
+        }
         let refusal = off_topic.get("answer").and_then(|lines| lines.first()).ok_or("off_topic.txt has no [answer]")?;
         Ok(Self { topics, forms, refusal: refusal.clone(), off_topic })
     }

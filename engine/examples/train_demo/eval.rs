@@ -116,7 +116,8 @@ fn undressed(question: &str, corpus: &Corpus) -> Vec<String> {
 /// question, also not with an opener, a closer or a swap around it, and `answers.jsonl` says what the text says.
 pub fn check(dir: &Path, corpus: &Corpus) -> Res<Vec<String>> {
     let mut complaints = Vec::new();
-    let plain: HashSet<String> = Questions::new(corpus, false).all_plain().iter().map(|text| normal(text)).collect();
+    let plain: HashSet<String> =
+        Questions::new(corpus, false, true).all_plain().iter().map(|text| normal(text)).collect();
     let mut seen = HashSet::new();
     for name in SETS {
         let path = dir.join("eval").join(name);

@@ -88,6 +88,16 @@ pub fn write(path: &Path, params: &[Param], vocab: &Vocab) -> Res<()> {
     Ok(())
 }
 
+/// The weights of a file as parameters, for the second stage of training.
+pub fn read_params(path: &Path) -> Res<(Vec<Param>, Vocab)> {
+    let (net, vocab) = read(path)?;
+    let mut params = net::init(vocab.tokens.len(), 0);
+    for param in &mut params {
+        param.value = net.get(&param.name)?.flatten_all()?.to_vec1()?;
+    }
+    Ok((params, vocab))
+}
+
 /// Reads a model that [`write()`] wrote, its weights as f32.
 pub fn read(path: &Path) -> Res<(Net, Vocab)> {
     let mut file = BufReader::new(File::open(path).map_err(|e| format!("{}: {e}", path.display()))?);

@@ -119,7 +119,8 @@ impl Net {
         Self { tensors }
     }
 
-    fn get(&self, name: &str) -> Result<&Tensor> {
+    /// A tensor by its GGUF name.
+    pub fn get(&self, name: &str) -> Result<&Tensor> {
         self.tensors.get(name).ok_or_else(|| candle_core::Error::Msg(format!("the model has no tensor {name}")))
     }
 

@@ -5,6 +5,8 @@ use candle_core::{Result, Var, backprop::GradStore};
 use crate::net::Param;
 
 const PEAK_RATE: f32 = 2e-3;
+/// The share of the rate that the second stage works with: it is to widen what was learnt, not to learn it anew.
+pub const SECOND_STAGE: f32 = 0.5;
 const FINAL_RATE: f32 = 2e-5;
 const WARM_UP_STEPS: usize = 100;
 /// The share of a run before the rate begins to fall. Until then a run does not depend on its length, which is what

@@ -11,6 +11,12 @@ const INVENTED_SHARE: f32 = 0.12;
 const NEAR_SHARE: f32 = 0.25;
 /// Of the questions about a topic with names, how many are a form with a name in it.
 const FORM_SHARE: f32 = 0.45;
+/// In the second stage, questions about something not known, and names among words in no order: what is left to go by
+/// is the name, which is the point of it.
+const BROAD_OFF_TOPIC_SHARE: f32 = 0.35;
+const SALAD_SHARE: f32 = 0.2;
+/// The most words around a name.
+const SALAD_WORDS: usize = 7;
 /// Words shorter than this are not misspelt.
 const TYPO_MIN: usize = 5;
 
@@ -27,6 +33,8 @@ pub struct Questions<'a> {
     corpus: &'a Corpus,
     /// Leave out every tenth question of the text, to see how the rest carries over.
     holdout: bool,
+    /// The second stage of training.
+    broad: bool,
 }
 
 /// Whether a question at this place of its topic is left out under `--holdout`.
@@ -35,14 +43,14 @@ pub fn held_out(index: usize) -> bool {
 }
 
 impl<'a> Questions<'a> {
-    /// Questions from all of the corpus, or from all but every tenth.
-    pub fn new(corpus: &'a Corpus, holdout: bool) -> Self {
-        Self { corpus, holdout }
+    /// Questions from all of the corpus, or from all but every tenth; in the way of the first or the second stage.
+    pub fn new(corpus: &'a Corpus, holdout: bool, broad: bool) -> Self {
+        Self { corpus, holdout, broad }
     }
 
     /// The next question.
     pub fn draw(&self, rng: &mut Rng) -> Example {
-        if rng.chance(OFF_TOPIC_SHARE) {
+        if rng.chance(if self.broad { BROAD_OFF_TOPIC_SHARE } else { OFF_TOPIC_SHARE }) {
             let plain = self.off_topic(rng);
             return Example { question: self.dress(plain, rng), topic: None };
         }
@@ -53,6 +61,14 @@ impl<'a> Questions<'a> {
 
     fn on_topic(&self, topic: &Topic, rng: &mut Rng) -> String {
         let named = !topic.one.is_empty() || !topic.many.is_empty();
+        if self.broad && named && rng.chance(SALAD_SHARE) {
+            let names = if topic.many.is_empty() || (!topic.one.is_empty() && rng.chance(0.6)) {
+                &topic.one
+            } else {
+                &topic.many
+            };
+            return self.salad(rng.pick(names), rng);
+        }
         if named && rng.chance(FORM_SHARE) {
             let plural = topic.one.is_empty() || (!topic.many.is_empty() && rng.chance(0.35));
             let (section, names) = if plural { ("many", &topic.many) } else { ("one", &topic.one) };
@@ -71,7 +87,23 @@ impl<'a> Questions<'a> {
         if rng.chance(0.4) { rng.pick(shared) } else { rng.pick(self.corpus.forms(section)) }
     }
 
+    /// A name among words that say nothing, in any order.
+    fn salad(&self, name: &str, rng: &mut Rng) -> String {
+        let filler = self.corpus.off_topic("filler");
+        let mut words: Vec<&str> = (0..2 + rng.below(SALAD_WORDS - 1)).map(|_| rng.pick(filler)).collect();
+        words.insert(rng.below(words.len() + 1), name);
+        capitalise(&(words.join(" ") + "?"))
+    }
+
     fn off_topic(&self, rng: &mut Rng) -> String {
+        if self.broad && rng.chance(SALAD_SHARE) {
+            const LISTS: [&str; 8] = ["thing", "product", "animal", "food", "plural", "role", "illness", "person"];
+            let name = match rng.below(LISTS.len() + 3) {
+                i if i < LISTS.len() => rng.pick(self.corpus.off_topic(LISTS[i])).to_owned(),
+                _ => invented(rng),
+            };
+            return self.salad(&name, rng);
+        }
         let draw = rng.unit();
         if draw < INVENTED_SHARE {
             let name = invented(rng);
@@ -96,6 +128,7 @@ impl<'a> Questions<'a> {
         while let Some((start, end)) = text.find('{').zip(text.find('}')) {
             let value = match &text[start + 1..end] {
                 "number" => (rng.below(90) + 2).to_string(),
+                "invented" => invented(rng),
                 list => rng.pick(self.corpus.off_topic(list)).to_owned(),
             };
             text.replace_range(start..=end, &value);
@@ -168,7 +201,8 @@ impl<'a> Questions<'a> {
         all.extend(self.corpus.off_topic("near").iter().cloned());
         all.extend(self.corpus.off_topic("plain").iter().cloned());
         all.extend(named(&one, self.corpus.off_topic("thing")));
-        for template in self.corpus.off_topic("templates") {
+        let finite = |template: &&String| !template.contains("{invented}");
+        for template in self.corpus.off_topic("templates").iter().filter(finite) {
             self.fill_all(template, &mut all);
         }
         let swapped: Vec<String> = swaps(self.corpus)

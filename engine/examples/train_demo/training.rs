@@ -167,19 +167,46 @@ fn both(params: &[Param], halves: [Batch; 2]) -> Res<(f32, Vec<optim::Half>)> {
     Ok((left.0 + right.0, vec![left.1, right.1]))
 }
 
-/// Trains a model and writes it to `out`, and every few minutes on the way.
-pub fn train(corpus: &Corpus, out: &Path, seed: u64, length: &Length, holdout: bool) -> Res<()> {
+/// What a run is to do.
+pub struct Plan<'a> {
+    /// Where the model is written, at the end and every few minutes on the way.
+    pub out: &'a Path,
+    /// The model of the first stage; none to begin one.
+    pub from: Option<&'a Path>,
+    /// What everything random comes from.
+    pub seed: u64,
+    /// When it ends.
+    pub length: Length,
+    /// Leave every tenth question out and report on these.
+    pub holdout: bool,
+}
+
+/// Trains a model: the first stage from nothing, the second from the file of the first.
+pub fn train(corpus: &Corpus, plan: &Plan<'_>) -> Res<()> {
+    let Plan { out, from, seed, ref length, holdout } = *plan;
     let started = Instant::now();
-    let questions = Questions::new(corpus, holdout);
-    let vocab = learn_vocab(corpus, &questions, seed)?;
-    let mut params = net::init(vocab.tokens.len(), seed);
+    let questions = Questions::new(corpus, holdout, from.is_some());
+    let (mut params, vocab) = match from {
+        Some(file) => crate::gguf::read_params(file)?,
+        None => {
+            let vocab = learn_vocab(corpus, &questions, seed)?;
+            (net::init(vocab.tokens.len(), seed), vocab)
+        }
+    };
+    let share = if from.is_some() { optim::SECOND_STAGE } else { 1.0 };
     let count: usize = params.iter().map(|p| p.value.len()).sum();
     println!(
         "{} topics, {} tokens in the vocabulary, {count} parameters, seed {seed}",
         corpus.topics.len(),
         vocab.tokens.len()
     );
-    let mut source = Source { corpus, questions, vocab: &vocab, rng: Rng::new(seed, 3), ready: Vec::new() };
+    let mut source = Source {
+        corpus,
+        questions,
+        vocab: &vocab,
+        rng: Rng::new(seed, if from.is_some() { 4 } else { 3 }),
+        ready: Vec::new(),
+    };
     let mut steps = match length {
         Length::Steps(steps) => Some(*steps),
         Length::Time(_) => None,
@@ -196,7 +223,7 @@ pub fn train(corpus: &Corpus, out: &Path, seed: u64, length: &Length, holdout: b
         let halves = [source.next()?, source.next()?];
         tokens += halves.iter().map(|half| half.tokens.len()).sum::<usize>();
         let (loss, grads) = both(&params, halves)?;
-        let rate = optim::rate(step, steps.unwrap_or(usize::MAX));
+        let rate = share * optim::rate(step, steps.unwrap_or(usize::MAX));
         let norm = optim::step(&mut params, &grads, rate, step)?;
         loss_sum += loss;
         step += 1;

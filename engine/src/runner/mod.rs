@@ -1,10 +1,12 @@
 //! The stage loop: one thread owns a span and all its sessions.
 //!
-//! **Order of a tick.** The thread takes one decode job of every session whose next job is one, and runs them in the
-//! order they came. Then it runs *one* prefill job (a chunk of at most [`MAX_ROWS`] rows), taking the sessions with
-//! prefill work in turn. Then it looks at the queues again: a token never waits for more than one chunk of somebody's
-//! long prompt, and a prompt never for more than one token of each session. Within a session jobs and trims happen in
-//! the order they were submitted. Each job is computed by itself: the candle backend's numbers depend on the batch.
+//! **Order of a tick.** Sessions belong to groups: those of one coordinator. The thread takes one decode job of every group
+//! that has a session whose next job is one, the oldest, and runs them in the order they came. Then it runs *one*
+//! prefill job (a chunk of at most [`MAX_ROWS`] rows), taking the groups with prefill work in turn, and in each the oldest.
+//! Then it looks at the queues again: a token never waits for more than one chunk of somebody's long prompt, a prompt
+//! never for more than one token of each group, and a group with many sessions takes nothing from one with few. Within a
+//! session jobs and trims happen in the order they were submitted. Each job is computed by itself: the candle backend's
+//! numbers depend on the batch.
 //!
 //! **Bounds**, and what happens there:
 //!
@@ -253,7 +255,15 @@ impl Runner {
     /// # Errors
     /// [`AdmissionError`].
     pub fn open_layers(&self, layers: Range<usize>, max_rows: u32) -> Result<SessionId, AdmissionError> {
-        self.shared.open(layers, max_rows)
+        self.open_in(0, layers, max_rows)
+    }
+
+    /// As [`Runner::open_layers`], for a session of this group; the others open sessions of group 0.
+    ///
+    /// # Errors
+    /// [`AdmissionError`].
+    pub fn open_in(&self, group: u64, layers: Range<usize>, max_rows: u32) -> Result<SessionId, AdmissionError> {
+        self.shared.open(group, layers, max_rows)
     }
 
     /// Queues a job. Does not wait.

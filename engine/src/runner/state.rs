@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    ops::Range,
+    ops::{Bound, Range},
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -27,12 +27,13 @@ struct State {
     pages_taken: u32,
     /// Jobs of closed sessions, to be answered by the thread.
     orphans: Vec<Job>,
-    /// The session whose prefill ran last.
-    last_prefill: Option<SessionId>,
+    /// The group whose prefill ran last.
+    last_prefill: Option<u64>,
     stopping: bool,
 }
 
 struct Session {
+    group: u64,
     pages: u32,
     queue: VecDeque<Item>,
     /// Absent while the thread computes with it.
@@ -78,7 +79,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn open(&self, layers: Range<usize>, max_rows: u32) -> Result<SessionId, AdmissionError> {
+    pub(super) fn open(&self, group: u64, layers: Range<usize>, max_rows: u32) -> Result<SessionId, AdmissionError> {
         let context = self.stage.hparams().context_length;
         if max_rows as usize > context {
             return Err(AdmissionError::Context { max_rows, context });
@@ -99,7 +100,8 @@ impl Shared {
         let id = SessionId(state.next_session);
         state.next_session = state.next_session.wrapping_add(1);
         let cache = Some(self.stage.new_cache_over(layers, max_rows as usize));
-        state.sessions.insert(id, Session { pages: needed_pages, queue: VecDeque::new(), cache, closing: false });
+        let session = Session { group, pages: needed_pages, queue: VecDeque::new(), cache, closing: false };
+        state.sessions.insert(id, session);
         Ok(id)
     }
 
@@ -193,34 +195,22 @@ impl Shared {
         }
     }
 
-    /// The sessions whose next job is a decode, by that job's arrival.
+    /// Of every group the session whose next job is the oldest decode, by that job's arrival.
     pub(super) fn decodes(&self) -> Vec<SessionId> {
-        let mut state = self.lock();
-        let mut ready: Vec<(u64, SessionId)> = Vec::new();
-        for (id, session) in &mut state.sessions {
-            if let Some(pending) = session.front()
-                && pending.job.phase == Phase::Decode
-            {
-                ready.push((pending.number, *id));
-            }
-        }
+        let mut ready: Vec<(u64, SessionId)> = self.lock().oldest(Phase::Decode).into_values().collect();
         ready.sort_unstable();
         ready.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// The session after the last one that prefilled, in a circle, whose next job is a prefill.
+    /// The session whose next job is the oldest prefill of a group: the group after the last one that prefilled, in a
+    /// circle.
     pub(super) fn prefill(&self) -> Option<SessionId> {
         let mut state = self.lock();
-        let last = state.last_prefill;
-        let mut ready = Vec::new();
-        for (id, session) in &mut state.sessions {
-            if session.front().is_some_and(|pending| pending.job.phase == Phase::Prefill) {
-                ready.push(*id);
-            }
-        }
-        let next = ready.iter().copied().find(|id| Some(*id) > last).or_else(|| ready.first().copied());
-        state.last_prefill = next.or(last);
-        next
+        let ready = state.oldest(Phase::Prefill);
+        let after = (state.last_prefill.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let (group, (_, id)) = ready.range(after).next().or_else(|| ready.first_key_value())?;
+        state.last_prefill = Some(*group);
+        Some(*id)
     }
 
     /// Takes a session's next job, when it is of this phase, and lends its cache.
@@ -255,6 +245,20 @@ impl Shared {
             session.cache = Some(cache);
             session.apply_trims();
         }
+    }
+}
+
+impl State {
+    /// By group, the session whose next job is the oldest of this phase, with the job's place in the order of arrival.
+    fn oldest(&mut self, phase: Phase) -> BTreeMap<u64, (u64, SessionId)> {
+        let mut oldest = BTreeMap::new();
+        for (id, session) in &mut self.sessions {
+            let group = session.group;
+            let Some(pending) = session.front().filter(|pending| pending.job.phase == phase) else { continue };
+            let this = (pending.number, *id);
+            oldest.entry(group).and_modify(|known: &mut (u64, SessionId)| *known = this.min(*known)).or_insert(this);
+        }
+        oldest
     }
 }
 

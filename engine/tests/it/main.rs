@@ -1,5 +1,7 @@
 //! The engine from outside: against other engines' numbers, against hostile files, and under load.
 
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "helpers of tests fail loudly, as tests do")]
+
 mod demo;
 mod gguf;
 mod manifest;

@@ -5,7 +5,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -27,7 +27,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::{
     handler::{Command, Handler, NEGOTIATION_TIMEOUT, Report},
     protocol_id,
-    stream::{Permit, ShardStream},
+    stream::{Place, ShardStream},
 };
 
 /// How long an opening may take in all. The connection waits up to [`NEGOTIATION_TIMEOUT`] for a substream and as long
@@ -42,17 +42,20 @@ pub struct Config {
     /// Streams that one peer may have open to us. A neighbour that is also a coordinator needs three; more than one
     /// set may overlap while streams are replaced.
     pub max_inbound_streams_per_peer: usize,
-    /// Streams that all peers together may have open to us; each can hold about 64 KiB of read buffer.
+    /// Streams that all peers together may have open to us; each can hold about 64 KiB of read buffer, of which the
+    /// peer must have sent half. When they are taken, a peer that holds fewer than others gets its place from the one
+    /// that holds most, so that with n peers nobody can be kept from an nth part of them.
     pub max_inbound_streams_total: usize,
     /// Openings of ours that may be under way.
     pub max_pending_opens: usize,
 }
 
 impl Config {
-    /// 8 streams a peer, 256 in all (16 MiB of read buffers), 64 openings.
+    /// 8 streams a peer; 1,024 in all, so that each of 256 peers can count on four; 768 openings, three to each of
+    /// those peers, as openings to peers that do not answer must not keep us from the others.
     #[must_use]
     pub fn new(network: NetworkId) -> Self {
-        Self { network, max_inbound_streams_per_peer: 8, max_inbound_streams_total: 256, max_pending_opens: 64 }
+        Self { network, max_inbound_streams_per_peer: 8, max_inbound_streams_total: 1024, max_pending_opens: 768 }
     }
 }
 
@@ -121,6 +124,8 @@ pub struct Stats {
     pub inbound_over_peer: u64,
     /// Streams that were reset because all peers together had theirs.
     pub inbound_over_total: u64,
+    /// Streams that were broken off so that a peer which held fewer could have the place.
+    pub inbound_displaced: u64,
     /// Streams that were reset because they came faster than the loop turns.
     pub inbound_over_queue: u64,
     /// Openings under way.
@@ -135,7 +140,16 @@ pub struct Stats {
 struct Peer {
     /// In order of establishment, with whether each is relayed. As many as the swarm's connection limits allow.
     connections: Vec<(ConnectionId, bool)>,
-    inbound: Arc<AtomicUsize>,
+    /// The places of its streams, oldest first. At most as many as it may have.
+    inbound: Vec<Weak<Place>>,
+}
+
+impl Peer {
+    /// Forgets streams that have ended; how many there are.
+    fn count_inbound(&mut self) -> usize {
+        self.inbound.retain(|place| place.strong_count() > 0);
+        self.inbound.len()
+    }
 }
 
 #[derive(Debug)]
@@ -151,7 +165,8 @@ struct Pending {
 /// | memory | bound | when full |
 /// |---|---|---|
 /// | peers and their connections | the swarm's connection limits | – |
-/// | inbound streams | `max_inbound_streams_per_peer`, `_total` | the new one is reset and counted |
+/// | inbound streams of a peer | `max_inbound_streams_per_peer` | the new one is reset and counted |
+/// | all inbound streams | `max_inbound_streams_total` | the newest of the peer that holds most is broken off, unless the opener would hold as many: then the new one is reset; both are counted |
 /// | openings under way | `max_pending_opens`, each with a deadline | the new one is answered `TooManyPending` |
 /// | events | inbound streams and one per call of `open` | – |
 #[derive(Debug)]
@@ -238,23 +253,35 @@ impl Behaviour {
 
     fn on_inbound(&mut self, peer: PeerId, connection: ConnectionId, stream: Stream) {
         // A handler only reports on an established connection, so the peer is known.
-        let Some(of_peer) = self.peers.get(&peer).map(|p| Arc::clone(&p.inbound)) else { return };
-        let per_peer = self.config.max_inbound_streams_per_peer;
-        let total = self.config.max_inbound_streams_total;
-        match Permit::take([(&of_peer, per_peer), (&self.inbound, total)]) {
-            Some(permit) => {
-                self.stats.inbound_accepted = self.stats.inbound_accepted.saturating_add(1);
-                let stream = ShardStream::new(stream, peer, connection, Some(permit));
-                self.actions.push_back(ToSwarm::GenerateEvent(Event::Inbound { peer, connection, stream }));
+        let Some(held) = self.peers.get_mut(&peer).map(Peer::count_inbound) else { return };
+        let over = if held >= self.config.max_inbound_streams_per_peer {
+            &mut self.stats.inbound_over_peer
+        } else if self.inbound.load(Ordering::Relaxed) >= self.config.max_inbound_streams_total && !self.make_room(held) {
+            &mut self.stats.inbound_over_total
+        } else {
+            self.stats.inbound_accepted = self.stats.inbound_accepted.saturating_add(1);
+            let place = Place::take(&self.inbound);
+            if let Some(of_peer) = self.peers.get_mut(&peer) {
+                of_peer.inbound.push(Arc::downgrade(&place));
             }
-            None => {
-                let by_peer = of_peer.load(Ordering::Relaxed) >= per_peer;
-                let counter =
-                    if by_peer { &mut self.stats.inbound_over_peer } else { &mut self.stats.inbound_over_total };
-                *counter = counter.saturating_add(1);
-                tracing::debug!(%peer, "reset an inbound stream over the limit");
-            }
-        }
+            let stream = ShardStream::new(stream, peer, connection, Some(place));
+            self.actions.push_back(ToSwarm::GenerateEvent(Event::Inbound { peer, connection, stream }));
+            return;
+        };
+        *over = over.saturating_add(1);
+        tracing::debug!(%peer, "reset an inbound stream over the limit");
+    }
+
+    /// Takes a place back from the peer that holds most, for one that holds `held`; says whether there was one to take.
+    /// It is the newest that goes: whoever keeps opening streams loses those, not what serves a session for long.
+    fn make_room(&mut self, held: usize) -> bool {
+        let most = self.peers.iter_mut().map(|(_, peer)| (peer.count_inbound(), peer)).max_by_key(|(count, _)| *count);
+        // With a difference of one the two would take turns in displacing each other.
+        let Some((_, peer)) = most.filter(|(count, _)| *count > held.saturating_add(1)) else { return false };
+        let Some(place) = peer.inbound.pop().and_then(|place| place.upgrade()) else { return false };
+        place.take_back();
+        self.stats.inbound_displaced = self.stats.inbound_displaced.saturating_add(1);
+        true
     }
 
     fn on_opened(&mut self, id: OpenId, peer: PeerId, connection: ConnectionId, result: Result<Stream, OpenError>) {

@@ -94,6 +94,9 @@ registry! {
     DaemonUnreachable = 1003, "no daemon answers", retryable: true, charged: false;
     Overloaded = 1004, "a queue is full", retryable: true, charged: false;
     Cancelled = 1005, "the caller cancelled the request", retryable: false, charged: true;
+    ListenFailed = 1006, "an address cannot be listened on", retryable: false, charged: false;
+    IdentityUnusable = 1007, "the identity or token file cannot be used", retryable: false, charged: false;
+    HomeUnusable = 1008, "the data directory cannot be used", retryable: false, charged: false;
     NoRoute = 2001, "no chain of peers covers all layers", retryable: true, charged: false;
     NotConnected = 2002, "no connection to the peer", retryable: true, charged: false;
     DialFailed = 2003, "the peer could not be dialled", retryable: true, charged: false;

@@ -17,4 +17,4 @@ pub mod time;
 
 pub use error_code::{ErrorCode, UnknownErrorCode};
 pub use ids::{ModelId, NetworkId, ParseIdError, Profile};
-pub use span::{SpanError, SpanRange};
+pub use span::{MAX_LAYERS, SpanError, SpanRange};

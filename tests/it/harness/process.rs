@@ -78,11 +78,6 @@ impl Process {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// Everything on stderr so far.
-    pub fn stderr(&self) -> String {
-        self.stderr.so_far()
-    }
-
     /// Waits until stdout is as wanted; all of it.
     pub async fn stdout_until(&mut self, wanted: impl Fn(&str) -> bool) -> String {
         let seen = timeout(PATIENCE, self.stdout.text.wait_for(|text| wanted(text))).await;

@@ -95,6 +95,36 @@ async fn all_peers_together_have_a_limit() {
     drop(third);
 }
 
+/// Streams that take every place do not keep a peer out that has none: the newest of whoever holds most is broken off.
+#[tokio::test]
+async fn a_peer_with_nothing_gets_a_place_from_the_one_with_most() {
+    let (greedy, mut b) = pair(Transport::Quic, Config { max_inbound_streams_total: 4, ..config() }).await;
+    let mut kept = stream(&greedy, &mut b, StreamKind::Control).await;
+    let mut more = Vec::new();
+    for _ in 0..3 {
+        more.push(stream(&greedy, &mut b, StreamKind::Bulk).await);
+    }
+    let mut honest = Node::start(Transport::Quic, config()).await;
+    honest.connect(&mut b).await;
+    let first = stream(&honest, &mut b, StreamKind::Control).await;
+    let second = stream(&honest, &mut b, StreamKind::Decode).await;
+    // Two each now: nobody has anything to give.
+    assert!(honest.open(b.peer).await.is_err() || b.inbound.try_recv().is_err());
+    let stats = b.stats().await;
+    assert_eq!((stats.inbound_displaced, stats.inbound_open, stats.inbound_over_total), (2, 4, 1), "{stats:?}");
+    for (opener, acceptor) in more.drain(1..) {
+        let (mut opener, mut acceptor) = (opener.reader, acceptor.reader);
+        for end in [soon(acceptor.next()).await, soon(opener.next()).await] {
+            assert!(end.is_err(), "{end:?}");
+        }
+    }
+    let probe = quelea_shard::frame::Probe { session: quelea_shard::frame::SessionId([7; 16]), epoch: 1 };
+    kept.0.writer.send(&probe.into()).await.expect("still open");
+    assert_eq!(soon(kept.1.reader.next()).await.expect("still open"), Some(probe.into()));
+    drop((kept, first, second, more));
+    until_inbound_open(&b, 0).await;
+}
+
 #[tokio::test]
 async fn an_opening_to_nobody_is_answered() {
     let a = Node::start(Transport::Tcp, config()).await;
