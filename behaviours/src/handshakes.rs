@@ -68,10 +68,7 @@ impl<O: 'static> Transport for Handshakes<O> {
         self.inner.dial(addr, opts)
     }
 
-    fn poll(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
         let event = std::task::ready!(Pin::new(&mut self.inner).poll(cx));
         Poll::Ready(event.map_upgrade(|handshake| {
             let end = self.begin();

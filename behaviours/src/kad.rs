@@ -122,24 +122,39 @@ pub fn republish(kad: &mut Behaviour, now: Instant) -> usize {
 }
 
 /// Puts a peer into the routing table, unless its address group has its share already. Returns how many addresses were
-/// taken. Loopback, private and named addresses are in no group: at home or in a test everybody has the same.
+/// taken. Where it has as many as are kept, one that it claims no more makes room: peers move, and an address of yesterday
+/// must not keep out that of today. Loopback, private and named addresses are in no group: at home or in a test everybody
+/// has the same.
 pub fn insert(kad: &mut Behaviour, peer: PeerId, addrs: &[Multiaddr]) -> usize {
-    let held = held_addresses(kad, &peer);
+    let claimed: Vec<Multiaddr> = addrs.iter().map(|addr| named(addr, peer)).collect();
+    // Oldest first.
+    let mut held = held_addresses(kad, &peer);
     let mut taken = 0_usize;
-    for addr in addrs {
-        if held.saturating_add(taken) >= identify::MAX_ADDRESSES {
-            break;
+    for addr in &claimed {
+        if held.contains(addr) || !has_room(kad, &peer, addr) {
+            continue;
         }
-        if has_room(kad, &peer, addr) && kad.add_address(&peer, addr.clone()) != kad::RoutingUpdate::Failed {
+        if held.len() >= identify::MAX_ADDRESSES {
+            let Some(old) = held.iter().position(|old| !claimed.contains(old)) else { break };
+            kad.remove_address(&peer, &held.remove(old));
+        }
+        if kad.add_address(&peer, addr.clone()) != kad::RoutingUpdate::Failed {
             taken = taken.saturating_add(1);
+            held.push(addr.clone());
         }
     }
     taken
 }
 
-fn held_addresses(kad: &mut Behaviour, peer: &PeerId) -> usize {
-    let Some(bucket) = kad.kbucket(*peer) else { return 0 };
-    bucket.iter().find(|entry| entry.node.key.preimage() == peer).map_or(0, |entry| entry.node.value.len())
+/// As the table keeps it: ending in the peer's id.
+fn named(addr: &Multiaddr, peer: PeerId) -> Multiaddr {
+    addr.clone().with_p2p(peer).unwrap_or_else(|addr| addr)
+}
+
+fn held_addresses(kad: &mut Behaviour, peer: &PeerId) -> Vec<Multiaddr> {
+    let Some(bucket) = kad.kbucket(*peer) else { return Vec::new() };
+    let entry = bucket.iter().find(|entry| entry.node.key.preimage() == peer);
+    entry.map(|entry| entry.node.value.iter().cloned().collect()).unwrap_or_default()
 }
 
 fn has_room(kad: &mut Behaviour, peer: &PeerId, addr: &Multiaddr) -> bool {
@@ -241,11 +256,19 @@ mod tests {
     }
 
     #[test]
-    fn a_known_peer_may_move_within_its_group_but_not_collect_addresses() {
+    fn a_known_peer_may_move_but_not_collect_addresses() {
         let mut kad = table();
         let peer = PeerId::random();
-        let taken: usize = (1..=20).map(|n| insert(&mut kad, peer, &[addr(&format!("/ip4/9.8.7.{n}/tcp/8468"))])).sum();
-        assert_eq!((taken, peers_in(&mut kad)), (MAX_ADDRESSES, 1));
+        for n in 1..=20 {
+            let now = addr(&format!("/ip4/9.8.7.{n}/tcp/8468"));
+            assert_eq!(insert(&mut kad, peer, std::slice::from_ref(&now)), 1);
+            let held = held_addresses(&mut kad, &peer);
+            assert!(held.len() <= MAX_ADDRESSES && held.contains(&named(&now, peer)), "{held:?}");
+            assert_eq!(insert(&mut kad, peer, &[now]), 0, "it is there already");
+        }
+        let many: Vec<_> = (1..=20).map(|n| addr(&format!("/ip4/9.8.7.6/tcp/{n}"))).collect();
+        assert_eq!(insert(&mut kad, peer, &many), MAX_ADDRESSES);
+        assert_eq!((held_addresses(&mut kad, &peer).len(), peers_in(&mut kad)), (MAX_ADDRESSES, 1));
     }
 
     #[test]

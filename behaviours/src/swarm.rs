@@ -6,6 +6,7 @@ use libp2p::{
     PeerId, Swarm, Transport, allow_block_list,
     connection_limits::{self, ConnectionLimits},
     core::{
+        ConnectedPoint,
         muxing::StreamMuxerBox,
         transport::{Boxed, timeout::TransportTimeout},
         upgrade,
@@ -14,6 +15,7 @@ use libp2p::{
     identity::Keypair,
     memory_connection_limits,
     metrics::BandwidthTransport,
+    multiaddr::Protocol,
     noise, ping, quic, relay, swarm, tcp, yamux,
 };
 use prometheus_client::registry::Registry;
@@ -93,7 +95,7 @@ fn transport(
         .authenticate(noise)
         .multiplex(muxer())
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
-    let all = relayed.or_transport(direct).map(|either, _| either.into_inner()).boxed();
+    let all = as_named(relayed.or_transport(direct).map(|either, _| either.into_inner()).boxed());
     let all = Handshakes::new(all, limits.pending_inbound).boxed();
     let counted = match registry {
         Some(registry) => {
@@ -102,6 +104,22 @@ fn transport(
         None => all,
     };
     Ok(TransportTimeout::new(counted, CONNECTION_TIMEOUT).boxed())
+}
+
+/// Lets an address that another peer answers fail on its own, while the dial goes on with the others. Left to the swarm, the
+/// first to answer decides the whole dial, and an address of yesterday may be somebody else's today.
+fn as_named(transport: Muxed) -> Muxed {
+    let check = |(peer, muxer), endpoint: ConnectedPoint| {
+        let wrong = match &endpoint {
+            ConnectedPoint::Dialer { address, .. } => {
+                matches!(address.iter().last(), Some(Protocol::P2p(named)) if named != peer)
+            }
+            ConnectedPoint::Listener { .. } => false,
+        };
+        let outcome = if wrong { Err(io::Error::other(format!("{peer} answers there"))) } else { Ok((peer, muxer)) };
+        std::future::ready(outcome)
+    };
+    transport.and_then(check).boxed()
 }
 
 /// Resolves names as the system says. A container or a machine without a usable `/etc/resolv.conf` still gets a node: one

@@ -146,9 +146,9 @@ async fn status(State(state): State<ApiState>) -> Json<Value> {
             })
         })
         .collect();
-    let known: Vec<Value> = snapshot
+    let heard = plane.handle.announced().await;
+    let known: Vec<Value> = heard
         .iter()
-        .flat_map(|s| &s.announcements)
         .flat_map(|signed| signed.announcement().offers.iter().map(move |offer| (signed.peer(), offer)))
         .map(|(peer, offer)| {
             json!({ "peer_id": peer.to_string(), "model": offer.model.to_string(), "layers": offer.span.to_string() })

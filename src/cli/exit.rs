@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use quelea_wire::ErrorCode;
 use serde_json::json;
 
+use super::output::printable;
+
 /// The documented exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -83,8 +85,8 @@ impl CliError {
             });
             writeln!(stderr, "{}", json!({ "error": error }))
         } else {
-            let hint = self.hint.as_deref().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
-            writeln!(stderr, "error: {} [{}]{hint}", self.message, self.code)
+            let hint = self.hint.as_deref().map(|hint| format!("\nhint: {}", printable(hint))).unwrap_or_default();
+            writeln!(stderr, "error: {} [{}]{hint}", printable(&self.message), self.code)
         };
         // With stderr closed there is nobody left to tell; the exit code still says it.
         drop(shown);

@@ -79,9 +79,8 @@ fn absolute(model: &str) -> String {
 
 async fn as_passing_peer(args: InferArgs, request: InferRequest, show: Show) -> Result<ExitCode, CliError> {
     let node = Node::start(Settings::passing(&args.network, args.bootstrap.clone())).await?;
-    let reached = async {
-        if args.bootstrap.is_empty() { Ok(()) } else { node.wait_for_bootstrap(&args.bootstrap).await }
-    };
+    let reached =
+        async { if args.bootstrap.is_empty() { Ok(()) } else { node.wait_for_bootstrap(&args.bootstrap).await } };
     let reached = tokio::select! {
         reached = reached => reached.map(|()| true),
         () = interrupted() => Ok(false),
@@ -94,8 +93,11 @@ async fn as_passing_peer(args: InferArgs, request: InferRequest, show: Show) -> 
         Ok(false) => Ok(ExitCode::from(Exit::Interrupted as u8)),
         Err(error) => Err(error.into()),
     };
-    // Gives the cancellation time to reach the stages.
-    node.shutdown(GRACE).await;
+    // Gives the cancellation time to reach the stages; who is in a hurry presses Ctrl-C again.
+    tokio::select! {
+        () = node.shutdown(GRACE) => {}
+        () = interrupted() => {}
+    }
     result
 }
 

@@ -23,6 +23,10 @@ pub(super) fn note(text: &str) {
 
 fn check(result: io::Result<()>) -> Result<(), CliError> {
     result.map_err(|error| {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            // `quelea … | head`: whoever reads has enough. Rust ignores the signal that would end us.
+            std::process::exit(0);
+        }
         let code =
             if error.kind() == io::ErrorKind::StorageFull { ErrorCode::StorageFull } else { ErrorCode::Internal };
         CliError::new(code, format!("cannot write to stdout: {error}")).exit(Exit::Failed)

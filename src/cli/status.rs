@@ -41,7 +41,7 @@ pub(super) async fn status(global: &Global) -> Result<ExitCode, CliError> {
         data_line(&format!(
             "serving   layers {} of {} ({}), {} session(s), {} of {} KV pages free",
             text(&served["layers"]),
-            text(&served["name"]),
+            printable(text(&served["name"])),
             text(&served["model"]).get(..12).unwrap_or_default(),
             served["sessions"],
             served["kv_pages_free"],

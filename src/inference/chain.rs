@@ -1,13 +1,13 @@
 //! Choosing who runs which layers: a pure function over what peers announce.
 //!
-//! A chain covers layers `0..n` without gaps, by peers of one numeric profile, each used once. Among all chains the one
+//! A chain covers layers `0..n` without gaps, each peer used once. Among all chains the one
 //! with the fewest hops wins, because every hop costs a round trip per token; among those, the one with the lowest sum
 //! of measured round trips. A peer may be entered and left inside its span.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use libp2p::{Multiaddr, PeerId};
-use quelea_wire::{Profile, SpanRange};
+use quelea_wire::SpanRange;
 
 /// Assumed for a peer that ping has not measured yet: pessimistic, so that a measured peer is preferred.
 const UNKNOWN_RTT: Duration = Duration::from_millis(200);
@@ -17,7 +17,6 @@ const UNKNOWN_RTT: Duration = Duration::from_millis(200);
 pub(crate) struct Candidate {
     pub(crate) peer: PeerId,
     pub(crate) span: SpanRange,
-    pub(crate) profile: Profile,
     pub(crate) rtt: Option<Duration>,
     pub(crate) addrs: Vec<Multiaddr>,
 }
@@ -69,19 +68,12 @@ impl fmt::Display for NoChain {
 impl std::error::Error for NoChain {}
 
 /// A chain under construction: reaches up to some boundary.
-#[derive(Clone)]
 struct Partial {
     hops: Vec<Hop>,
     cost: Duration,
 }
 
-impl Partial {
-    fn better_than(&self, other: &Self) -> bool {
-        (self.hops.len(), self.cost) < (other.hops.len(), other.cost)
-    }
-}
-
-/// The best chain over `0..layers`, of one profile throughout.
+/// The best chain over `0..layers`. The candidates compute alike: see [`super::discover`].
 ///
 /// # Errors
 /// [`NoChain`] says what is missing; `left_out` is handed through into it.
@@ -90,13 +82,7 @@ pub(crate) fn choose(
     candidates: &[Candidate],
     left_out: Vec<(PeerId, String)>,
 ) -> Result<Vec<Hop>, NoChain> {
-    let mut profiles: Vec<Profile> = candidates.iter().map(|c| c.profile).collect();
-    profiles.sort_unstable();
-    profiles.dedup();
-    let best = profiles
-        .into_iter()
-        .filter_map(|profile| shortest(layers, candidates.iter().filter(|c| c.profile == profile)))
-        .reduce(|a, b| if b.better_than(&a) { b } else { a });
+    let best = shortest(layers, candidates);
     best.map(|partial| partial.hops).ok_or_else(|| NoChain {
         layers,
         missing: uncovered(layers, candidates),
@@ -107,8 +93,7 @@ pub(crate) fn choose(
 
 /// Shortest path over boundaries. Leaving a span before its end never saves a hop, so each hop runs to its span's end;
 /// the boundaries reached are then ends of spans, and looking at them in rising order sees each once.
-fn shortest<'a>(layers: u16, candidates: impl Iterator<Item = &'a Candidate>) -> Option<Partial> {
-    let candidates: Vec<&Candidate> = candidates.collect();
+fn shortest(layers: u16, candidates: &[Candidate]) -> Option<Partial> {
     let mut reached = BTreeMap::from([(0_u16, Partial { hops: Vec::new(), cost: Duration::ZERO })]);
     while let Some((boundary, partial)) = reached.pop_first() {
         if boundary >= layers {
@@ -121,15 +106,14 @@ fn shortest<'a>(layers: u16, candidates: impl Iterator<Item = &'a Candidate>) ->
             else {
                 continue;
             };
-            let mut next = partial.clone();
-            next.cost += candidate.rtt.unwrap_or(UNKNOWN_RTT);
-            next.hops.push(Hop { peer: candidate.peer, span, rtt: candidate.rtt, addrs: candidate.addrs.clone() });
-            match reached.get(&end) {
-                Some(known) if !next.better_than(known) => {}
-                _ => {
-                    reached.insert(end, next);
-                }
+            let cost = partial.cost + candidate.rtt.unwrap_or(UNKNOWN_RTT);
+            let better = |known: &Partial| (partial.hops.len() + 1, cost) < (known.hops.len(), known.cost);
+            if !reached.get(&end).is_none_or(better) {
+                continue;
             }
+            let mut next = Partial { hops: partial.hops.clone(), cost };
+            next.hops.push(Hop { peer: candidate.peer, span, rtt: candidate.rtt, addrs: candidate.addrs.clone() });
+            reached.insert(end, next);
         }
     }
     None
@@ -165,7 +149,6 @@ mod tests {
         Candidate {
             peer: peer(n),
             span: span.parse().unwrap(),
-            profile: Profile::CandleCpu,
             rtt: Some(Duration::from_millis(rtt_ms)),
             addrs: Vec::new(),
         }
@@ -202,13 +185,6 @@ mod tests {
         for part in ["2..3, 4..6", &peer(1).to_string(), &peer(2).to_string(), &peer(3).to_string(), "draining"] {
             assert!(text.contains(part), "{part} not in {text}");
         }
-    }
-
-    #[test]
-    fn profiles_are_not_mixed() {
-        let mut other = candidate(2, "2..4", 1);
-        other.profile = Profile::Other(9);
-        assert!(choose(4, &[candidate(1, "0..2", 1), other], vec![]).is_err());
     }
 
     proptest::proptest! {

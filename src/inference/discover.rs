@@ -8,14 +8,18 @@ use std::{
 use futures::{StreamExt, stream::FuturesUnordered};
 use libp2p::PeerId;
 use quelea_announce::{LAYERS_PER_BUCKET, SignedAnnouncement, State, bucket_key, model_key};
-use quelea_wire::{ModelId, SpanRange};
+use quelea_wire::{ModelId, Profile, SpanRange};
 
 use super::chain::{self, Candidate, Hop, NoChain};
-use crate::swarm::Handle;
+use crate::swarm::{Handle, PeerView};
 
 /// For how long an incomplete chain is looked for before the request fails. Provider records of a worker that has just
 /// started take about a second to arrive.
 const PATIENCE: Duration = Duration::from_secs(6);
+
+/// For how long one look-up, and those it names, are waited for. Kademlia may wait much longer for a single peer that does
+/// not answer; asking anew finds what has been published meanwhile.
+const ONE_LOOK: Duration = Duration::from_secs(2);
 
 /// Between two rounds of looking.
 const BETWEEN_ROUNDS: Duration = Duration::from_millis(400);
@@ -53,18 +57,20 @@ impl Found {
 ///
 /// # Errors
 /// [`NoChain`] when the layers are not covered.
-pub(crate) async fn find_chain(
-    handle: &Handle,
-    model: ModelId,
-    layers: u16,
-    local: Option<&SignedAnnouncement>,
-) -> Result<Vec<Hop>, NoChain> {
+pub(crate) async fn find_chain(handle: &Handle, wanted: Wanted<'_>) -> Result<Vec<Hop>, NoChain> {
     let deadline = Instant::now() + PATIENCE;
-    let wanted = Wanted { handle, model, layers, local };
+    let model = wanted.model;
     let mut found = Found::default();
+    // Nobody need be asked for what is here.
+    if let Ok(hops) = wanted.select(handle, &found).await
+        && hops.len() == 1
+    {
+        return Ok(hops);
+    }
+    let one_look = || deadline.min(Instant::now() + ONE_LOOK);
     loop {
-        wanted.look(model_key(&model), &mut found, deadline).await;
-        let missing = match wanted.select(&found).await {
+        wanted.look(handle, model_key(&model), &mut found, one_look()).await;
+        let missing = match wanted.select(handle, &found).await {
             Err(missing) => missing,
             chain => return chain,
         };
@@ -73,9 +79,9 @@ pub(crate) async fn find_chain(
         let buckets: HashSet<u16> =
             missing.missing.iter().flat_map(|span| span.start() / LAYERS_PER_BUCKET..=last(span)).collect();
         for bucket in buckets {
-            wanted.look(bucket_key(&model, bucket), &mut found, deadline).await;
+            wanted.look(handle, bucket_key(&model, bucket), &mut found, one_look()).await;
         }
-        let chain = wanted.select(&found).await;
+        let chain = wanted.select(handle, &found).await;
         if chain.is_ok() || Instant::now() + BETWEEN_ROUNDS >= deadline {
             return chain;
         }
@@ -84,19 +90,23 @@ pub(crate) async fn find_chain(
 }
 
 /// What a chain is looked for.
-struct Wanted<'a> {
-    handle: &'a Handle,
-    model: ModelId,
-    layers: u16,
-    local: Option<&'a SignedAnnouncement>,
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) model: ModelId,
+    /// Layers of the model.
+    pub(crate) layers: u16,
+    /// The arithmetic that all stages must share with the coordinator.
+    pub(crate) profile: Profile,
+    /// What this node announces itself.
+    pub(crate) local: Option<&'a SignedAnnouncement>,
 }
 
 impl Wanted<'_> {
     /// Asks for the providers of `key` and for the announcement of each that is new. Once what is known covers all
     /// layers, those that have not answered yet get [`GRACE`] and are then left behind: one peer that does not answer must
     /// not hold up everybody.
-    async fn look(&self, key: Vec<u8>, found: &mut Found, deadline: Instant) {
-        let mut providers = self.handle.find_providers(key).await;
+    async fn look(&self, handle: &Handle, key: Vec<u8>, found: &mut Found, deadline: Instant) {
+        let mut providers = handle.find_providers(key).await;
         let mut asked = FuturesUnordered::new();
         let mut until = deadline;
         let mut more = true;
@@ -106,13 +116,13 @@ impl Wanted<'_> {
                     Some(peer) if found.announcements.contains_key(&peer) => {}
                     Some(peer) => {
                         found.unreachable.entry(peer).or_insert_with(|| "has not answered yet".into());
-                        asked.push(async move { (peer, ask(self.handle, peer).await) });
+                        asked.push(async move { (peer, ask(handle, peer).await) });
                     }
                     None => more = false,
                 },
                 Some((peer, answer)) = asked.next() => {
                     found.add(peer, answer);
-                    if until == deadline && self.select(found).await.is_ok() {
+                    if until == deadline && self.select(handle, found).await.is_ok() {
                         until = deadline.min(Instant::now() + GRACE);
                     }
                 }
@@ -122,31 +132,31 @@ impl Wanted<'_> {
     }
 
     /// Chooses among everything known now.
-    async fn select(&self, found: &Found) -> Result<Vec<Hop>, NoChain> {
-        let snapshot = self.handle.snapshot().await;
-        let rtts: HashMap<PeerId, Duration> =
-            snapshot.iter().flat_map(|s| &s.peers).filter_map(|p| Some((p.peer, p.rtt?))).collect();
+    async fn select(&self, handle: &Handle, found: &Found) -> Result<Vec<Hop>, NoChain> {
+        let snapshot = handle.snapshot().await;
+        let connected: HashMap<PeerId, &PeerView> =
+            snapshot.iter().flat_map(|s| &s.peers).map(|p| (p.peer, p)).collect();
         let mut candidates = Vec::new();
         let mut left_out: Vec<(PeerId, String)> =
             found.unreachable.iter().map(|(peer, reason)| (*peer, reason.clone())).collect();
-        let here = self.handle.local();
+        let here = handle.local();
         let own = self.local.map(|signed| (here, signed));
         for (peer, signed) in found.announcements.iter().map(|(peer, signed)| (*peer, signed)).chain(own) {
             let announcement = signed.announcement();
-            let rtt = if peer == here { Some(Duration::ZERO) } else { rtts.get(&peer).copied() };
+            let view = connected.get(&peer);
+            let rtt = if peer == here { Some(Duration::ZERO) } else { view.and_then(|p| p.rtt) };
+            // What we reached it at, others may reach it at: of the next hop's addresses only a few travel.
+            let mut addrs = announcement.addrs.clone();
+            addrs.sort_by_key(|addr| !view.is_some_and(|p| p.addrs.contains(addr)));
             for offer in announcement.offers.iter().filter(|offer| offer.model == self.model) {
                 if offer.layers_total != self.layers {
                     left_out.push((peer, format!("announces {} layers for this model", offer.layers_total)));
                 } else if offer.state != State::Ready {
                     left_out.push((peer, format!("{:?}", offer.state).to_lowercase()));
+                } else if offer.profile != self.profile {
+                    left_out.push((peer, format!("computes with {}, not {}", offer.profile, self.profile)));
                 } else {
-                    candidates.push(Candidate {
-                        peer,
-                        span: offer.span,
-                        profile: offer.profile,
-                        rtt,
-                        addrs: announcement.addrs.clone(),
-                    });
+                    candidates.push(Candidate { peer, span: offer.span, rtt, addrs: addrs.clone() });
                 }
             }
         }
@@ -166,8 +176,9 @@ async fn ask(handle: &Handle, peer: PeerId) -> Result<SignedAnnouncement, String
 /// The spans of `model` that others serve, as far as they answer in time: what `--layers auto` looks at.
 pub(crate) async fn spans_served(handle: &Handle, model: ModelId) -> Vec<SpanRange> {
     let mut found = Found::default();
-    let wanted = Wanted { handle, model, layers: u16::MAX, local: None };
-    wanted.look(model_key(&model), &mut found, Instant::now() + LOOK_AROUND).await;
+    // Nothing has so many layers, so the look-around goes on until everybody has answered or the time is up.
+    let wanted = Wanted { model, layers: u16::MAX, profile: Profile::Other(0), local: None };
+    wanted.look(handle, model_key(&model), &mut found, Instant::now() + LOOK_AROUND).await;
     found
         .announcements
         .values()

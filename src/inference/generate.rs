@@ -20,7 +20,20 @@ use super::{
 };
 
 /// For how long a caller may leave events unread before the request is cancelled for it.
-const SLOW_CALLER: Duration = Duration::from_secs(60);
+pub(super) const SLOW_CALLER: Duration = Duration::from_secs(60);
+
+/// Whether the request makes sense at all, before anybody works for it.
+pub(crate) fn check(request: &InferRequest) -> Result<(), InferError> {
+    let usage = |message: String| Err(InferError::new(ErrorCode::Usage, message));
+    if request.max_tokens == 0 {
+        return usage("max_tokens must be at least 1".into());
+    }
+    sampling(request).check().or_else(|error| usage(error.to_string()))
+}
+
+fn sampling(request: &InferRequest) -> SamplerConfig {
+    SamplerConfig { temperature: request.temperature, top_k: request.top_k, top_p: request.top_p, seed: request.seed }
+}
 
 /// The prompt's token ids, as the request's form says.
 pub(crate) fn prompt_ids(ends: &Ends, request: &InferRequest) -> Result<Vec<u32>, InferError> {
@@ -73,12 +86,7 @@ pub(crate) async fn generate(
     events: &mpsc::Sender<InferEvent>,
     started: Instant,
 ) -> Result<Summary, InferError> {
-    let mut sampler = Sampler::new(SamplerConfig {
-        temperature: request.temperature,
-        top_k: request.top_k,
-        top_p: request.top_p,
-        seed: request.seed,
-    });
+    let mut sampler = Sampler::new(sampling(request));
     let eos = ends.tokenizer.eos_ids();
     let limit = usize::try_from(max_rows(ends, request, prompt.len())).unwrap_or(usize::MAX);
     let mut decoder = ends.tokenizer.decoder();

@@ -12,23 +12,27 @@ use std::{
 use libp2p::{Multiaddr, PeerId};
 use quelea_shard::{
     frame::{Frame, SessionId, StreamKind},
-    link::{ControlLink, ControlReceiver, ControlSender, DataSender, LinkEnd, Role, SenderConfig},
+    link::{Budget, ControlLink, ControlReceiver, ControlSender, DataSender, LinkEnd, Role, SenderConfig},
     protocol::{self, HandshakeError},
 };
 use tokio::sync::mpsc;
 use tokio_util::compat::TokioAsyncReadCompatExt;
 
-use super::plane::Plane;
+use super::{plane::Plane, stage::MAX_SESSIONS};
 use crate::swarm::{ConnectError, OpenStreamError};
 
 /// A link that nobody asked for in so long is closed once its sessions are done with it.
 const UNUSED: Duration = Duration::from_secs(120);
 
-/// Links kept at once: two per neighbour and a control stream, for as many peers as the node may be connected to.
-const MAX_LINKS: usize = 768;
+/// Links of one kind of map kept or being opened at once: two per neighbour, for as many peers as the node may be
+/// connected to, and one for each session that waits for its next peer.
+const MAX_LINKS: usize = 2 * 256 + MAX_SESSIONS;
 
 /// Bytes in flight inside the process, when a node is its own neighbour.
 const LOOP_BUFFER: usize = 128 * 1024;
+
+/// Bytes of rows that may wait in all outgoing links together. One link may take half: a batch of the largest size.
+const WAITING_BYTES: usize = 32 << 20;
 
 /// Frames that one session may have unread from one stage. A stage answers each question once, and faults once.
 pub(super) const EVENTS: usize = 64;
@@ -76,6 +80,15 @@ impl Control {
     }
 }
 
+/// The peer at the other end of a link, and how to get there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Far<'a> {
+    pub(super) peer: PeerId,
+    pub(super) addrs: &'a [Multiaddr],
+    /// Who says so. Where a stranger may have us dial is limited.
+    pub(super) asker: PeerId,
+}
+
 /// A kept link and when it was last asked for. The lock is held while it is being opened, so that two sessions that
 /// want it at once share one.
 struct Slot<T> {
@@ -86,10 +99,16 @@ struct Slot<T> {
 type Slots<K, T> = Mutex<HashMap<K, Slot<T>>>;
 
 /// All outgoing links of this node.
-#[derive(Default)]
 pub(super) struct Links {
+    waiting: Budget,
     data: Slots<(PeerId, StreamKind), DataSender>,
     control: Slots<PeerId, Control>,
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        Self { waiting: Budget::new(WAITING_BYTES), data: Slots::default(), control: Slots::default() }
+    }
 }
 
 impl Links {
@@ -101,12 +120,22 @@ impl Links {
         kind: StreamKind,
         addrs: &[Multiaddr],
     ) -> Result<DataSender, LinkError> {
-        let slot = slot(&self.data, (peer, kind))?;
+        self.data_for(plane, Far { peer, addrs, asker: plane.handle.local() }, kind).await
+    }
+
+    /// As [`Links::data`], because somebody else wants it.
+    pub(super) async fn data_for(
+        &self,
+        plane: &Arc<Plane>,
+        far: Far<'_>,
+        kind: StreamKind,
+    ) -> Result<DataSender, LinkError> {
+        let slot = slot(&self.data, (far.peer, kind))?;
         let mut link = slot.lock().await;
         if let Some(sender) = link.as_ref().filter(|sender| sender.end().is_none()) {
             return Ok(sender.clone());
         }
-        let sender = open_data(plane, peer, kind, addrs).await?;
+        let sender = open_data(plane, far, kind).await?;
         *link = Some(sender.clone());
         Ok(sender)
     }
@@ -128,6 +157,12 @@ impl Links {
         *link = Some(control.clone());
         tokio::spawn(route_frames(peer, receiver, control.sessions.clone()));
         Ok(control)
+    }
+
+    /// Lets go of every link.
+    pub(super) fn clear(&self) {
+        self.data.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.control.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Lets go of links that have ended or that nobody asked for lately. Sessions that use one keep it alive.
@@ -159,18 +194,15 @@ fn sweep<K, T>(slots: &Slots<K, T>, ended: impl Fn(&T) -> bool) {
     });
 }
 
-async fn open_data(
-    plane: &Arc<Plane>,
-    peer: PeerId,
-    kind: StreamKind,
-    addrs: &[Multiaddr],
-) -> Result<DataSender, LinkError> {
+async fn open_data(plane: &Arc<Plane>, far: Far<'_>, kind: StreamKind) -> Result<DataSender, LinkError> {
+    let Far { peer, addrs, asker } = far;
+    let (config, waiting) = (SenderConfig::default(), plane.links.waiting.clone());
     if peer == plane.handle.local() {
-        return Ok(DataSender::spawn(protocol::initiate(loop_back(plane), kind).await?, SenderConfig::default()));
+        return Ok(DataSender::spawn_within(protocol::initiate(loop_back(plane), kind).await?, config, waiting));
     }
-    plane.handle.connect(peer, addrs.to_vec()).await?;
+    plane.handle.connect_for(asker, peer, addrs.to_vec()).await?;
     let stream = plane.handle.open_stream(peer).await?;
-    Ok(DataSender::spawn(protocol::initiate(stream, kind).await?, SenderConfig::default()))
+    Ok(DataSender::spawn_within(protocol::initiate(stream, kind).await?, config, waiting))
 }
 
 async fn open_control(

@@ -8,16 +8,19 @@
 //! | `generate`, `pipeline` | prompt to text, wherever the layers run |
 //! | `coordinator` | one session over a chain, from the side that asks |
 //! | `plane`, `links`, `stage` | everything on shard streams: tasks, outgoing links, sessions served |
-//! | `serve` | layers this node serves, and their announcement |
+//! | `fair` | who gives way when a stage is full |
+//! | `serve`, `publish` | layers this node serves, and their announcement |
 
 mod chain;
 mod coordinator;
 mod discover;
+mod fair;
 mod generate;
 mod links;
 pub(crate) mod models;
 mod pipeline;
 pub(crate) mod plane;
+pub(crate) mod publish;
 pub(crate) mod serve;
 mod stage;
 mod types;
@@ -59,6 +62,7 @@ impl Asker {
     pub(crate) async fn infer(&self, request: InferRequest, events: mpsc::Sender<InferEvent>) {
         let started = Instant::now();
         let telemetry = &self.plane.telemetry;
+        let _active = self.plane.begin_request();
         let mut model = None;
         let running = tokio::select! {
             result = self.answer(&request, &events, started, &mut model) => result,
@@ -89,6 +93,7 @@ impl Asker {
     ) -> Result<Summary, InferError> {
         let ends = self.models.ends(&request.model).await?;
         *model = Some(ends.file.id);
+        generate::check(request)?;
         let prompt = generate::prompt_ids(&ends, request)?;
         let max_rows = generate::max_rows(&ends, request, prompt.len());
         let mut pipeline = match request.route {
@@ -117,8 +122,9 @@ impl Asker {
         max_rows: u32,
     ) -> Result<Pipeline, InferError> {
         let own = self.own.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let (model, layers) = (ends.file.id, ends.file.layers());
-        let hops = discover::find_chain(&self.plane.handle, model, layers, own.as_ref()).await.map_err(|missing| {
+        let (model, profile) = (ends.file.id, profile_of(&ends.stage));
+        let wanted = discover::Wanted { model, layers: ends.file.layers(), profile, local: own.as_ref() };
+        let hops = discover::find_chain(&self.plane.handle, wanted).await.map_err(|missing| {
             let hint = match missing.missing.first() {
                 Some(span) => {
                     format!("start a worker for them: quelea daemon --model FILE --layers {span} --bootstrap …")
@@ -137,7 +143,7 @@ impl Asker {
         }
         let spec = SessionSpec {
             model,
-            profile: profile_of(&ends.stage),
+            profile,
             width: u32::try_from(ends.stage.hidden()).unwrap_or(u32::MAX),
             max_rows,
             step_timeout: request.step_timeout(),

@@ -87,8 +87,8 @@ impl LocalLayers {
     /// Loads every layer of the model for this request alone. Blocking.
     pub(crate) fn load(ends: &Ends, max_rows: u32, step_timeout: Duration) -> Result<Self, InferError> {
         let n_layers = ends.file.manifest.n_layers;
-        let stage = Stage::load(&ends.file.gguf, Span::layers(0..n_layers))
-            .map_err(|e| unusable(&ends.file.name, &e))?;
+        let stage =
+            Stage::load(&ends.file.gguf, Span::layers(0..n_layers)).map_err(|e| unusable(&ends.file.name, &e))?;
         let profile = profile_of(&stage);
         let config = RunnerConfig { kv_pages: runner::pages_for(max_rows), max_sessions: 1, queue: 1 };
         let runner = Runner::spawn(stage, config).map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?;
@@ -131,8 +131,13 @@ impl LocalLayers {
             reply: Box::new(move |result| drop(reply.send(result))),
         };
         self.runner.submit(job).map_err(|e| InferError::new(ErrorCode::Overloaded, e.to_string()))?;
-        let output = answer
+        let output = tokio::time::timeout(self.step_timeout, answer)
             .await
+            .map_err(|_| {
+                let waited = self.step_timeout.as_secs_f64();
+                let message = format!("the layers here have not computed their rows within {waited:.1} s");
+                InferError::new(ErrorCode::DeadlineExceeded, message)
+            })?
             .map_err(|_| InferError::new(ErrorCode::Internal, "the local stage has stopped"))?
             .map_err(|e| InferError::new(engine_code(&e), e.to_string()))?;
         let mut rows = output.rows;

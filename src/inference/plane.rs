@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -18,7 +18,7 @@ use libp2p::PeerId;
 use quelea_shard::{
     ShardStream,
     frame::{SessionId, StreamKind},
-    link::{self, Batch, Dropped, Incoming, Sessions, SinkClosed},
+    link::{self, Batch, Budget, Dropped, Incoming, Sessions, SinkClosed},
     protocol,
     reassembly::Expect,
 };
@@ -28,8 +28,9 @@ use tokio::sync::mpsc;
 use super::{links::Links, serve::Served, stage::StageTable};
 use crate::{swarm::Handle, telemetry::Telemetry};
 
-/// Inbound streams that wait for a task. The loop hands over in microseconds.
-pub(crate) const INBOUND_QUEUE: usize = 64;
+/// Inbound streams that wait for a task: as many as the behaviour lets in, so that no stranger's burst costs a stream of
+/// somebody else.
+pub(crate) const INBOUND_QUEUE: usize = 1024;
 
 /// Results that one session may have unread: as many as it has chunks in flight, and one.
 pub(super) const RESULTS: usize = 16;
@@ -37,11 +38,57 @@ pub(super) const RESULTS: usize = 16;
 /// How often links and sessions are looked over.
 const SWEEP: Duration = Duration::from_millis(250);
 
+/// Bytes of batches that have not arrived whole, of all streams together. One stream may hold half: a batch of the
+/// largest size.
+const UNFINISHED_BYTES: usize = 32 << 20;
+
+/// Streams of one kind that a peer may have: the one it uses, and those of connections whose end we have not noticed.
+const STREAMS_PER_KIND: usize = 3;
+
+/// Streams that are open, by peer and kind; bounded by the behaviour's limits.
+#[derive(Default)]
+struct StreamCounts(Mutex<HashMap<(PeerId, StreamKind), usize>>);
+
+/// One of a peer's streams; counted until it is dropped.
+struct StreamPlace<'a> {
+    counts: &'a StreamCounts,
+    key: (PeerId, StreamKind),
+}
+
+impl StreamCounts {
+    fn take(&self, peer: PeerId, kind: StreamKind) -> Option<StreamPlace<'_>> {
+        let key = (peer, kind);
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(key).or_default();
+        *count += 1;
+        if *count > STREAMS_PER_KIND {
+            *count -= 1;
+            return None;
+        }
+        Some(StreamPlace { counts: self, key })
+    }
+}
+
+impl Drop for StreamPlace<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.counts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// Where the results of one session go: rows, or why they are not usable.
+pub(super) type Results = mpsc::Sender<Result<Batch, ErrorCode>>;
+
 /// Rows this node waits for as a coordinator.
 struct Awaited {
     epoch: u32,
     expect: Expect,
-    results: mpsc::Sender<Batch>,
+    results: Results,
 }
 
 /// This node's part in all sessions, as stage and as coordinator.
@@ -54,6 +101,20 @@ pub(crate) struct Plane {
     served: RwLock<Vec<Arc<Served>>>,
     awaited: Mutex<HashMap<(PeerId, SessionId), Awaited>>,
     draining: AtomicBool,
+    /// Memory of batches that have not arrived whole.
+    unfinished: Budget,
+    /// Streams that peers have greeted on.
+    streams: StreamCounts,
+    requests: AtomicUsize,
+}
+
+/// A request that is being answered.
+pub(super) struct ActiveRequest<'a>(&'a AtomicUsize);
+
+impl Drop for ActiveRequest<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Plane {
@@ -67,6 +128,9 @@ impl Plane {
             served: RwLock::default(),
             awaited: Mutex::default(),
             draining: AtomicBool::new(false),
+            unfinished: Budget::new(UNFINISHED_BYTES),
+            streams: StreamCounts::default(),
+            requests: AtomicUsize::new(0),
         })
     }
 
@@ -78,13 +142,28 @@ impl Plane {
                 stream = inbound.recv() => match stream {
                     // The behaviour bounds how many of these live at once.
                     Some((peer, stream)) => drop(tokio::spawn(Self::serve_stream(self.clone(), peer, stream))),
-                    None => return,
+                    None => {
+                        // Links to ourselves hold this plane; without this they would outlive the node together.
+                        self.links.clear();
+                        return;
+                    }
                 },
                 _ = sweep.tick() => {
                     self.links.sweep();
                     self.stages.tick(&self);
+                    self.mirror();
                 }
             }
+        }
+    }
+
+    /// Mirrors how busy the served layers are into the gauges.
+    fn mirror(&self) {
+        for served in self.served() {
+            let load = served.runner.load();
+            let model = self.telemetry.stats.model(&served.file.id.short());
+            model.kv_pages_free.set(u64::from(load.kv_pages_free));
+            model.queue_depth.set(u64::try_from(load.queued).unwrap_or(u64::MAX));
         }
     }
 
@@ -102,9 +181,15 @@ impl Plane {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Whether sessions are open, as stage or as coordinator.
+    /// Whether sessions are open here, or a request of this node's user is being answered.
     pub(crate) fn busy(&self) -> bool {
-        self.stages.len() > 0 || !self.awaited.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.stages.len() > 0 || self.requests.load(Ordering::Relaxed) > 0
+    }
+
+    /// Counts a request of this node's user until the guard is dropped.
+    pub(super) fn begin_request(&self) -> ActiveRequest<'_> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        ActiveRequest(&self.requests)
     }
 
     /// What this node serves.
@@ -117,7 +202,12 @@ impl Plane {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let negotiated = match protocol::accept(stream).await {
+        let mut place = None;
+        let greeted = protocol::accept_if(stream, |kind| {
+            place = Some(self.streams.take(peer, kind).ok_or(ErrorCode::Overloaded)?);
+            Ok(())
+        });
+        let negotiated = match greeted.await {
             Ok(negotiated) => negotiated,
             Err(error) => {
                 tracing::debug!(%peer, %error, "shard stream not accepted");
@@ -142,30 +232,30 @@ impl Plane {
             Incoming::Batch(batch) => {
                 if let Some(results) = self.awaited_by(&peer, &batch.session, batch.epoch) {
                     // A full queue means that the coordinator has given the session up; its deadline ends it.
-                    let _ = results.try_send(batch);
+                    let full = results.try_send(Ok(batch)).is_err();
+                    self.telemetry.metrics.channel_full_if(full, "results");
                 } else {
                     self.stages.rows(self, peer, kind, batch);
                 }
             }
-            Incoming::Bad { session, epoch, code } => self.stages.bad_rows(peer, session, epoch, code),
+            Incoming::Bad { session, epoch, code } => {
+                if let Some(results) = self.awaited_by(&peer, &session, epoch) {
+                    let _ = results.try_send(Err(code));
+                } else {
+                    self.stages.bad_rows(peer, session, epoch, code);
+                }
+            }
         }
         Ok(())
     }
 
-    fn awaited_by(&self, from: &PeerId, session: &SessionId, epoch: u32) -> Option<mpsc::Sender<Batch>> {
+    fn awaited_by(&self, from: &PeerId, session: &SessionId, epoch: u32) -> Option<Results> {
         let awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
         awaited.get(&(*from, *session)).filter(|a| a.epoch == epoch).map(|a| a.results.clone())
     }
 
     /// From now on rows of `session` from `last` are results.
-    pub(super) fn await_results(
-        &self,
-        last: PeerId,
-        session: SessionId,
-        epoch: u32,
-        expect: Expect,
-        results: mpsc::Sender<Batch>,
-    ) {
+    pub(super) fn await_results(&self, last: PeerId, session: SessionId, epoch: u32, expect: Expect, results: Results) {
         let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
         awaited.insert((last, session), Awaited { epoch, expect, results });
     }
@@ -188,6 +278,10 @@ impl Sessions for Plane {
 
     fn dropped(&self, from: &PeerId, why: Dropped) {
         tracing::trace!(peer = %from, ?why, "rows dropped");
+    }
+
+    fn budget(&self) -> Option<&Budget> {
+        Some(&self.unfinished)
     }
 }
 

@@ -1,38 +1,34 @@
-//! Layers that this node serves: choosing which, loading them, and telling the swarm.
+//! Layers that this node serves: choosing which, and loading them.
 
-use std::{
-    ops::Range,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{ops::Range, sync::Arc, time::Instant};
 
-use libp2p::identity::Keypair;
-use quelea_announce::{Announcement, Offer, SignedAnnouncement, State, bucket_key, buckets, model_key, next_seq};
 use quelea_engine::{
-    KV_PAGE_ROWS, Manifest, Span, Stage,
+    KV_PAGE_ROWS, MAX_ROWS, Manifest, Span, Stage,
     runner::{Runner, RunnerConfig},
 };
-use quelea_wire::{ErrorCode, Profile, SpanRange, time::unix_ms};
+use quelea_wire::{ErrorCode, Profile, SpanRange};
 
 use super::{
     discover,
     models::{ModelFile, unusable},
     plane::Plane,
+    stage::MAX_SESSIONS,
     types::InferError,
 };
-use crate::storage::Db;
-
-/// Between two announcements of an unchanged node: a third of their lifetime, so that two may be lost.
-const ANNOUNCE_EVERY: Duration = Duration::from_secs(180);
 
 /// The part of `--memory` that is kept for keys and values when layers are chosen.
 const KV_SHARE: u64 = 4;
 
 /// Sessions that one stage holds at once.
-const RUNNER_SESSIONS: usize = 256;
+const RUNNER_SESSIONS: usize = MAX_SESSIONS;
 
 /// Jobs that may wait for a stage: a few chunks for each of many sessions.
 const RUNNER_QUEUE: usize = 256;
+
+/// Bytes of rows that may wait for a stage, where [`RUNNER_QUEUE`] full chunks of a wide model would be more; but never
+/// fewer jobs than [`RUNNER_QUEUE_MIN`], most of which are single rows.
+const RUNNER_QUEUE_BYTES: usize = 128 << 20;
+const RUNNER_QUEUE_MIN: usize = 64;
 
 /// The most KV pages a stage offers: 256 sessions of 4,096 rows.
 const MAX_KV_PAGES: u64 = 256 * 4096 / KV_PAGE_ROWS as u64;
@@ -55,6 +51,8 @@ pub(crate) struct Served {
     pub(crate) profile: Profile,
     /// Values per row.
     pub(crate) width: u32,
+    /// Jobs that may wait for the runner.
+    pub(crate) queue: usize,
     pub(crate) runner: Runner,
 }
 
@@ -118,13 +116,12 @@ pub(crate) async fn load(
         model = %file.id.short(), %span, weights_mib = stage.weight_bytes() >> 20, kv_pages, elapsed = ?started.elapsed(),
         "layers loaded"
     );
-    let config = RunnerConfig {
-        kv_pages: u32::try_from(kv_pages).unwrap_or(u32::MAX),
-        max_sessions: RUNNER_SESSIONS,
-        queue: RUNNER_QUEUE,
-    };
+    let chunk = MAX_ROWS * stage.hidden() * size_of::<f32>();
+    let queue = (RUNNER_QUEUE_BYTES / chunk.max(1)).clamp(RUNNER_QUEUE_MIN, RUNNER_QUEUE);
+    let config =
+        RunnerConfig { kv_pages: u32::try_from(kv_pages).unwrap_or(u32::MAX), max_sessions: RUNNER_SESSIONS, queue };
     let runner = Runner::spawn(stage, config).map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?;
-    Ok(Arc::new(Served { file, span, profile, width, runner }))
+    Ok(Arc::new(Served { file, span, profile, width, queue, runner }))
 }
 
 fn range(start: u16, end: u16) -> Result<SpanRange, InferError> {
@@ -172,103 +169,6 @@ fn half_of_free_memory() -> u64 {
         .find_map(|line| line.strip_prefix("MemAvailable:"))
         .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
     kib.map_or(FLOOR, |kib| (kib << 10) / 2).max(FLOOR)
-}
-
-/// Tells the swarm what this node serves, again and again, and takes it back at the end.
-pub(crate) struct Publisher {
-    pub(crate) plane: Arc<Plane>,
-    pub(crate) keypair: Keypair,
-    pub(crate) db: Option<Db>,
-    /// The current announcement, for this node's own chains.
-    pub(crate) current: Arc<std::sync::RwLock<Option<SignedAnnouncement>>>,
-}
-
-impl Publisher {
-    /// The highest sequence number this node has used, as far as its disk remembers.
-    async fn last_seq(&self) -> u64 {
-        match &self.db {
-            Some(db) => db.own_announcement().await.ok().flatten().map_or(0, |(seq, _)| seq),
-            None => 0,
-        }
-    }
-
-    /// Publishes until `stop` resolves, then leaves a tombstone.
-    pub(crate) async fn run(self, mut stop: tokio::sync::watch::Receiver<bool>) {
-        let mut seq = self.last_seq().await;
-        let mut provided = Vec::new();
-        for served in self.plane.served() {
-            let model = self.plane.telemetry.stats.model(&served.file.id.short());
-            model.layers_hosted.set(u64::from(served.span.count()));
-            model.kv_pages_capacity.set(u64::from(served.runner.load().kv_pages_total));
-            provided.push(model_key(&served.file.id));
-            provided.extend(buckets(&served.span).map(|bucket| bucket_key(&served.file.id, bucket)));
-        }
-        for key in &provided {
-            self.plane.handle.provide(key.clone()).await;
-        }
-        loop {
-            seq = next_seq(seq, unix_ms());
-            self.publish(seq, false).await;
-            tokio::select! {
-                () = tokio::time::sleep(ANNOUNCE_EVERY) => {}
-                _ = stop.wait_for(|stopping| *stopping) => break,
-            }
-        }
-        for key in provided {
-            self.plane.handle.stop_providing(key).await;
-        }
-        self.publish(next_seq(seq, unix_ms()), true).await;
-    }
-
-    /// Writes the announcement down, then sends it: a number must never be used twice.
-    async fn publish(&self, seq: u64, tombstone: bool) {
-        let peer = self.plane.handle.local();
-        let announcement = if tombstone {
-            Announcement::tombstone(peer, seq, unix_ms())
-        } else {
-            let mut announcement = Announcement::new(peer, seq, unix_ms());
-            let snapshot = self.plane.handle.snapshot().await;
-            announcement.addrs = snapshot.map(|s| [s.external, s.listeners].concat()).unwrap_or_default();
-            announcement.addrs.truncate(quelea_announce::MAX_ADDRS);
-            announcement.offers = self.plane.served().iter().map(|served| offer(served)).collect();
-            announcement.shrink_to(quelea_announce::MAX_BYTES);
-            announcement
-        };
-        let signed = match SignedAnnouncement::sign(&self.keypair, &self.plane.network, announcement) {
-            Ok(signed) => signed,
-            Err(error) => {
-                tracing::error!(%error, "our announcement cannot be signed");
-                return;
-            }
-        };
-        if let Some(db) = &self.db
-            && let Err(error) = db.put_own_announcement(seq, signed.raw().to_vec()).await
-        {
-            tracing::error!(%error, "our announcement cannot be written down, so it is not sent");
-            return;
-        }
-        let current = (!tombstone).then(|| signed.clone());
-        *self.current.write().unwrap_or_else(std::sync::PoisonError::into_inner) = current;
-        self.plane.handle.announce(signed).await;
-    }
-}
-
-fn offer(served: &Served) -> Offer {
-    let load = served.runner.load();
-    Offer {
-        model: served.file.id,
-        profile: served.profile,
-        span: served.span,
-        layers_total: served.file.layers(),
-        state: State::Ready,
-        // Not measured yet: 0 says so, and choosers then go by round trips alone.
-        decode_rows_per_s: 0,
-        prefill_rows_per_s: 0,
-        queue: u16::try_from(load.queued).unwrap_or(u16::MAX),
-        kv_pages_free: load.kv_pages_free,
-        price_decode: 0,
-        price_prefill: 0,
-    }
 }
 
 #[cfg(test)]

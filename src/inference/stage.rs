@@ -2,17 +2,23 @@
 //!
 //! The rules are [`quelea_shard::session::Session`]'s; this file owns the sessions, does what the machine says, and
 //! holds what it needs for that: a cache in the stage's runner, the links to the next peer, the coordinator's ear.
+//! [`admission`] decides who is taken, [`compute`] moves batches through the engine.
+
+mod admission;
+mod compute;
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use libp2p::PeerId;
-use quelea_engine::runner::{Job, Output, Phase as JobPhase};
+use quelea_announce::rate::PeerBuckets;
+use quelea_engine::runner::Output;
 use quelea_shard::{
-    frame::{Frame, Open, Refuse, SessionId, StreamKind},
+    frame::{Frame, SessionId, StreamKind},
     link::{Batch, ControlLink, ControlSender, DataSender, LinkEnd, Role},
     protocol::Negotiated,
     reassembly::Expect,
@@ -21,7 +27,12 @@ use quelea_shard::{
 use quelea_wire::ErrorCode;
 use tokio::{task::AbortHandle, time::Instant};
 
+use self::{
+    admission::{REACH_NEXT, opened},
+    compute::{BatchMeta, compute, hand_on},
+};
 use super::{
+    fair::{self, Claim},
     plane::{Plane, engine_code},
     serve::Served,
 };
@@ -32,15 +43,25 @@ pub(super) const MAX_PER_COORDINATOR: usize = 32;
 /// Sessions in all. Each holds a few hundred bytes besides its KV pages, which admission bounds.
 pub(super) const MAX_SESSIONS: usize = 512;
 
-/// The longest that a coordinator may leave a session idle, whatever it asks for: its pages are wanted.
-const MAX_IDLE: Duration = Duration::from_secs(120);
-
 /// How long a session may stay open before its first row. Rows follow an Accept within a round trip; a session that is
 /// opened and left holds pages that others want.
 const UNUSED: Duration = Duration::from_secs(5);
 
-/// How long a stage may take to reach the next peer when a session opens.
-const REACH_NEXT: Duration = Duration::from_secs(5);
+/// Batches of one coordinator that may be at a stage at once: four chunks of a prompt for each of its sessions.
+const MAX_IN_FLIGHT: usize = 4 * MAX_PER_COORDINATOR;
+
+/// When so many quarters of a stage's queue are taken, a coordinator that has more in it than others makes room for them:
+/// before it is full, so that there is a place for the newcomer at once.
+const CROWDED_QUARTERS: usize = 3;
+
+/// Sessions that a coordinator may open in [`OPEN_PERIOD`]: twice as many as it may have, at once, then 16 a second.
+const OPENS: u32 = 64;
+const OPEN_PERIOD: Duration = Duration::from_secs(4);
+
+/// Control frames that a coordinator may send in [`PACE`] before it is made to wait, by not being read: opening, trimming
+/// and closing all its sessions several times over.
+const FRAMES_PER_PACE: usize = 512;
+const PACE: Duration = Duration::from_millis(125);
 
 /// What a session holds while it is open.
 struct Held {
@@ -72,6 +93,17 @@ struct Entry {
 }
 
 impl Entry {
+    /// What others see who want its place.
+    fn claim(&self, key: (PeerId, SessionId), now: Instant) -> Claim<(PeerId, SessionId)> {
+        Claim {
+            key,
+            owner: self.coordinator,
+            used: self.machine.totals().rows_in > 0,
+            busy: self.machine.in_flight() > 0,
+            quiet: now.duration_since(self.machine.active()),
+        }
+    }
+
     /// What time alone does to the session now.
     fn due(&self, now: Instant) -> Option<Event> {
         if self.machine.wake_at().is_some_and(|at| at <= now) {
@@ -84,17 +116,32 @@ impl Entry {
 }
 
 /// By coordinator and name; rows are looked up by predecessor and name, which `routes` maps.
-#[derive(Default)]
 struct Tables {
     entries: HashMap<(PeerId, SessionId), Entry>,
     routes: HashMap<(PeerId, SessionId), PeerId>,
+    /// Sessions of each coordinator that has any.
+    held: HashMap<PeerId, usize>,
+    opens: PeerBuckets,
     next_stream: u64,
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        Self {
+            entries: HashMap::new(),
+            routes: HashMap::new(),
+            held: HashMap::new(),
+            opens: PeerBuckets::new(OPENS, OPEN_PERIOD),
+            next_stream: 0,
+        }
+    }
 }
 
 /// All sessions that this node runs as a stage.
 #[derive(Default)]
 pub(super) struct StageTable {
     tables: Mutex<Tables>,
+    groups: RandomState,
 }
 
 impl StageTable {
@@ -109,6 +156,11 @@ impl StageTable {
         tables.entries.get(&(*coordinator, *session))?.machine.expect(from, epoch)
     }
 
+    /// The coordinator's group in the stage's runner. A keyed hash: nobody can choose to share another's turns.
+    fn group(&self, coordinator: &PeerId) -> u64 {
+        self.groups.hash_one(coordinator)
+    }
+
     /// Sessions that are open.
     pub(super) fn len(&self) -> usize {
         self.lock().entries.len()
@@ -119,7 +171,17 @@ impl StageTable {
         let mut tables = self.lock();
         let Some(&coordinator) = tables.routes.get(&(from, batch.session)) else { return };
         let key = (coordinator, batch.session);
+        let crowded = tables.in_flight(&coordinator) >= MAX_IN_FLIGHT;
+        if !crowded {
+            tables.thin_out(&key);
+        }
         let Some(entry) = tables.entries.get_mut(&key) else { return };
+        if crowded {
+            let detail = format!("{MAX_IN_FLIGHT} batches of yours are being computed");
+            let step =
+                entry.machine.on(Instant::now(), Event::Failed { code: ErrorCode::Overloaded, about: None, detail });
+            return tables.done(key, step);
+        }
         let event = Event::Rows { from, batch: Arrived::of(&batch) };
         let step = entry.machine.on(Instant::now(), event);
         if step.act == Act::Compute {
@@ -135,6 +197,12 @@ impl StageTable {
             let detail = format!("rows from {from} are not usable");
             self.fail((coordinator, session), epoch, code, Some(from), detail);
         }
+    }
+
+    /// Takes a session of somebody else away that `newcomer` needs the place of more; says whether there was one. Only
+    /// sessions that `wanted` says yes to help.
+    fn make_room(&self, newcomer: PeerId, wanted: impl Fn(&Held) -> bool) -> bool {
+        self.lock().make_room(newcomer, |entry| entry.held.as_ref().is_some_and(&wanted))
     }
 
     /// Ends a session that cannot go on, and says why to its coordinator.
@@ -203,6 +271,54 @@ impl StageTable {
 }
 
 impl Tables {
+    /// Batches of a coordinator that are being computed.
+    fn in_flight(&self, coordinator: &PeerId) -> usize {
+        let own = self.entries.values().filter(|e| e.coordinator == *coordinator);
+        own.map(|e| e.machine.in_flight()).sum()
+    }
+
+    /// When the queue of the stage that `key` runs on is crowded: ends the busiest session of the coordinator that has
+    /// most in it, unless that is the one that comes with more.
+    fn thin_out(&mut self, key: &(PeerId, SessionId)) {
+        let Some(held) = self.entries.get(key).and_then(|e| e.held.as_ref()) else { return };
+        if held.served.runner.load().queued < held.served.queue * CROWDED_QUARTERS / 4 {
+            return;
+        }
+        let here = |e: &&Entry| e.held.as_ref().is_some_and(|h| Arc::ptr_eq(&h.served, &held.served));
+        let loads = self.entries.values().filter(here).map(|e| (e.coordinator, e.machine.in_flight()));
+        let Some(heaviest) = fair::heaviest(loads, &key.0) else { return };
+        let its = self.entries.iter().filter(|(_, e)| e.coordinator == heaviest && here(e));
+        let busiest = its.max_by_key(|(_, e)| e.machine.in_flight()).map(|(key, _)| *key);
+        if let Some(busiest) = busiest {
+            self.end(busiest, ErrorCode::Overloaded, "others wait for their turn");
+        }
+    }
+
+    /// See [`StageTable::make_room`].
+    fn make_room(&mut self, newcomer: PeerId, wanted: impl Fn(&Entry) -> bool) -> bool {
+        // Asked for every Open while it is full, so the quick answer first.
+        let mine = self.held.get(&newcomer).copied().unwrap_or_default();
+        if self.held.values().all(|theirs| *theirs <= mine) {
+            return false;
+        }
+        let now = Instant::now();
+        let claims: Vec<_> =
+            self.entries.iter().filter(|(_, e)| wanted(e)).map(|(key, e)| e.claim(*key, now)).collect();
+        let gives_way = fair::gives_way(&claims, &newcomer);
+        if let Some(key) = gives_way {
+            self.end(key, ErrorCode::Evicted, "others wait for a place");
+        }
+        gives_way.is_some()
+    }
+
+    fn end(&mut self, key: (PeerId, SessionId), code: ErrorCode, detail: &str) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            let failed = Event::Failed { code, about: None, detail: detail.into() };
+            let step = entry.machine.on(Instant::now(), failed);
+            self.done(key, step);
+        }
+    }
+
     /// Sends the machine's reply and lets go of what a closed session held.
     fn done(&mut self, key: (PeerId, SessionId), step: Step) {
         if let (Some(entry), Some(frame)) = (self.entries.get(&key), step.reply) {
@@ -213,80 +329,14 @@ impl Tables {
             && let Some(entry) = self.entries.remove(&key)
         {
             self.routes.remove(&(entry.machine.open().prev, key.1));
+            if let Some(held) = self.held.get_mut(&key.0) {
+                *held -= 1;
+                if *held == 0 {
+                    self.held.remove(&key.0);
+                }
+            }
         }
     }
-}
-
-/// What is needed of a batch after its rows went to the engine.
-struct BatchMeta {
-    epoch: u32,
-    seq: u32,
-    pos: u32,
-    rows: u16,
-    last_row_only: bool,
-    deadline: Instant,
-}
-
-fn compute(plane: &Arc<Plane>, key: (PeerId, SessionId), entry: &Entry, kind: StreamKind, batch: Batch) {
-    let Some(held) = &entry.held else { return };
-    let Batch { epoch, seq, pos, rows, last_row_only, deadline, data, .. } = batch;
-    let meta = BatchMeta { epoch, seq, pos, rows, last_row_only, deadline };
-    let phase = if kind == StreamKind::Decode { JobPhase::Decode } else { JobPhase::Prefill };
-    let reply_to = plane.clone();
-    let reply = Box::new(move |result| {
-        if let Ok(output) = &result {
-            reply_to.telemetry.stage_computed(phase, output);
-        }
-        reply_to.stages.computed(key, kind, meta, result);
-    });
-    let job = Job { session: held.cache, pos, rows: data, phase, deadline: deadline.into_std(), reply };
-    if let Err(error) = held.served.runner.submit(job) {
-        plane.telemetry.metrics.channel_full("stage");
-        // Not on this thread: the table is locked here.
-        let plane = plane.clone();
-        tokio::spawn(async move {
-            plane.stages.fail(key, epoch, ErrorCode::Overloaded, None, error.to_string());
-        });
-    }
-}
-
-/// Puts a computed batch into the next link's queue; what the machine is told about it.
-fn hand_on(entry: &Entry, kind: StreamKind, meta: &BatchMeta, output: Output) -> Event {
-    let gone = |detail: String, code| Event::Failed { code, about: Some(entry.machine.open().next), detail };
-    let Some(held) = &entry.held else {
-        return gone("the session is being closed".into(), ErrorCode::Internal);
-    };
-    let open = entry.machine.open();
-    let link = if kind == StreamKind::Decode { &held.decode } else { &held.bulk };
-    let width = usize::try_from(open.width).unwrap_or(usize::MAX);
-    // Not told by who comes next: the coordinator may hold layers in the middle of its own chain.
-    let is_last_stage = open.span.end() == held.served.file.layers();
-    let (pos, rows, data) = if meta.last_row_only && is_last_stage {
-        let keep = output.rows.len().saturating_sub(width);
-        let pos = meta.pos.saturating_add(u32::from(meta.rows)).saturating_sub(1);
-        (pos, 1, output.rows.get(keep..).unwrap_or_default().to_vec())
-    } else {
-        (meta.pos, meta.rows, output.rows)
-    };
-    let BatchMeta { epoch, seq, last_row_only, deadline, .. } = *meta;
-    let batch = Batch { session: open.session, epoch, seq, pos, rows, last_row_only, deadline, data };
-    match link.send(batch) {
-        Ok(()) => Event::Computed {
-            epoch,
-            seq,
-            compute_us: micros(output.compute),
-            queue_us: micros(output.queued),
-            hop_us: link.rtt().map_or(0, |rtt| micros(rtt.mean / 2)),
-        },
-        Err(error) => {
-            let why = link.end().map_or_else(|| error.to_string(), |end| end.to_string());
-            gone(why, ErrorCode::NextSilent)
-        }
-    }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Serves a coordinator's control stream to its end.
@@ -296,7 +346,14 @@ where
 {
     let (sender, mut receiver) = ControlLink::spawn(stream, Role::Stage);
     let id = plane.stages.next_stream();
+    let (mut paced, mut frames) = (Instant::now(), 0);
     while let Some(frame) = receiver.recv().await {
+        frames += 1;
+        if paced.elapsed() >= PACE {
+            (paced, frames) = (Instant::now(), 0);
+        } else if frames >= FRAMES_PER_PACE {
+            tokio::time::sleep_until(paced + PACE).await;
+        }
         match frame {
             Frame::Open(open) => opened(plane, coordinator, id, &sender, open),
             Frame::Trim(f) => told(plane, (coordinator, f.session), Event::Trim(f)),
@@ -319,111 +376,4 @@ fn told(plane: &Arc<Plane>, key: (PeerId, SessionId), event: Event) {
         held.served.runner.trim(held.cache, keep_rows);
     }
     tables.done(key, step);
-}
-
-/// A coordinator opens a session. The name is taken at once; the rest needs the network and happens in a task.
-fn opened(plane: &Arc<Plane>, coordinator: PeerId, stream: u64, control: &ControlSender, mut open: Open) {
-    open.idle_ms = open.idle_ms.min(u32::try_from(MAX_IDLE.as_millis()).unwrap_or(u32::MAX));
-    let key = (coordinator, open.session);
-    let refuse = |code: ErrorCode, detail: String| {
-        let _ = control.send(Refuse { session: open.session, epoch: open.epoch, code, detail });
-    };
-    let mut tables = plane.stages.lock();
-    if tables.entries.contains_key(&key) || tables.routes.contains_key(&(open.prev, open.session)) {
-        return refuse(ErrorCode::DuplicateSession, String::new());
-    }
-    let of_this = tables.entries.values().filter(|e| e.coordinator == coordinator).count();
-    if of_this >= MAX_PER_COORDINATOR || tables.entries.len() >= MAX_SESSIONS {
-        return refuse(ErrorCode::TooManySessions, format!("{of_this} of yours are open"));
-    }
-    let served = match fits(plane, &open) {
-        Ok(served) => served,
-        Err((code, detail)) => return refuse(code, detail),
-    };
-    tables.routes.insert((open.prev, open.session), coordinator);
-    let machine = Session::new(open.clone(), Instant::now());
-    tables.entries.insert(
-        key,
-        Entry { machine, coordinator, control: control.clone(), stream, held: None, since: Instant::now() },
-    );
-    drop(tables);
-    tokio::spawn(admit(plane.clone(), key, open, served));
-}
-
-/// Whether this node serves what the coordinator wants.
-fn fits(plane: &Plane, open: &Open) -> Result<Arc<Served>, (ErrorCode, String)> {
-    if plane.is_draining() {
-        return Err((ErrorCode::ShuttingDown, String::new()));
-    }
-    let served = plane.served();
-    let of_model: Vec<_> = served.iter().filter(|s| s.file.id == open.model).collect();
-    let Some(first) = of_model.first() else {
-        return Err((ErrorCode::ModelUnknown, format!("{} is not served here", open.model.short())));
-    };
-    if first.width != open.width {
-        return Err((ErrorCode::BadShape, format!("rows of this model have {} values", first.width)));
-    }
-    if first.profile != open.profile {
-        return Err((ErrorCode::ProfileMismatch, format!("the profile here is {}", first.profile)));
-    }
-    let held: Vec<String> = of_model.iter().map(|s| s.span.to_string()).collect();
-    of_model
-        .into_iter()
-        .find(|s| s.span.covers(&open.span))
-        .cloned()
-        .ok_or_else(|| (ErrorCode::LayersNotHeld, format!("held here: {}", held.join(", "))))
-}
-
-/// Reserves the cache, reaches the next peer, and answers.
-async fn admit(plane: Arc<Plane>, key: (PeerId, SessionId), open: Open, served: Arc<Served>) {
-    let event = match reserve(&plane, &open, &served).await {
-        Ok(mut held) => {
-            let kv_pages_free = served.runner.load().kv_pages_free;
-            held.watch = Some(watch_next(&plane, key, &open, &held));
-            let mut tables = plane.stages.lock();
-            match tables.entries.get_mut(&key).filter(|e| e.machine.open().epoch == open.epoch) {
-                Some(entry) => entry.held = Some(held),
-                // Cancelled meanwhile; `held` gives its pages back.
-                None => return,
-            }
-            Event::Admitted { kv_pages_free }
-        }
-        Err((code, detail)) => Event::NotAdmitted { code, detail },
-    };
-    told(&plane, key, event);
-}
-
-async fn reserve(plane: &Arc<Plane>, open: &Open, served: &Arc<Served>) -> Result<Held, (ErrorCode, String)> {
-    let next = open.next;
-    let reach = async {
-        let decode = plane.links.data(plane, next, StreamKind::Decode, &open.next_addrs).await?;
-        let bulk = plane.links.data(plane, next, StreamKind::Bulk, &open.next_addrs).await?;
-        Ok::<_, super::links::LinkError>((decode, bulk))
-    };
-    let (decode, bulk) = match tokio::time::timeout(REACH_NEXT, reach).await {
-        Ok(Ok(links)) => links,
-        Ok(Err(error)) => return Err((ErrorCode::NextUnreachable, format!("{next}: {error}"))),
-        Err(_) => return Err((ErrorCode::NextUnreachable, format!("{next} does not answer"))),
-    };
-    let layers = served.local_layers(&open.span);
-    let cache = served.runner.open_layers(layers, open.max_rows).map_err(|e| (ErrorCode::NoKvPages, e.to_string()))?;
-    Ok(Held { served: served.clone(), cache, decode, bulk, watch: None })
-}
-
-/// Ends the session when one of its links to the next peer ends.
-fn watch_next(plane: &Arc<Plane>, key: (PeerId, SessionId), open: &Open, held: &Held) -> AbortHandle {
-    let (decode, bulk) = (held.decode.ended(), held.bulk.ended());
-    let plane = Arc::downgrade(plane);
-    let (epoch, next) = (open.epoch, open.next);
-    let watch = tokio::spawn(async move {
-        let end = tokio::select! { end = decode => end, end = bulk => end };
-        if let Some(plane) = plane.upgrade() {
-            let code = match end {
-                LinkEnd::Silent => ErrorCode::NextSilent,
-                _ => ErrorCode::HopLost,
-            };
-            plane.stages.fail(key, epoch, code, Some(next), end.to_string());
-        }
-    });
-    watch.abort_handle()
 }

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
+use libp2p::{Multiaddr, PeerId};
 use quelea_wire::ErrorCode;
 use tokio::{
     sync::{broadcast, watch},
     time::Instant,
 };
 
+use super::Life;
 use crate::{
     address::PeerAddress,
     inference::InferError,
@@ -29,14 +32,15 @@ const REACH: Duration = Duration::from_secs(10);
 /// Remembered peers that are dialled at start, those seen last first.
 const REMEMBERED: usize = 16;
 
-/// Keeps at least one connection into the swarm until the node stops.
+/// Keeps a connection to one of the peers that the node was told to start from, or remembers when it was told of none,
+/// until the node stops. Any connection would not do: a few strangers that connect to us are not the swarm.
 pub(super) fn spawn(
     handle: &Handle,
     telemetry: &Telemetry,
     peers: Vec<PeerAddress>,
     db: Option<Db>,
     notices: broadcast::Receiver<SwarmNotice>,
-    stopping: watch::Receiver<bool>,
+    stopping: watch::Receiver<Life>,
 ) {
     let state =
         if peers.is_empty() { (Status::Ok, "no bootstrap peers wanted") } else { (Status::Starting, "dialling") };
@@ -50,30 +54,36 @@ async fn keep_connected(
     peers: Vec<PeerAddress>,
     db: Option<Db>,
     mut notices: broadcast::Receiver<SwarmNotice>,
-    mut stopping: watch::Receiver<bool>,
+    mut stopping: watch::Receiver<Life>,
 ) {
     let told = !peers.is_empty();
-    let mut all = peers;
-    all.extend(remembered(&handle, db).await);
-    if all.is_empty() {
+    let remembered = remembered(&handle, db).await;
+    // Those remembered are tried as well, but do not stand for those that the operator named.
+    let starts: Vec<PeerId> = match peers.as_slice() {
+        [] => remembered.iter().map(|(peer, _)| *peer).collect(),
+        named => named.iter().map(|start| start.peer).collect(),
+    };
+    if starts.is_empty() {
         return;
     }
     let mut pause = PAUSE;
     loop {
-        let connected = handle.snapshot().await.is_some_and(|s| !s.peers.is_empty());
+        let views = handle.snapshot().await.map(|s| s.peers).unwrap_or_default();
+        let connected = views.iter().any(|view| starts.contains(&view.peer));
         if connected {
             pause = PAUSE;
         } else {
-            for peer in &all {
-                handle.bootstrap(peer.peer, peer.addr.clone()).await;
+            for start in &peers {
+                handle.bootstrap(start.peer, start.addr.clone()).await;
             }
+            dial(&handle, remembered.clone());
         }
         let wait = tokio::time::sleep(pause);
         tokio::pin!(wait);
         loop {
             tokio::select! {
                 () = &mut wait => break,
-                _ = stopping.wait_for(|stop| *stop) => return,
+                _ = stopping.wait_for(|life| *life != Life::Running) => return,
                 notice = notices.recv() => match notice {
                     Ok(SwarmNotice::BootstrapFailed { peer, reason }) if told => {
                         tracing::warn!(%peer, %reason, "bootstrap peer not reached");
@@ -90,11 +100,23 @@ async fn keep_connected(
     }
 }
 
-async fn remembered(handle: &Handle, db: Option<Db>) -> Vec<PeerAddress> {
+/// Dials remembered peers, each at all its addresses. They are put into the routing table once they have answered and said
+/// where they are now: an address of yesterday may be somebody else's today.
+fn dial(handle: &Handle, remembered: Vec<(PeerId, Vec<Multiaddr>)>) {
+    let handle = handle.clone();
+    tokio::spawn(async move {
+        let dials = remembered.into_iter().map(|(peer, addrs)| handle.connect(peer, addrs));
+        for failed in join_all(dials).await.into_iter().filter_map(Result::err) {
+            tracing::debug!(error = %failed, "a remembered peer was not reached");
+        }
+    });
+}
+
+async fn remembered(handle: &Handle, db: Option<Db>) -> Vec<(PeerId, Vec<Multiaddr>)> {
     let Some(db) = db else { return Vec::new() };
     let rows = db.peers().await.unwrap_or_default();
     let usable = rows.into_iter().filter(|row| row.peer != handle.local()).take(REMEMBERED);
-    usable.flat_map(|row| row.addrs.into_iter().take(2).map(move |addr| PeerAddress { peer: row.peer, addr })).collect()
+    usable.map(|row| (row.peer, row.addrs)).collect()
 }
 
 /// Gives the first contact a moment.

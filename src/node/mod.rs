@@ -31,7 +31,8 @@ use crate::{
         Asker, EVENT_QUEUE, InferError, InferEvent, InferRequest,
         models::{ModelFile, Models},
         plane::{INBOUND_QUEUE, Plane},
-        serve::{self, Publisher},
+        publish::Publisher,
+        serve,
     },
     storage::Db,
     swarm::{Driver, DriverConfig, Handle},
@@ -53,6 +54,17 @@ const DRAIN_LOOK: Duration = Duration::from_millis(50);
 /// How long the goodbye to the swarm may take: a tombstone to a few neighbours.
 const GOODBYE: Duration = Duration::from_secs(3);
 
+/// How far along a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// It takes work.
+    Running,
+    /// It finishes what it has.
+    Draining,
+    /// It closes.
+    Stopping,
+}
+
 /// A running node. Dropping it stops it without a goodbye; [`Node::shutdown`] is the polite way.
 pub struct Node {
     handle: Handle,
@@ -64,7 +76,7 @@ pub struct Node {
     api_addr: Option<SocketAddr>,
     socket: Option<PathBuf>,
     daemon_json: Option<PathBuf>,
-    stop: watch::Sender<bool>,
+    life: watch::Sender<Life>,
     stop_swarm: oneshot::Sender<()>,
     swarm: JoinHandle<()>,
     publisher: Option<JoinHandle<()>>,
@@ -129,7 +141,7 @@ impl Node {
         tokio::spawn(plane.clone().run(streams));
         let own = Arc::default();
         let asker = Arc::new(Asker { models: Models::default(), plane: plane.clone(), own });
-        let (stop, stopping) = watch::channel(false);
+        let (life, stopping) = watch::channel(Life::Running);
         bootstrap::spawn(&handle, &telemetry, settings.bootstrap.clone(), db.clone(), notices, stopping.clone());
 
         let mut node = Self {
@@ -142,7 +154,7 @@ impl Node {
             api_addr: None,
             socket: None,
             daemon_json: None,
-            stop,
+            life,
             stop_swarm,
             swarm,
             publisher: None,
@@ -155,7 +167,7 @@ impl Node {
         Ok(node)
     }
 
-    async fn serve_metrics(&mut self, bind: Option<Bind>, stopping: watch::Receiver<bool>) -> Result<(), StartError> {
+    async fn serve_metrics(&mut self, bind: Option<Bind>, stopping: watch::Receiver<Life>) -> Result<(), StartError> {
         let Some(bind) = bind else { return Ok(()) };
         let listener = listen_tcp(bind, "--metrics-listen").await?;
         self.metrics_addr = listener.local_addr().ok();
@@ -168,7 +180,7 @@ impl Node {
         &mut self,
         settings: &Settings,
         keypair: Keypair,
-        stopping: watch::Receiver<bool>,
+        stopping: watch::Receiver<Life>,
     ) -> Result<(), StartError> {
         let Some(spec) = &settings.serve else {
             self.telemetry.ok(Component::Model, "serves no layers");
@@ -193,7 +205,7 @@ impl Node {
         Ok(())
     }
 
-    async fn serve_api(&mut self, settings: &Settings, stopping: watch::Receiver<bool>) -> Result<(), StartError> {
+    async fn serve_api(&mut self, settings: &Settings, stopping: watch::Receiver<Life>) -> Result<(), StartError> {
         let Keep::In { home, .. } = &settings.keep else { return Ok(()) };
         let Some(bind) = settings.api else { return Ok(()) };
         let state = api::ApiState::new(self.asker.clone(), self.telemetry.clone());
@@ -284,11 +296,13 @@ impl Node {
     pub async fn shutdown(self, grace: Duration) {
         self.telemetry.health.drain();
         self.plane.drain();
+        // The publisher says so: who asks for our announcement now looks elsewhere.
+        let _ = self.life.send(Life::Draining);
         let deadline = Instant::now() + grace;
         while self.plane.busy() && Instant::now() < deadline {
             tokio::time::sleep(DRAIN_LOOK).await;
         }
-        let _ = self.stop.send(true);
+        let _ = self.life.send(Life::Stopping);
         if let Some(publisher) = self.publisher {
             let _ = tokio::time::timeout(GOODBYE, publisher).await;
         }
@@ -352,13 +366,13 @@ async fn listen_tcp(bind: Bind, flag: &str) -> Result<TcpListener, StartError> {
     }
 }
 
-/// Waits until `wanted` listeners have told an address.
+/// Waits until `wanted` listeners have told an address each.
 async fn wait_for_listeners(handle: &Handle, wanted: usize) -> Result<(), StartError> {
     let mut notices = handle.watch();
     let all = async {
         loop {
             let snapshot = handle.snapshot().await;
-            if snapshot.is_none_or(|s| s.listeners.len() >= wanted) {
+            if snapshot.is_none_or(|s| s.listening >= wanted) {
                 return;
             }
             let _ = notices.recv().await;
@@ -369,7 +383,7 @@ async fn wait_for_listeners(handle: &Handle, wanted: usize) -> Result<(), StartE
         .map_err(|_| StartError::listen("the listeners do not say where they listen".into()))
 }
 
-async fn stopped(mut stopping: watch::Receiver<bool>) {
+async fn stopped(mut stopping: watch::Receiver<Life>) {
     // The sender going away means that the node is gone, too.
-    let _ = stopping.wait_for(|stop| *stop).await;
+    let _ = stopping.wait_for(|life| *life == Life::Stopping).await;
 }

@@ -14,7 +14,13 @@ use super::{
 #[derive(Debug)]
 pub(super) enum Command {
     /// Have a connection to `peer`, dialling the given and the known addresses if there is none.
-    Connect { peer: PeerId, addrs: Vec<Multiaddr>, reply: oneshot::Sender<Result<(), ConnectError>> },
+    Connect {
+        peer: PeerId,
+        addrs: Vec<Multiaddr>,
+        /// On whose word, when it is not our own wish.
+        asker: Option<PeerId>,
+        reply: oneshot::Sender<Result<(), ConnectError>>,
+    },
     /// Dial an address of a bootstrap peer and add it to the routing table.
     Bootstrap { peer: PeerId, addr: Multiaddr },
     /// Open one shard stream to a connected peer.
@@ -29,6 +35,8 @@ pub(super) enum Command {
     StopProviding { key: Vec<u8> },
     /// Serve this announcement from now on, and gossip it.
     Announce { announcement: SignedAnnouncement },
-    /// What the loop knows.
+    /// Every live announcement that this node has heard.
+    Announced { reply: oneshot::Sender<Vec<SignedAnnouncement>> },
+    /// What the loop knows of itself and its peers.
     Snapshot { reply: oneshot::Sender<Snapshot> },
 }

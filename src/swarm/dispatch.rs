@@ -8,7 +8,7 @@ use super::{command::Command, driver::Driver, on};
 /// One command of a handle.
 pub(super) fn command(driver: &mut Driver, command: Command) {
     match command {
-        Command::Connect { peer, addrs, reply } => on::connection::connect(driver, peer, addrs, reply),
+        Command::Connect { peer, addrs, asker, reply } => on::connection::connect(driver, peer, addrs, asker, reply),
         Command::Bootstrap { peer, addr } => on::connection::bootstrap(driver, peer, addr),
         Command::OpenStream { peer, reply } => on::shard::open(driver, peer, reply),
         Command::FetchAnnouncement { peer, reply } => on::announce::fetch(driver, peer, reply),
@@ -17,6 +17,7 @@ pub(super) fn command(driver: &mut Driver, command: Command) {
         Command::StopProviding { key } => on::kad::stop_providing(driver, &key),
         Command::Announce { announcement } => on::announce::announce(driver, announcement),
         Command::Snapshot { reply } => on::connection::snapshot(driver, reply),
+        Command::Announced { reply } => on::announce::announced(driver, reply),
     }
 }
 
@@ -33,7 +34,7 @@ pub(super) fn event(driver: &mut Driver, event: SwarmEvent<BehaviourEvent>) {
         SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => {
             on::connection::dial_failed(driver, peer_id, &error);
         }
-        SwarmEvent::NewListenAddr { address, .. } => on::connection::listening(driver, address),
+        SwarmEvent::NewListenAddr { listener_id, address } => on::connection::listening(driver, listener_id, address),
         SwarmEvent::ExpiredListenAddr { address, .. } => on::connection::listener_gone(driver, &address),
         SwarmEvent::ListenerClosed { addresses, reason, .. } => {
             on::connection::listener_closed(driver, &addresses, reason.err());

@@ -21,6 +21,9 @@ const TICK: Duration = Duration::from_millis(250);
 /// Commands handled before the swarm is polled again, so that neither starves the other.
 const COMMAND_BUDGET: usize = 32;
 
+/// How long what was said last may take to leave, before connections are cut.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
 /// How long connections may take to say goodbye when the loop ends.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -102,7 +105,7 @@ impl Driver {
 
     fn tick(&mut self) {
         let now = Instant::now();
-        self.state.expire(now, *self.swarm.local_peer_id());
+        self.state.expire(now);
         self.state.book.sweep(quelea_wire::time::unix_ms());
         self.config.telemetry.health.beat();
         super::on::kad::tick(self, now);
@@ -114,8 +117,21 @@ impl Driver {
         let _ = self.notices.send(notice);
     }
 
-    /// Closes every connection, so that peers hear of it now and not after a timeout.
+    /// Sends what was asked for last, then closes every connection, so that peers hear of it now and not after a timeout.
     async fn goodbye(mut self) {
+        while let Ok(command) = self.commands.try_recv() {
+            dispatch::command(&mut self, command);
+        }
+        if self.swarm.behaviour().announce.local().is_some() {
+            // The tombstone is on its way to neighbours.
+            let flush = async {
+                loop {
+                    let event = self.swarm.select_next_some().await;
+                    self.event(event);
+                }
+            };
+            let _ = tokio::time::timeout(LAST_WORDS, flush).await;
+        }
         let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
         for peer in peers {
             let _ = self.swarm.disconnect_peer_id(peer);

@@ -15,11 +15,12 @@ pub(super) const COMMAND_QUEUE: usize = 256;
 /// How long a dial may take, several addresses and relays included.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the negotiation of one stream on a live connection may take.
-pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the negotiation of one stream may take. The shard behaviour answers within 11 s itself; this is the second net.
+pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// How long a peer may take over its announcement, which it has in memory.
-pub(super) const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a peer may take over its announcement, which it has in memory. The announce behaviour answers within 5 s itself;
+/// this is the second net.
+pub(super) const FETCH_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Providers taken from one look-up. A chain needs one per span; the rest is choice.
 pub(super) const MAX_PROVIDERS: usize = 64;
@@ -97,8 +98,23 @@ impl Handle {
 
     /// Has a connection to `peer`, dialling if there is none.
     pub(crate) async fn connect(&self, peer: PeerId, addrs: Vec<Multiaddr>) -> Result<(), ConnectError> {
+        self.dial(peer, addrs, None).await
+    }
+
+    /// As [`Handle::connect`], because `asker` wants us to. Of the addresses it names only those are dialled that lead as
+    /// far as `asker` itself is from us, and it shares the dials with other askers.
+    pub(crate) async fn connect_for(
+        &self,
+        asker: PeerId,
+        peer: PeerId,
+        addrs: Vec<Multiaddr>,
+    ) -> Result<(), ConnectError> {
+        self.dial(peer, addrs, Some(asker).filter(|asker| *asker != self.local)).await
+    }
+
+    async fn dial(&self, peer: PeerId, addrs: Vec<Multiaddr>, asker: Option<PeerId>) -> Result<(), ConnectError> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Command::Connect { peer, addrs, reply }, answer).await.unwrap_or(Err(ConnectError::Stopped))
+        self.ask(Command::Connect { peer, addrs, asker, reply }, answer).await.unwrap_or(Err(ConnectError::Stopped))
     }
 
     /// Dials a bootstrap peer; its fate shows in the notices and in health.
@@ -148,6 +164,12 @@ impl Handle {
     pub(crate) async fn snapshot(&self) -> Option<Snapshot> {
         let (reply, answer) = oneshot::channel();
         self.ask(Command::Snapshot { reply }, answer).await
+    }
+
+    /// Every live announcement that this node has heard: thousands, on a large network.
+    pub(crate) async fn announced(&self) -> Vec<SignedAnnouncement> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Announced { reply }, answer).await.unwrap_or_default()
     }
 
     async fn ask<T>(&self, command: Command, answer: oneshot::Receiver<T>) -> Option<T> {

@@ -5,17 +5,19 @@
 //!
 //! # Queues
 //!
-//! | queue | bound | when full | counter |
+//! | queue | bound | when full | counter: `quelea_channel_full_total{name=…}` |
 //! |---|---|---|---|
-//! | commands: handles → loop | 256 | the caller waits, up to its own deadline | `quelea_channel_full_total{name="commands"}` when it gives up |
-//! | inbound shard streams: loop → host | 64 | the stream is reset; its opener sees a broken stream | `…{name="shard_inbound"}` |
+//! | commands: handles → loop | 256 | the caller waits, up to its own deadline | – |
+//! | inbound shard streams: loop → plane | 64 | the stream is reset; its opener sees a broken stream | `shard_inbound` |
 //! | answers: loop → caller | 1 (oneshot) | cannot be full | – |
 //! | providers found: loop → caller | 64, as many as one look-up takes | cannot be full | – |
-//! | events: loop → watchers (log, demo, API) | 256, broadcast | the oldest is overwritten; the watcher is told how many it missed | – |
-//! | peers seen: loop → storage | 1,024 | the sighting is dropped, the next one replaces it | `…{name="storage"}` |
-//! | jobs: links → stage | per stage, see `quelea_engine::runner` | the batch is refused with `QUE-1004` | `…{name="stage"}` |
-//! | batches: stage → link to the next hop | 64 per link | the session fails with `QUE-3016` | `…{name="link"}` |
-//! | answers on a control stream | 64 per stream | the stream is closed: a coordinator that does not read is gone | `…{name="control"}` |
+//! | look-ups at once | 64 | the caller is told that nobody was found | `queries` |
+//! | notices: loop → watchers (bootstrap, publisher) | 256, broadcast | the oldest is overwritten; the watcher is told how many | – |
+//! | peers seen: loop → storage | 1,024 | the sighting is dropped, the next one replaces it | `storage` |
+//! | jobs: links → stage | per stage, see `quelea_engine::runner` | the session ends with `QUE-1004` | `stage` |
+//! | batches: stage → link to the next hop | 64 and 32 MiB per link | the session ends with `QUE-3016` | – |
+//! | results: link → coordinator's session | 16 | the result is dropped, the session's deadline ends it | `results` |
+//! | control frames, each way | 256 per stream | out: the frame is dropped, the peer does not read; in: reading stops | – |
 
 mod command;
 mod dispatch;
@@ -29,3 +31,4 @@ mod state;
 pub(crate) use driver::{Driver, DriverConfig};
 pub use events::SwarmNotice;
 pub(crate) use handle::{ConnectError, Handle, OpenStreamError};
+pub(crate) use state::PeerView;

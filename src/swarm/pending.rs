@@ -14,11 +14,19 @@ use tokio::sync::oneshot;
 /// when whoever asked has gone away.
 #[derive(Debug)]
 pub(super) struct Pending<K, V> {
-    waiting: HashMap<K, (oneshot::Sender<V>, Instant)>,
+    waiting: HashMap<K, Question<V>>,
     cap: usize,
 }
 
-impl<K: Hash + Eq + Copy, V> Pending<K, V> {
+#[derive(Debug)]
+struct Question<V> {
+    reply: oneshot::Sender<V>,
+    deadline: Instant,
+    /// The answer when none has come by the deadline.
+    late: V,
+}
+
+impl<K: Hash + Eq, V> Pending<K, V> {
     pub(super) fn new(cap: usize) -> Self {
         Self { waiting: HashMap::new(), cap }
     }
@@ -28,29 +36,23 @@ impl<K: Hash + Eq + Copy, V> Pending<K, V> {
         self.waiting.len() < self.cap
     }
 
-    /// Remembers who asked `key`. Call [`Pending::has_room`] first.
-    pub(super) fn insert(&mut self, key: K, reply: oneshot::Sender<V>, timeout: Duration) {
-        self.waiting.insert(key, (reply, Instant::now() + timeout));
+    /// Remembers who asked `key`, and what to tell them when `timeout` has passed. Call [`Pending::has_room`] first.
+    pub(super) fn insert(&mut self, key: K, reply: oneshot::Sender<V>, timeout: Duration, late: V) {
+        self.waiting.insert(key, Question { reply, deadline: Instant::now() + timeout, late });
     }
 
     /// Hands `value` to whoever asked `key`, if anybody still waits.
     pub(super) fn answer(&mut self, key: &K, value: V) {
-        if let Some((reply, _)) = self.waiting.remove(key) {
+        if let Some(question) = self.waiting.remove(key) {
             // An error means that the caller gave up, which is its right.
-            let _ = reply.send(value);
+            let _ = question.reply.send(value);
         }
     }
 
-    /// Answers everything whose deadline has passed with `value()`, and forgets questions nobody waits for.
-    pub(super) fn expire(&mut self, now: Instant, value: impl Fn() -> V) {
-        let over: Vec<K> = self
-            .waiting
-            .iter()
-            .filter(|(_, (reply, deadline))| *deadline <= now || reply.is_closed())
-            .map(|(key, _)| *key)
-            .collect();
-        for key in over {
-            self.answer(&key, value());
+    /// Answers everything whose deadline has passed, and forgets questions nobody waits for.
+    pub(super) fn expire(&mut self, now: Instant) {
+        for (_, question) in self.waiting.extract_if(|_, q| q.deadline <= now || q.reply.is_closed()) {
+            let _ = question.reply.send(question.late);
         }
     }
 }
@@ -64,11 +66,11 @@ mod tests {
         let mut pending = Pending::<u32, Result<u8, &str>>::new(2);
         let (answered, mut a) = oneshot::channel();
         let (late, mut b) = oneshot::channel();
-        pending.insert(1, answered, Duration::from_secs(60));
-        pending.insert(2, late, Duration::ZERO);
+        pending.insert(1, answered, Duration::from_secs(60), Err("too late"));
+        pending.insert(2, late, Duration::ZERO, Err("too late"));
         assert!(!pending.has_room());
         pending.answer(&1, Ok(7));
-        pending.expire(Instant::now(), || Err("too late"));
+        pending.expire(Instant::now());
         assert_eq!(a.try_recv(), Ok(Ok(7)));
         assert_eq!(b.try_recv(), Ok(Err("too late")));
         assert!(pending.has_room());
@@ -79,8 +81,8 @@ mod tests {
         let mut pending = Pending::<u32, ()>::new(1);
         let (gone, receiver) = oneshot::channel();
         drop(receiver);
-        pending.insert(1, gone, Duration::from_secs(60));
-        pending.expire(Instant::now(), || ());
+        pending.insert(1, gone, Duration::from_secs(60), ());
+        pending.expire(Instant::now());
         assert!(pending.has_room());
     }
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use libp2p::{Multiaddr, PeerId, kad::QueryId, swarm::ConnectionId};
+use libp2p::{Multiaddr, PeerId, core::transport::ListenerId, kad::QueryId, swarm::ConnectionId};
 use quelea_announce::{Book, SignedAnnouncement};
 use quelea_shard::ShardStream;
 use tokio::sync::{mpsc, oneshot};
@@ -15,8 +15,19 @@ use super::{
     pending::Pending,
 };
 
-/// Dials, stream openings and fetches that may be under way at once. Each holds a few hundred bytes.
-const MAX_PENDING: usize = 512;
+/// Dials, stream openings and fetches that may be under way at once. Each holds a few hundred bytes. As many as three
+/// streams to each of 256 peers: see [`quelea_shard::Config`].
+const MAX_PENDING: usize = 768;
+
+/// Dials under way because another peer asked. Less than half of those that the connection limits allow: strangers who
+/// have us dial where nobody answers must not keep us from our own.
+const MAX_ASKED_DIALS: usize = 24;
+
+/// Of these, dials for one asker. A coordinator opens a chain's links once and shares them among its sessions.
+const MAX_DIALS_PER_ASKER: usize = 4;
+
+/// How long a dial that was asked for may keep others waiting. Whoever is there answers within a few round trips.
+const ASKED_DIAL_DUE: Duration = Duration::from_secs(1);
 
 /// Look-ups of providers that may run at once; each keeps up to alpha = 3 requests in flight per disjoint path.
 const MAX_QUERIES: usize = 64;
@@ -26,6 +37,16 @@ const MAX_WAITERS: usize = 64;
 
 /// Who waits for a dial.
 type DialWaiter = oneshot::Sender<Result<(), ConnectError>>;
+
+/// A dial under way.
+#[derive(Debug)]
+pub(super) struct Dial {
+    waiters: Vec<DialWaiter>,
+    since: Instant,
+    until: Instant,
+    /// On whose word, when nobody here wants it.
+    asker: Option<PeerId>,
+}
 
 /// What is known of one connected peer. The map of these is bounded by the connection limits.
 #[derive(Debug, Default, Clone)]
@@ -38,18 +59,17 @@ pub(super) struct Peer {
 
 /// A connected peer, as commands and pages show it.
 #[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct PeerView {
+pub(crate) struct PeerView {
     /// Its peer id.
-    pub peer: PeerId,
+    pub(crate) peer: PeerId,
     /// How it calls itself.
-    pub agent: Option<String>,
+    pub(crate) agent: Option<String>,
     /// The last round trip that ping measured.
-    pub rtt: Option<Duration>,
+    pub(crate) rtt: Option<Duration>,
     /// The addresses of our connections to it.
-    pub addrs: Vec<Multiaddr>,
+    pub(crate) addrs: Vec<Multiaddr>,
     /// For how long it has been connected.
-    pub connected_for: Duration,
+    pub(crate) connected_for: Duration,
 }
 
 /// What the loop knows, at one moment.
@@ -58,7 +78,8 @@ pub(crate) struct Snapshot {
     pub(crate) listeners: Vec<Multiaddr>,
     pub(crate) external: Vec<Multiaddr>,
     pub(crate) peers: Vec<PeerView>,
-    pub(crate) announcements: Vec<SignedAnnouncement>,
+    /// Listeners that have told an address.
+    pub(crate) listening: usize,
 }
 
 /// A look-up of providers under way.
@@ -73,7 +94,9 @@ pub(super) struct ProviderQuery {
 pub(super) struct State {
     pub(super) peers: HashMap<PeerId, Peer>,
     pub(super) listeners: BTreeMap<String, Multiaddr>,
-    pub(super) dials: HashMap<PeerId, (Vec<DialWaiter>, Instant)>,
+    /// The listeners behind these addresses: one on all interfaces has many.
+    pub(super) listening: HashSet<ListenerId>,
+    pub(super) dials: HashMap<PeerId, Dial>,
     pub(super) bootstrap: HashSet<PeerId>,
     pub(super) opens: Pending<quelea_shard::OpenId, Result<ShardStream, OpenStreamError>>,
     pub(super) fetches: Pending<quelea_announce::FetchId, Result<Option<SignedAnnouncement>, AnnouncementError>>,
@@ -86,6 +109,7 @@ impl State {
         Self {
             peers: HashMap::new(),
             listeners: BTreeMap::new(),
+            listening: HashSet::new(),
             dials: HashMap::new(),
             bootstrap: HashSet::new(),
             opens: Pending::new(MAX_PENDING),
@@ -104,38 +128,74 @@ impl State {
     pub(super) fn wait_for_dial(
         &mut self,
         peer: PeerId,
+        asker: Option<PeerId>,
         reply: DialWaiter,
         deadline: Instant,
     ) -> Result<(), DialWaiter> {
         if !self.dials.contains_key(&peer) && self.dials.len() >= MAX_PENDING {
             return Err(reply);
         }
-        let (waiters, until) = self.dials.entry(peer).or_insert_with(|| (Vec::new(), deadline));
-        if waiters.len() >= MAX_WAITERS {
+        let new = || Dial { waiters: Vec::new(), since: Instant::now(), until: deadline, asker };
+        let dial = self.dials.entry(peer).or_insert_with(new);
+        if dial.waiters.len() >= MAX_WAITERS {
             return Err(reply);
         }
-        waiters.push(reply);
-        *until = (*until).max(deadline);
+        dial.waiters.push(reply);
+        dial.until = dial.until.max(deadline);
+        dial.asker = dial.asker.and(asker);
         Ok(())
+    }
+
+    /// Whether one more dial may begin because `asker` wants it; perhaps once the dial that is returned has been given up.
+    ///
+    /// # Errors
+    /// When all dials for others are taken, and none has taken long.
+    pub(super) fn room_for_asked_dial(&self, asker: &PeerId, now: Instant) -> Result<Option<PeerId>, ()> {
+        let asked = || self.dials.iter().filter_map(|(peer, dial)| Some((peer, dial.asker.as_ref()?, dial.since)));
+        let of = |who: &PeerId| asked().filter(|(_, other, _)| *other == who).count();
+        if of(asker) >= MAX_DIALS_PER_ASKER {
+            return Err(());
+        }
+        if asked().count() < MAX_ASKED_DIALS {
+            return Ok(None);
+        }
+        let overdue = asked().filter(|(.., since)| now.saturating_duration_since(*since) >= ASKED_DIAL_DUE);
+        let gives_way = overdue.max_by_key(|(_, asker, since)| (of(asker), std::cmp::Reverse(*since)));
+        gives_way.map(|(peer, ..)| Some(*peer)).ok_or(())
+    }
+
+    /// Whether a dial of `peer` is under way only because another peer asked.
+    pub(super) fn is_asked_dial(&self, peer: &PeerId) -> bool {
+        self.dials.get(peer).is_some_and(|dial| dial.asker.is_some())
     }
 
     /// Tells everybody who waited for a dial of `peer` how it ended.
     pub(super) fn dial_ended(&mut self, peer: &PeerId, result: &Result<(), ConnectError>) {
-        for reply in self.dials.remove(peer).map(|(waiters, _)| waiters).unwrap_or_default() {
+        for reply in self.dials.remove(peer).map(|dial| dial.waiters).unwrap_or_default() {
             let _ = reply.send(result.clone());
         }
     }
 
+    /// Whether an address that `peer` gives as its own is kept: it may be a name, or lead as far as the peer is from us.
+    pub(super) fn may_claim(&self, peer: &PeerId, addr: &Multiaddr) -> bool {
+        quelea_behaviours::scope::of(addr).is_none() || self.may_name(peer, addr)
+    }
+
+    /// Whether `asker` may have us dial `addr`, seen from where it is connected to us.
+    pub(super) fn may_name(&self, asker: &PeerId, addr: &Multiaddr) -> bool {
+        let connections = self.peers.get(asker).map(|peer| &peer.connections);
+        connections.is_some_and(|c| c.values().any(|from| quelea_behaviours::scope::may_name(from, addr)))
+    }
+
     /// Ends every question whose deadline has passed.
-    pub(super) fn expire(&mut self, now: Instant, local: PeerId) {
+    pub(super) fn expire(&mut self, now: Instant) {
         let late: Vec<PeerId> =
-            self.dials.iter().filter(|(_, (_, until))| *until <= now).map(|(peer, _)| *peer).collect();
+            self.dials.iter().filter(|(_, dial)| dial.until <= now).map(|(peer, _)| *peer).collect();
         for peer in late {
             self.dial_ended(&peer, &Err(ConnectError::Timeout { peer }));
         }
-        // The two protocols below answer every question themselves within their own timeouts; this is the second net.
-        self.opens.expire(now, || Err(OpenStreamError::Timeout { peer: local }));
-        self.fetches.expire(now, || Err(AnnouncementError::Timeout { peer: local }));
+        self.opens.expire(now);
+        self.fetches.expire(now);
     }
 
     /// Look-ups whose time is over, or that nobody waits for any more. They are forgotten here.
@@ -157,5 +217,50 @@ impl State {
                 connected_for: known.since.map_or(Duration::ZERO, |since| now.duration_since(since)),
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dial(state: &mut State, asker: Option<PeerId>) -> PeerId {
+        let peer = PeerId::random();
+        let (reply, _) = oneshot::channel();
+        state.wait_for_dial(peer, asker, reply, Instant::now() + Duration::from_secs(10)).unwrap();
+        peer
+    }
+
+    #[test]
+    fn dials_for_others_are_shared_and_never_all() {
+        let mut state = State::new();
+        let askers: Vec<PeerId> = (0..6).map(|_| PeerId::random()).collect();
+        let now = Instant::now();
+        for asker in &askers {
+            for _ in 0..MAX_DIALS_PER_ASKER {
+                assert_eq!(state.room_for_asked_dial(asker, now), Ok(None));
+                dial(&mut state, Some(*asker));
+            }
+            assert_eq!(state.room_for_asked_dial(asker, now), Err(()));
+        }
+        let newcomer = PeerId::random();
+        assert_eq!(state.room_for_asked_dial(&newcomer, now), Err(()), "none of them has taken long");
+        let later = Instant::now() + ASKED_DIAL_DUE;
+        let given_up = state.room_for_asked_dial(&newcomer, later).unwrap().unwrap();
+        assert!(state.is_asked_dial(&given_up));
+        state.dial_ended(&given_up, &Err(ConnectError::Busy));
+        assert_eq!(state.room_for_asked_dial(&newcomer, later), Ok(None));
+    }
+
+    #[test]
+    fn a_dial_that_somebody_here_wants_is_our_own() {
+        let mut state = State::new();
+        let peer = dial(&mut state, Some(PeerId::random()));
+        assert!(state.is_asked_dial(&peer));
+        let (reply, _) = oneshot::channel();
+        state.wait_for_dial(peer, None, reply, Instant::now()).unwrap();
+        assert!(!state.is_asked_dial(&peer));
+        let ours = dial(&mut state, None);
+        assert!(!state.is_asked_dial(&ours));
     }
 }

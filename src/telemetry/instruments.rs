@@ -91,7 +91,7 @@ impl Instruments {
             ),
             hop: seconds(
                 "quelea_pipeline_hop",
-                "Time a step took beyond what the stages computed, per hop, as the coordinator sees it",
+                "Mean one-way time from a stage to the next peer in one session, as the stage tells from acknowledgements",
                 &STAGE_BOUNDS,
             ),
             db_commit: seconds("quelea_db_commit_duration", "Time of one database commit", &COMMIT_BOUNDS),

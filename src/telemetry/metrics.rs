@@ -267,7 +267,7 @@ impl Metrics {
         self.inner.instruments.stage_duration.record(took.as_secs_f64(), &labels);
     }
 
-    /// One hop took this long beyond what was computed.
+    /// One way to the next peer took this long, as a stage tells from acknowledgements.
     pub fn hop(&self, phase: Phase, took: Duration) {
         self.inner.instruments.hop.record(took.as_secs_f64(), &[KeyValue::new("phase", phase.as_str())]);
     }

@@ -128,7 +128,7 @@ pub struct NodeStats {
     connected: [[Gauge; Transport::ALL.len()]; Path::ALL.len()],
     reachability: AtomicU8,
     models: Mutex<Vec<Arc<ModelStats>>>,
-    /// Peers with an address or a row in the database.
+    /// Peers in the routing table.
     pub peers_known: Gauge,
     /// Shard streams open, either direction.
     pub shard_streams: Gauge,

@@ -74,10 +74,8 @@ async fn refused(file: PathBuf, says: &[&str]) {
 /// Every command that computes with the layers refuses `file`, saying all of this.
 async fn not_run(file: PathBuf, says: &[&str]) {
     let file = file.to_str().unwrap();
-    let commands: [&[&str]; 2] = [
-        &["model", "logits", file, "--ids", "1,2,3"],
-        &["infer", "--route", "local", "--model", file, "hi"],
-    ];
+    let commands: [&[&str]; 2] =
+        [&["model", "logits", file, "--ids", "1,2,3"], &["infer", "--route", "local", "--model", file, "hi"]];
     for args in commands {
         let ended = quelea(args).await.expect(1).says(says).says(&[file, "QUE-4004", "hint: "]);
         assert_eq!(ended.stdout, "");

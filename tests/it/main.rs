@@ -8,6 +8,7 @@
 //! | `bad_input` | is every mistake answered by a clear error and a documented exit code |
 //! | `bad_model` | are damaged and foreign model files refused in words |
 //! | `watch` | do health and metrics tell what happened |
+//! | `hostile` | does a worker go on serving, right and in time, while it is attacked |
 //! | `demo` | does the demo work with nothing at hand |
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say what they expect by failing loudly, helpers too")]

@@ -122,6 +122,10 @@ async fn layers_auto_covers_what_is_missing() {
         // One after the other: each looks at what is there.
         let launch = Launch::new().bootstrap(&boot).serve(DEMO, "auto").args(&["--memory", &memory]);
         workers.push(launch.start().await);
+        let all = f64::from(u32::try_from(workers.len()).unwrap());
+        // A record for the model and one for its first bucket of layers, each.
+        let known = async || (boot.metric("quelea_dht_records", "").await >= 2.0 * all).then_some(());
+        until("the worker's provider records", known).await;
     }
     let swarm = Swarm { boot, workers };
     let args = ["--max-tokens", "16", "What is a span?"];

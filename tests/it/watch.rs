@@ -6,41 +6,22 @@ use std::{
     process::{Command, Stdio},
 };
 
-use reqwest::{Client, StatusCode, header::CONTENT_TYPE};
+use reqwest::StatusCode;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::harness::{DEMO, Daemon, Launch, streaming, until};
-
-/// What a daemon serves at its metrics address.
-async fn fetch(daemon: &Daemon, path: &str) -> (StatusCode, String, String) {
-    let url = format!("{}{path}", daemon.told("metrics")[0].trim_end_matches("/metrics"));
-    let response = Client::builder().no_proxy().build().unwrap().get(url).send().await.unwrap();
-    let kind = response.headers().get(CONTENT_TYPE).map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default();
-    (response.status(), kind, response.text().await.unwrap())
-}
-
-/// The sum of all samples of a metric whose labels hold `label`.
-fn value(scrape: &str, name: &str, label: &str) -> f64 {
-    let samples: Vec<f64> = scrape
-        .lines()
-        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(label))
-        .map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
-        .collect();
-    assert!(!samples.is_empty(), "no sample of {name} with {label:?} in\n{scrape}");
-    samples.iter().sum()
-}
+use crate::harness::{DEMO, Launch, streaming, until};
 
 #[tokio::test]
 async fn health_is_told_in_three_ways() {
     let daemon = Launch::new().serve(DEMO, "all").start().await;
-    let (status, _, body) = fetch(&daemon, "/livez").await;
+    let (status, _, body) = daemon.fetch("/livez").await;
     assert_eq!((status, body.as_str()), (StatusCode::OK, "ok"));
-    let (status, _, body) = fetch(&daemon, "/readyz").await;
+    let (status, _, body) = daemon.fetch("/readyz").await;
     assert_eq!((status, body.as_str()), (StatusCode::OK, "ok"));
-    let (status, _, body) = fetch(&daemon, "/readyz?verbose").await;
+    let (status, _, body) = daemon.fetch("/readyz?verbose").await;
     assert_eq!(status, StatusCode::OK);
-    let (status_of_health, kind, health) = fetch(&daemon, "/health").await;
+    let (status_of_health, kind, health) = daemon.fetch("/health").await;
     assert_eq!((status_of_health, kind.as_str()), (StatusCode::OK, "application/json"));
     let health: Value = serde_json::from_str(&health).unwrap();
     assert_eq!(health["schema"], "quelea.health/v1");
@@ -49,7 +30,7 @@ async fn health_is_told_in_three_ways() {
         assert_eq!(health["components"][component]["status"], "ok", "{health}");
         assert!(body.lines().any(|line| line.starts_with("[+]") && line.contains(component)), "{component}: {body}");
     }
-    let (status, ..) = fetch(&daemon, "/nothing").await;
+    let (status, ..) = daemon.fetch("/nothing").await;
     assert_eq!(status, StatusCode::NOT_FOUND);
 }
 
@@ -61,10 +42,10 @@ async fn a_draining_node_is_alive_and_not_ready() {
     daemon.until_sessions(1).await;
     daemon.signal(Signal::TERM);
     daemon.logs("a second signal ends at once").await;
-    until("the drain", async || (fetch(&daemon, "/readyz").await.0 == StatusCode::SERVICE_UNAVAILABLE).then_some(()))
+    until("the drain", async || (daemon.fetch("/readyz").await.0 == StatusCode::SERVICE_UNAVAILABLE).then_some(()))
         .await;
-    assert_eq!(fetch(&daemon, "/livez").await.0, StatusCode::OK);
-    let (_, _, body) = fetch(&daemon, "/readyz").await;
+    assert_eq!(daemon.fetch("/livez").await.0, StatusCode::OK);
+    let (_, _, body) = daemon.fetch("/readyz").await;
     assert!(body.contains("[-]shutdown"), "{body}");
 }
 
@@ -75,7 +56,7 @@ async fn an_unreachable_bootstrap_peer_shows() {
     let nobody = format!("/ip4/127.0.0.1/tcp/{port}/p2p/12D3KooWCQK8PtU4hnBjAoYYJLYT3vEsXnKVzvHBcTYqk5XFNTyS");
     let daemon = Launch::new().args(&["--bootstrap", &nobody]).start().await;
     let message = until("the failed dial", async || {
-        let health: Value = serde_json::from_str(&fetch(&daemon, "/health").await.2).unwrap();
+        let health: Value = serde_json::from_str(&daemon.fetch("/health").await.2).unwrap();
         let bootstrap = &health["components"]["bootstrap"];
         (bootstrap["status"] == "degraded").then(|| bootstrap["message"].as_str().unwrap().to_owned())
     });
@@ -92,24 +73,24 @@ async fn metrics_tell_what_happened_and_are_clean() {
     let answer = coordinator.command(&asked).await.expect(0).json();
     let prompt = u32::try_from(answer["prompt_ids"].as_array().unwrap().len()).unwrap();
 
-    let (status, kind, scrape) = fetch(&coordinator, "/metrics").await;
+    let (status, kind, scrape) = coordinator.fetch("/metrics").await;
     assert_eq!(status, StatusCode::OK);
     assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
-    assert_eq!(value(&scrape, "quelea_inference_requests_total", "outcome=\"length\""), 1.0);
-    assert_eq!(value(&scrape, "quelea_tokens_processed_total", "type=\"output\""), 8.0);
-    assert_eq!(value(&scrape, "quelea_tokens_processed_total", "type=\"input\""), f64::from(prompt));
-    assert_eq!(value(&scrape, "gen_ai_server_time_to_first_token_seconds_count", ""), 1.0);
-    assert_eq!(value(&scrape, "quelea_model_layers_hosted", ""), 3.0);
-    assert!(value(&scrape, "quelea_pipeline_stage_duration_seconds_count", "phase=\"decode\"") >= 7.0);
-    assert!(value(&scrape, "quelea_peers_connected", "") >= 2.0);
-    assert!(value(&scrape, "libp2p_swarm_connections_established_total", "") >= 1.0);
-    assert_eq!(value(&scrape, "quelea_tasks_panicked_total", ""), 0.0);
+    assert_eq!(coordinator.metric("quelea_inference_requests_total", "outcome=\"length\"").await, 1.0);
+    assert_eq!(coordinator.metric("quelea_tokens_processed_total", "type=\"output\"").await, 8.0);
+    assert_eq!(coordinator.metric("quelea_tokens_processed_total", "type=\"input\"").await, f64::from(prompt));
+    assert_eq!(coordinator.metric("gen_ai_server_time_to_first_token_seconds_count", "").await, 1.0);
+    assert_eq!(coordinator.metric("quelea_model_layers_hosted", "").await, 3.0);
+    assert!(coordinator.metric("quelea_pipeline_stage_duration_seconds_count", "phase=\"decode\"").await >= 7.0);
+    assert!(coordinator.metric("quelea_peers_connected", "").await >= 2.0);
+    assert!(coordinator.metric("libp2p_swarm_connections_established_total", "").await >= 1.0);
+    assert_eq!(coordinator.metric("quelea_tasks_panicked_total", "").await, 0.0);
     assert_clean(&scrape);
 
-    let (_, _, scrape) = fetch(&worker, "/metrics").await;
-    assert!(value(&scrape, "quelea_pipeline_stage_duration_seconds_count", "phase=\"prefill\"") >= 1.0);
+    let (_, _, scrape) = worker.fetch("/metrics").await;
+    assert!(worker.metric("quelea_pipeline_stage_duration_seconds_count", "phase=\"prefill\"").await >= 1.0);
     assert_clean(&scrape);
-    assert_clean(&fetch(&boot, "/metrics").await.2);
+    assert_clean(&boot.fetch("/metrics").await.2);
 }
 
 /// Each family once, each sample once, no peer ids in labels, and nothing that `promtool` minds, where there is one.

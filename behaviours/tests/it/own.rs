@@ -1,7 +1,10 @@
 //! Our own protocols within the composite, and the shared ones that concern a single line.
 
 use futures::{AsyncReadExt, AsyncWriteExt};
-use libp2p::{identify, ping, swarm::SwarmEvent};
+use libp2p::{
+    identify, ping,
+    swarm::{SwarmEvent, dial_opts::DialOpts},
+};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use quelea_behaviours::{BehaviourEvent, build_swarm, identify::same_network};
 
@@ -35,6 +38,26 @@ async fn shard_streams_are_opened_and_accepted() {
     });
     until_state(&mut nodes, "what was written", |_| reading.is_finished()).await;
     assert_eq!(reading.await.unwrap().unwrap(), b"layers");
+}
+
+/// At a peer's loopback address a node on the same port finds itself, and yesterday's address may be another's today.
+#[tokio::test]
+async fn an_address_at_which_somebody_else_answers_does_not_end_a_dial() {
+    let mut nodes = [Node::start(config()).await, Node::start(config()).await, Node::start(config()).await];
+    let (own, others, right) = (nodes[0].addr.clone(), nodes[1].addr.clone(), nodes[2].addr.clone());
+    let wanted = nodes[2].id;
+    for wrong in [own, others] {
+        let opts = DialOpts::peer_id(wanted).addresses(vec![wrong, right.clone()]).build();
+        nodes[0].swarm.dial(opts).unwrap();
+        until(&mut nodes, "a connection to the right one", |i, _, event| match event {
+            SwarmEvent::ConnectionEstablished { peer_id, .. } if i == 0 && *peer_id == wanted => Some(()),
+            SwarmEvent::OutgoingConnectionError { error, .. } if i == 0 => panic!("{error}"),
+            _ => None,
+        })
+        .await;
+        nodes[0].swarm.disconnect_peer_id(wanted).unwrap();
+        until_state(&mut nodes, "the line to end", |nodes| !nodes[0].swarm.is_connected(&wanted)).await;
+    }
 }
 
 #[tokio::test]

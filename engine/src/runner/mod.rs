@@ -1,12 +1,12 @@
 //! The stage loop: one thread owns a span and all its sessions.
 //!
-//! **Order of a tick.** Sessions belong to groups: those of one coordinator. The thread takes one decode job of every group
-//! that has a session whose next job is one, the oldest, and runs them in the order they came. Then it runs *one*
-//! prefill job (a chunk of at most [`MAX_ROWS`] rows), taking the groups with prefill work in turn, and in each the oldest.
-//! Then it looks at the queues again: a token never waits for more than one chunk of somebody's long prompt, a prompt
-//! never for more than one token of each group, and a group with many sessions takes nothing from one with few. Within a
-//! session jobs and trims happen in the order they were submitted. Each job is computed by itself: the candle backend's
-//! numbers depend on the batch.
+//! **Order of a tick.** Sessions belong to groups: those of one coordinator. The thread runs as many decode jobs as there
+//! are sessions whose next job is one. Then it runs *one* prefill job (a chunk of at most [`MAX_ROWS`] rows). Then it
+//! looks at the queues again. In both, the groups have turns, whatever the number of their sessions; within a group
+//! decodes run in the order they came, and sessions with prefill work have turns. So a token waits for one chunk of
+//! somebody's long prompt and one job of each other group, and a prompt never for more than one token of each session.
+//! Within a session jobs and trims happen in the order they were submitted. Each job is computed by itself: the candle
+//! backend's numbers depend on the batch.
 //!
 //! **Bounds**, and what happens there:
 //!

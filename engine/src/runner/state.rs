@@ -27,13 +27,18 @@ struct State {
     pages_taken: u32,
     /// Jobs of closed sessions, to be answered by the thread.
     orphans: Vec<Job>,
-    /// The group whose prefill ran last.
+    /// The groups whose decode and whose prefill ran last.
+    last_decode: Option<u64>,
     last_prefill: Option<u64>,
+    /// Prefills taken so far.
+    prefills: u64,
     stopping: bool,
 }
 
 struct Session {
     group: u64,
+    /// When its last prefill was taken, in prefills.
+    prefilled: u64,
     pages: u32,
     queue: VecDeque<Item>,
     /// Absent while the thread computes with it.
@@ -100,7 +105,8 @@ impl Shared {
         let id = SessionId(state.next_session);
         state.next_session = state.next_session.wrapping_add(1);
         let cache = Some(self.stage.new_cache_over(layers, max_rows as usize));
-        let session = Session { group, pages: needed_pages, queue: VecDeque::new(), cache, closing: false };
+        let session =
+            Session { group, prefilled: 0, pages: needed_pages, queue: VecDeque::new(), cache, closing: false };
         state.sessions.insert(id, session);
         Ok(id)
     }
@@ -195,30 +201,36 @@ impl Shared {
         }
     }
 
-    /// Of every group the session whose next job is the oldest decode, by that job's arrival.
-    pub(super) fn decodes(&self) -> Vec<SessionId> {
-        let mut ready: Vec<(u64, SessionId)> = self.lock().oldest(Phase::Decode).into_values().collect();
-        ready.sort_unstable();
-        ready.into_iter().map(|(_, id)| id).collect()
+    /// How many sessions have a decode as their next job.
+    pub(super) fn decodes(&self) -> usize {
+        let mut state = self.lock();
+        state.sessions.values_mut().filter_map(Session::front).filter(|p| p.job.phase == Phase::Decode).count()
     }
 
-    /// The session whose next job is the oldest prefill of a group: the group after the last one that prefilled, in a
-    /// circle.
-    pub(super) fn prefill(&self) -> Option<SessionId> {
+    /// Takes the next job of this phase, and lends its session's cache. The groups have turns; in a group it is the
+    /// oldest decode, or a prefill of the session that had none for longest.
+    pub(super) fn take(&self, phase: Phase) -> Option<Taken> {
         let mut state = self.lock();
-        let ready = state.oldest(Phase::Prefill);
-        let after = (state.last_prefill.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
-        let (group, (_, id)) = ready.range(after).next().or_else(|| ready.first_key_value())?;
-        state.last_prefill = Some(*group);
-        Some(*id)
-    }
-
-    /// Takes a session's next job, when it is of this phase, and lends its cache.
-    pub(super) fn take(&self, id: SessionId, phase: Phase) -> Option<Taken> {
-        let mut state = self.lock();
-        let session = state.sessions.get_mut(&id)?;
-        if session.front()?.job.phase != phase {
-            return None;
+        let mut next: BTreeMap<u64, (u64, u64, SessionId)> = BTreeMap::new();
+        for (id, session) in &mut state.sessions {
+            let (group, waits_since) = (session.group, if phase == Phase::Prefill { session.prefilled } else { 0 });
+            let Some(pending) = session.front().filter(|pending| pending.job.phase == phase) else { continue };
+            let this = (waits_since, pending.number, *id);
+            next.entry(group).and_modify(|known| *known = this.min(*known)).or_insert(this);
+        }
+        let last = if phase == Phase::Prefill { state.last_prefill } else { state.last_decode };
+        let after = (last.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let (group, (.., id)) = next.range(after).next().or_else(|| next.first_key_value())?;
+        if phase == Phase::Prefill {
+            state.last_prefill = Some(*group);
+            state.prefills = state.prefills.wrapping_add(1);
+        } else {
+            state.last_decode = Some(*group);
+        }
+        let prefills = state.prefills;
+        let session = state.sessions.get_mut(id)?;
+        if phase == Phase::Prefill {
+            session.prefilled = prefills;
         }
         let cache = session.cache.take()?;
         match session.queue.pop_front() {
@@ -245,20 +257,6 @@ impl Shared {
             session.cache = Some(cache);
             session.apply_trims();
         }
-    }
-}
-
-impl State {
-    /// By group, the session whose next job is the oldest of this phase, with the job's place in the order of arrival.
-    fn oldest(&mut self, phase: Phase) -> BTreeMap<u64, (u64, SessionId)> {
-        let mut oldest = BTreeMap::new();
-        for (id, session) in &mut self.sessions {
-            let group = session.group;
-            let Some(pending) = session.front().filter(|pending| pending.job.phase == phase) else { continue };
-            let this = (pending.number, *id);
-            oldest.entry(group).and_modify(|known: &mut (u64, SessionId)| *known = this.min(*known)).or_insert(this);
-        }
-        oldest
     }
 }
 

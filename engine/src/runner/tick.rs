@@ -20,12 +20,11 @@ pub(super) fn run(shared: &Shared) {
                 return;
             }
             Next::Tick => {
-                for session in shared.decodes() {
-                    if let Some(taken) = shared.take(session, Phase::Decode) {
-                        answer(shared, taken);
-                    }
+                for _ in 0..shared.decodes() {
+                    let Some(taken) = shared.take(Phase::Decode) else { break };
+                    answer(shared, taken);
                 }
-                if let Some(taken) = shared.prefill().and_then(|session| shared.take(session, Phase::Prefill)) {
+                if let Some(taken) = shared.take(Phase::Prefill) {
                     answer(shared, taken);
                 }
             }

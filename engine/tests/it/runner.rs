@@ -109,6 +109,34 @@ fn decode_is_not_starved_by_a_long_prompt_nor_one_prompt_by_another() {
     assert_eq!(order(&rx, 6), ["decode", "other", "decode", "long", "long", "long"]);
 }
 
+/// A coordinator with many sessions takes nothing from one that has a single session.
+#[test]
+fn groups_have_turns_whatever_they_queue() {
+    let runner = Runner::spawn(stage(), RunnerConfig { max_sessions: 8, queue: 64, ..CONFIG }).unwrap();
+    let open = |group| runner.open_in(group, 0..LAYERS, 64).unwrap();
+    let many = [1; 4].map(open);
+    let one = open(2);
+    for phase in [Phase::Decode, Phase::Prefill] {
+        let (tx, rx) = sync_channel(64);
+        let blocker = open(3);
+        let release = hold(&runner, blocker);
+        let start = if phase == Phase::Decode { 0 } else { 4 };
+        for pos in start..start + 4 {
+            for session in many {
+                runner.submit(job(session, pos, 1, phase, named(&tx, "many"))).unwrap();
+            }
+        }
+        for pos in start / 2..start / 2 + 2 {
+            runner.submit(job(one, pos, 1, phase, named(&tx, "one"))).unwrap();
+        }
+        drop(release);
+        let order = order(&rx, 18);
+        let turns: Vec<usize> = (0..18).filter(|at| order[*at] == "one").collect();
+        assert!(turns[0] <= 1 && turns[1] <= 3, "{phase:?}: {order:?}");
+        runner.close(blocker);
+    }
+}
+
 #[test]
 fn decodes_run_in_the_order_they_came() {
     let runner = runner();

@@ -256,7 +256,8 @@ impl Behaviour {
         let Some(held) = self.peers.get_mut(&peer).map(Peer::count_inbound) else { return };
         let over = if held >= self.config.max_inbound_streams_per_peer {
             &mut self.stats.inbound_over_peer
-        } else if self.inbound.load(Ordering::Relaxed) >= self.config.max_inbound_streams_total && !self.make_room(held) {
+        } else if self.inbound.load(Ordering::Relaxed) >= self.config.max_inbound_streams_total && !self.make_room(held)
+        {
             &mut self.stats.inbound_over_total
         } else {
             self.stats.inbound_accepted = self.stats.inbound_accepted.saturating_add(1);

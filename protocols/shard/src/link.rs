@@ -3,11 +3,14 @@
 //! | queue | bound | when full |
 //! |---|---|---|
 //! | batches to a [`DataSender`] | [`SenderConfig::queue_batches`], `queue_bytes` | [`SendError::Full`] |
+//! | bytes of all those queues together | a [`Budget`] they share | [`SendError::Full`] for those that hold most |
 //! | fragments in flight | [`SenderConfig::window_bytes`], `window_fragments` | the sender waits for acknowledgements |
+//! | unfinished batches of all streams together | [`Sessions::budget`] | the batch's session ends |
 //! | batches from [`receive`] | the caller's sink, which never waits | the sink decides: end the session, or the stream |
 //! | control frames out | [`CONTROL_QUEUE`] | [`SendError::Full`]: the peer does not read, give it up |
 //! | control frames in | [`CONTROL_QUEUE`] | reading stops, and so the peer's writing |
 
+mod budget;
 mod control;
 mod receiver;
 mod sender;
@@ -18,6 +21,7 @@ use quelea_wire::ErrorCode;
 use tokio::{sync::watch, time::Instant};
 
 pub use self::{
+    budget::Budget,
     control::{CONTROL_QUEUE, ControlLink, ControlReceiver, ControlSender, Role},
     receiver::{Dropped, Incoming, Sessions, SinkClosed, receive},
     sender::{DataSender, Rtt, SILENCE, SenderConfig},

@@ -4,6 +4,8 @@
 //! [`MAX_PARTIAL_BYTES`] received bytes together. Memory is taken as bytes arrive, at most twice of them, and never
 //! more than the batch's stated size, which must be what the session's shape says.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use quelea_wire::ErrorCode;
@@ -18,6 +20,10 @@ pub const MAX_PARTIAL_BATCHES: usize = 16;
 
 /// Received bytes of unfinished batches that one stream may hold: one batch of the largest size.
 pub const MAX_PARTIAL_BYTES: usize = MAX_BATCH_BYTES as usize;
+
+/// How long the fragments of one batch may take. The largest batch takes 1.4 s at 100 Mbit/s; a sender that stops half way
+/// must not have us hold the half.
+pub const BATCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 const FLOAT: usize = size_of::<f32>();
 
@@ -38,6 +44,8 @@ pub struct Expect {
 struct Partial {
     header: RowsHeader,
     deadline: Instant,
+    /// When the rest must have come.
+    due: Instant,
     data: Vec<f32>,
 }
 
@@ -89,9 +97,22 @@ impl Reassembly {
             self.partial.push(partial);
             return Ok(None);
         }
-        let Partial { header: RowsHeader { session, epoch, seq, pos, rows, last_row_only, .. }, deadline, data } =
-            partial;
+        let Partial {
+            header: RowsHeader { session, epoch, seq, pos, rows, last_row_only, .. }, deadline, data, ..
+        } = partial;
         Ok(Some(Batch { session, epoch, seq, pos, rows, last_row_only, deadline, data }))
+    }
+
+    /// When the first of the unfinished batches must be whole; `None` without any.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.partial.iter().map(|p| p.due).min()
+    }
+
+    /// Drops batches that were not finished in time; their sessions and epochs.
+    pub fn take_overdue(&mut self, now: Instant) -> Vec<(SessionId, u32)> {
+        let overdue = self.partial.extract_if(.., |p| p.due <= now);
+        overdue.map(|p| (p.header.session, p.header.epoch)).collect()
     }
 
     /// Drops what was begun of `session`.
@@ -134,7 +155,8 @@ fn begin(now: Instant, header: &RowsHeader, expect: Expect) -> Result<Partial, E
     if header.offset != 0 {
         return Err(ErrorCode::BadPosition);
     }
-    Ok(Partial { header: *header, deadline: deadline(now, header.deadline_ms), data: Vec::new() })
+    let due = now.checked_add(BATCH_TIMEOUT).unwrap_or(now);
+    Ok(Partial { header: *header, deadline: deadline(now, header.deadline_ms), due, data: Vec::new() })
 }
 
 /// Whether `header` goes on where `partial` stands. The deadline may differ: it is what remains.

@@ -110,6 +110,12 @@ impl Session {
         self.ignored
     }
 
+    /// When something last happened to it: it was opened, accepted or trimmed, or rows came or were computed.
+    #[must_use]
+    pub fn active(&self) -> Instant {
+        self.active
+    }
+
     /// Batches that were taken and are not yet computed.
     #[must_use]
     pub fn in_flight(&self) -> usize {

@@ -22,13 +22,17 @@ pub(crate) fn fetch(
         return;
     }
     let id = driver.swarm.behaviour_mut().announce.fetch(peer);
-    driver.state.fetches.insert(id, reply, FETCH_TIMEOUT * 2);
+    driver.state.fetches.insert(id, reply, FETCH_TIMEOUT, Err(AnnouncementError::Timeout { peer }));
 }
 
 pub(crate) fn announce(driver: &mut Driver, announcement: SignedAnnouncement) {
     let behaviour = driver.swarm.behaviour_mut();
     behaviour.announce.set_local(Some(announcement.clone()));
     super::gossip::publish(driver, &announcement);
+}
+
+pub(crate) fn announced(driver: &Driver, reply: oneshot::Sender<Vec<SignedAnnouncement>>) {
+    let _ = reply.send(driver.state.book.live(quelea_wire::time::unix_ms()).cloned().collect());
 }
 
 pub(crate) fn event(driver: &mut Driver, event: Event) {

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use libp2p::{
     Multiaddr, PeerId,
+    core::transport::ListenerId,
     swarm::{
         ConnectionId, DialError,
         dial_opts::{DialOpts, PeerCondition},
@@ -34,14 +35,22 @@ pub(crate) fn connect(
     driver: &mut Driver,
     peer: PeerId,
     mut addrs: Vec<Multiaddr>,
+    asker: Option<PeerId>,
     reply: oneshot::Sender<Result<(), ConnectError>>,
 ) {
     if driver.state.peers.contains_key(&peer) {
         let _ = reply.send(Ok(()));
         return;
     }
+    if let Some(asker) = &asker {
+        addrs.retain(|addr| driver.state.may_name(asker, addr));
+        if !make_room_for_asked(driver, &peer, asker) {
+            let _ = reply.send(Err(ConnectError::Busy));
+            return;
+        }
+    }
     addrs.truncate(MAX_DIAL_ADDRS);
-    if let Err(reply) = driver.state.wait_for_dial(peer, reply, Instant::now() + CONNECT_TIMEOUT) {
+    if let Err(reply) = driver.state.wait_for_dial(peer, asker, reply, Instant::now() + CONNECT_TIMEOUT) {
         let _ = reply.send(Err(ConnectError::Busy));
         return;
     }
@@ -57,18 +66,43 @@ pub(crate) fn connect(
     }
 }
 
+/// Whether one more dial may begin because `asker` wants it. Gives one up that has taken long, if need be.
+fn make_room_for_asked(driver: &mut Driver, peer: &PeerId, asker: &PeerId) -> bool {
+    if driver.state.dials.contains_key(peer) {
+        return true;
+    }
+    match driver.state.room_for_asked_dial(asker, Instant::now()) {
+        Ok(given_up) => {
+            if let Some(given_up) = given_up {
+                driver.state.dial_ended(&given_up, &Err(ConnectError::Busy));
+                // Not connected, so it is only the dial that ends.
+                let _ = driver.swarm.disconnect_peer_id(given_up);
+            }
+            true
+        }
+        Err(()) => false,
+    }
+}
+
+/// A peer to start from, by the operator's word or from memory.
 pub(crate) fn bootstrap(driver: &mut Driver, peer: PeerId, addr: Multiaddr) {
     driver.state.bootstrap.insert(peer);
+    if let Err(reason) = discovered(driver, peer, addr) {
+        driver.notify(SwarmNotice::BootstrapFailed { peer, reason });
+    }
+}
+
+/// A peer that somebody says is at `addr`.
+pub(crate) fn discovered(driver: &mut Driver, peer: PeerId, addr: Multiaddr) -> Result<(), String> {
     quelea_behaviours::kad::insert(&mut driver.swarm.behaviour_mut().kad, peer, std::slice::from_ref(&addr));
     let opts = DialOpts::peer_id(peer)
         .condition(PeerCondition::DisconnectedAndNotDialing)
         .addresses(vec![addr])
         .extend_addresses_through_behaviour()
         .build();
-    if let Err(error) = driver.swarm.dial(opts)
-        && !matches!(error, DialError::DialPeerConditionFalse(_))
-    {
-        driver.notify(SwarmNotice::BootstrapFailed { peer, reason: error.to_string() });
+    match driver.swarm.dial(opts) {
+        Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => Ok(()),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -95,6 +129,9 @@ pub(crate) fn closed(driver: &mut Driver, peer: PeerId, connection: ConnectionId
     if known.connections.is_empty() {
         driver.state.peers.remove(&peer);
         tracing::debug!(%peer, "disconnected");
+        if driver.state.bootstrap.contains(&peer) && driver.state.peers.is_empty() {
+            driver.config.telemetry.health.set(Component::Bootstrap, Status::Degraded, "no peer is connected");
+        }
     }
 }
 
@@ -105,14 +142,18 @@ pub(crate) fn dial_failed(driver: &mut Driver, peer: Option<PeerId>, error: &Dia
     if driver.state.peers.contains_key(&peer) || matches!(error, DialError::DialPeerConditionFalse(_)) {
         return;
     }
+    // Whoever named wrong addresses must not have us forget what the peer says of itself.
+    if !driver.state.is_asked_dial(&peer) {
+        driver.state.book.forget(&peer);
+    }
     driver.state.dial_ended(&peer, &Err(refused(peer, error)));
-    driver.state.book.forget(&peer);
     if driver.state.bootstrap.contains(&peer) {
         driver.notify(SwarmNotice::BootstrapFailed { peer, reason: error.to_string() });
     }
 }
 
-pub(crate) fn listening(driver: &mut Driver, addr: Multiaddr) {
+pub(crate) fn listening(driver: &mut Driver, listener: ListenerId, addr: Multiaddr) {
+    driver.state.listening.insert(listener);
     tracing::info!(%addr, "listening");
     driver.state.listeners.insert(addr.to_string(), addr);
     driver.config.telemetry.ok(Component::Listeners, format!("{} addresses", driver.state.listeners.len()));
@@ -140,7 +181,7 @@ pub(crate) fn snapshot(driver: &mut Driver, reply: oneshot::Sender<Snapshot>) {
         listeners: driver.state.listeners.values().cloned().collect(),
         external: driver.swarm.external_addresses().cloned().collect(),
         peers: driver.state.peer_views(),
-        announcements: driver.state.book.live(quelea_wire::time::unix_ms()).cloned().collect(),
+        listening: driver.state.listening.len(),
     });
 }
 

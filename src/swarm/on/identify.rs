@@ -7,7 +7,8 @@ use super::connection::remember;
 use crate::swarm::driver::Driver;
 
 pub(crate) fn event(driver: &mut Driver, event: identify::Event) {
-    let identify::Event::Received { peer_id, info, .. } = event else { return };
+    let identify::Event::Received { peer_id, mut info, .. } = event else { return };
+    info.listen_addrs.retain(|addr| driver.state.may_claim(&peer_id, addr));
     if let Some(peer) = driver.state.peers.get_mut(&peer_id) {
         peer.agent = Some(info.agent_version.chars().filter(|c| !c.is_control()).take(64).collect());
     }

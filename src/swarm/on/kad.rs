@@ -7,7 +7,7 @@ use std::{
 
 use libp2p::{
     PeerId,
-    kad::{self, GetProvidersOk, QueryResult},
+    kad::{self, GetProvidersOk, InboundRequest, QueryResult},
     swarm::dial_opts::{DialOpts, PeerCondition},
 };
 use tokio::sync::mpsc;
@@ -45,7 +45,11 @@ pub(crate) fn stop_providing(driver: &mut Driver, key: &[u8]) {
 pub(crate) fn event(driver: &mut Driver, event: kad::Event) {
     let (id, result, step) = match event {
         kad::Event::OutboundQueryProgressed { id, result, step, .. } => (id, result, step),
-        kad::Event::InboundRequest { request } => {
+        kad::Event::InboundRequest { mut request } => {
+            if let InboundRequest::AddProvider { record: Some(record) } = &mut request {
+                let (state, provider) = (&driver.state, record.provider);
+                record.addresses.retain(|addr| state.may_claim(&provider, addr));
+            }
             // What became of it shows in the store's figures.
             quelea_behaviours::kad::receive(&mut driver.swarm.behaviour_mut().kad, request);
             return;
@@ -96,6 +100,8 @@ pub(crate) fn tick(driver: &mut Driver, now: Instant) {
         quelea_behaviours::kad::republish(kad, now);
         driver.next_republish = now + REPUBLISH_LOOK;
     }
+    let known: usize = driver.swarm.behaviour_mut().kad.kbuckets().map(|bucket| bucket.num_entries()).sum();
+    driver.config.telemetry.stats.peers_known.set(u64::try_from(known).unwrap_or(u64::MAX));
     let stats = driver.swarm.behaviour_mut().kad.store_mut().stats();
     let records = stats.values + stats.own_values + stats.providers + stats.own_providers;
     driver.config.telemetry.stats.dht_records.set(u64::try_from(records).unwrap_or(u64::MAX));

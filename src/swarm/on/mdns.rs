@@ -10,8 +10,10 @@ const MAX_DISCOVERED: usize = 64;
 pub(crate) fn event(driver: &mut Driver, event: mdns::Event) {
     let mdns::Event::Discovered(found) = event else { return };
     for (peer, addr) in found.into_iter().take(MAX_DISCOVERED) {
-        if !driver.state.peers.contains_key(&peer) {
-            super::connection::bootstrap(driver, peer, addr);
+        if !driver.state.peers.contains_key(&peer)
+            && let Err(reason) = super::connection::discovered(driver, peer, addr)
+        {
+            tracing::debug!(%peer, %reason, "a peer on the LAN was not dialled");
         }
     }
 }

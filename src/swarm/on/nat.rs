@@ -13,7 +13,12 @@ pub(crate) fn autonat(driver: &mut Driver, event: &autonat::v2::client::Event) {
             let mode = quelea_behaviours::kad::mode(driver.config.kad_mode, &confirmed);
             driver.swarm.behaviour_mut().kad.set_mode(Some(mode));
         }
-        Err(error) => tracing::debug!(addr = %event.tested_addr, %error, "not reachable from outside"),
+        Err(error) => {
+            tracing::debug!(addr = %event.tested_addr, %error, "not reachable from outside");
+            if driver.swarm.external_addresses().next().is_none() {
+                driver.config.telemetry.stats.set_reachability(Reachability::Private);
+            }
+        }
     }
 }
 

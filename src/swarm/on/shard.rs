@@ -15,7 +15,7 @@ pub(crate) fn open(driver: &mut Driver, peer: PeerId, reply: oneshot::Sender<Res
         return;
     }
     let id = driver.swarm.behaviour_mut().shard.open(peer);
-    driver.state.opens.insert(id, reply, OPEN_TIMEOUT * 2);
+    driver.state.opens.insert(id, reply, OPEN_TIMEOUT, Err(OpenStreamError::Timeout { peer }));
 }
 
 pub(crate) fn event(driver: &mut Driver, event: Event) {

@@ -3,6 +3,7 @@
 use std::{ops::Deref, path::PathBuf};
 
 use futures::future::join_all;
+use reqwest::{Client, StatusCode, header::CONTENT_TYPE};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -159,6 +160,24 @@ impl Daemon {
         let peers = status["peers"].as_array().unwrap().clone();
         let addresses = peers.iter().flat_map(|peer| peer["addresses"].as_array().unwrap());
         addresses.map(|addr| addr.as_str().unwrap().to_owned()).collect()
+    }
+
+    /// What it serves at its metrics address: status, content type, body.
+    pub async fn fetch(&self, path: &str) -> (StatusCode, String, String) {
+        let url = format!("{}{path}", self.told("metrics")[0].trim_end_matches("/metrics"));
+        let response = Client::builder().no_proxy().build().unwrap().get(url).send().await.unwrap();
+        let kind = response.headers().get(CONTENT_TYPE).map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default();
+        (response.status(), kind, response.text().await.unwrap())
+    }
+
+    /// The sum of all samples of one of its metrics whose labels hold `label`.
+    pub async fn metric(&self, name: &str, label: &str) -> f64 {
+        let scrape = self.fetch("/metrics").await.2;
+        let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        let samples = scrape.lines().filter(of_name).filter(|line| line.contains(label));
+        let samples: Vec<f64> = samples.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
+        assert!(!samples.is_empty(), "no sample of {name} with {label:?} in\n{scrape}");
+        samples.iter().sum()
     }
 
     /// Waits until it is connected to `peer`.

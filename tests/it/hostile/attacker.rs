@@ -33,6 +33,9 @@ use tokio::{
 /// How long a stream may take before it counts as refused.
 const OPENING: Duration = Duration::from_secs(10);
 
+/// How long a write may take before the stream is given up: a victim that has done with a stream takes nothing more.
+const WRITING: Duration = Duration::from_millis(500);
+
 type Opening = (StreamProtocol, oneshot::Sender<Option<Stream>>);
 
 /// One identity, connected to the victim. The connection ends when it is dropped.
@@ -115,7 +118,7 @@ pub async fn write(stream: &mut Stream, frames: &[Frame]) -> bool {
 /// Writes bytes; says whether the victim still takes them.
 pub async fn write_raw(stream: &mut Stream, bytes: &[u8]) -> bool {
     let written = async { stream.write_all(bytes).await.is_ok() && stream.flush().await.is_ok() };
-    timeout(OPENING, written).await.unwrap_or(false)
+    timeout(WRITING, written).await.unwrap_or(false)
 }
 
 struct Behaviour {

@@ -6,9 +6,12 @@ use futures::{
 };
 use libp2p::PeerId;
 use quelea_wire::ErrorCode;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
-use super::{Batch, LinkEnd};
+use super::{
+    Batch, LinkEnd,
+    budget::{Budget, Lease},
+};
 use crate::{
     codec::{CodecError, FrameReader, FrameWriter},
     frame::{Ack, Frame, ROWS, Raw, Reject, RowsHeader, SessionId},
@@ -35,6 +38,11 @@ pub trait Sessions {
 
     /// A fragment was dropped; for counters.
     fn dropped(&self, from: &PeerId, why: Dropped);
+
+    /// What unfinished batches count against, if several streams share it.
+    fn budget(&self) -> Option<&Budget> {
+        None
+    }
 }
 
 /// What came on a data stream.
@@ -110,6 +118,7 @@ where
     F: FnMut(Incoming) -> Result<(), SinkClosed>,
 {
     let mut reassembly = Reassembly::new();
+    let mut lease = sessions.budget().and_then(|budget| budget.take(0, 0));
     loop {
         if writer.queued() > 0
             && (writer.queued() >= ACKS_TOGETHER || !reader.is_ready())
@@ -117,7 +126,20 @@ where
         {
             return e.into();
         }
-        let raw = match reader.next_raw().await {
+        let raw = match reassembly.due() {
+            None => Ok(reader.next_raw().await),
+            Some(due) if due <= Instant::now() => Err(()),
+            Some(due) => timeout_at(due, reader.next_raw()).await.map_err(drop),
+        };
+        let Ok(raw) = raw else {
+            for (session, epoch) in reassembly.take_overdue(Instant::now()) {
+                if let Err(closed) = sink(Incoming::Bad { session, epoch, code: ErrorCode::DeadlineExceeded }) {
+                    return Stop::Sink(closed);
+                }
+            }
+            continue;
+        };
+        let raw = match raw {
             Ok(Some(raw)) => raw,
             Ok(None) => return LinkEnd::PeerClosed.into(),
             Err(e) => return e.into(),
@@ -139,7 +161,7 @@ where
         let RowsHeader { session, epoch, seq, .. } = header;
         let ack = Ack { session, epoch, seq, received: header.end(fragment.len()) };
         // The batch goes on before the acknowledgement: the sink does not wait, and rows are in more of a hurry.
-        if let Some(incoming) = take(&mut reassembly, &peer, sessions, &header, fragment)
+        if let Some(incoming) = take(&mut reassembly, &mut lease, &peer, sessions, &header, fragment)
             && let Err(closed) = sink(incoming)
         {
             return Stop::Sink(closed);
@@ -160,6 +182,7 @@ fn other(raw: Raw<'_>) -> Result<(), LinkEnd> {
 
 fn take<T: Sessions + ?Sized>(
     reassembly: &mut Reassembly,
+    lease: &mut Option<Lease>,
     peer: &PeerId,
     sessions: &T,
     header: &RowsHeader,
@@ -174,7 +197,13 @@ fn take<T: Sessions + ?Sized>(
     if reassembly.is_full() {
         reassembly.retain(|session, epoch| sessions.expect(peer, session, epoch).is_some());
     }
-    match reassembly.push(Instant::now(), header, fragment, expect) {
+    let pushed = reassembly.push(Instant::now(), header, fragment, expect);
+    let fits = lease.as_mut().is_none_or(|lease| lease.resize(reassembly.capacity_bytes()));
+    match pushed {
+        Ok(None) if !fits => {
+            reassembly.forget(&session);
+            Some(Incoming::Bad { session, epoch, code: ErrorCode::Overloaded })
+        }
         Ok(batch) => batch.map(Incoming::Batch),
         Err(code) => Some(Incoming::Bad { session, epoch, code }),
     }

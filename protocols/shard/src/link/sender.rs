@@ -16,7 +16,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Batch, Ending, LinkEnd, SendError};
+use super::{
+    Batch, Ending, LinkEnd, SendError,
+    budget::{Budget, Lease},
+};
 use crate::{
     codec::{FrameReader, FrameWriter},
     frame::{Ack, Frame, MAX_DEADLINE_MS, MAX_FRAGMENT, Reject, RowsHeader, SessionId},
@@ -91,6 +94,8 @@ impl Rtt {
 pub struct DataSender {
     queue: mpsc::Sender<Queued>,
     queue_bytes: Arc<Semaphore>,
+    most_bytes: usize,
+    budget: Budget,
     rtt: Arc<Mutex<Option<Rtt>>>,
     ending: Ending,
 }
@@ -101,11 +106,20 @@ struct Queued {
     total: u32,
     /// Held until the last fragment is written.
     _bytes: OwnedSemaphorePermit,
+    _lease: Lease,
 }
 
 impl DataSender {
     /// Starts a task that serves `stream`.
     pub fn spawn<S>(stream: Negotiated<S>, config: SenderConfig) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        Self::spawn_within(stream, config, Budget::new(usize::MAX))
+    }
+
+    /// As [`Self::spawn`]; what waits counts against a budget that several links share.
+    pub fn spawn_within<S>(stream: Negotiated<S>, config: SenderConfig, budget: Budget) -> Self
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -118,7 +132,9 @@ impl DataSender {
             tracing::debug!("data link ended: {why}");
             end.send_replace(Some(why));
         });
-        Self { queue, queue_bytes: Arc::new(Semaphore::new(config.queue_bytes)), rtt, ending: Ending(ending) }
+        let most_bytes = config.queue_bytes.min(Semaphore::MAX_PERMITS);
+        let queue_bytes = Arc::new(Semaphore::new(most_bytes));
+        Self { queue, queue_bytes, most_bytes, budget, rtt, ending: Ending(ending) }
     }
 
     /// Queues a batch; never waits.
@@ -130,8 +146,11 @@ impl DataSender {
         if self.queue.is_closed() {
             return Err(SendError::Ended);
         }
+        let held = self.most_bytes.saturating_sub(self.queue_bytes.available_permits());
         let bytes = Arc::clone(&self.queue_bytes).try_acquire_many_owned(total).map_err(|_| SendError::Full)?;
-        self.queue.try_send(Queued { batch, total, _bytes: bytes }).map_err(|e| match e {
+        let whole = usize::try_from(total).unwrap_or(usize::MAX);
+        let lease = self.budget.take(held, whole).ok_or(SendError::Full)?;
+        self.queue.try_send(Queued { batch, total, _bytes: bytes, _lease: lease }).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => SendError::Full,
             mpsc::error::TrySendError::Closed(_) => SendError::Ended,
         })

@@ -6,8 +6,9 @@ use futures::{AsyncReadExt, AsyncWriteExt};
 use quelea_shard::{
     codec::FrameReader,
     frame::{Ack, Frame, Hello, Probe, Reject, Rows, RowsHeader, StreamKind, put_floats},
-    link::{DataSender, Incoming, LinkEnd, SILENCE, SendError, SenderConfig, receive},
+    link::{Budget, DataSender, Incoming, LinkEnd, SILENCE, SendError, SenderConfig, receive},
     protocol::{self, Negotiated, VERSION},
+    reassembly::BATCH_TIMEOUT,
 };
 use quelea_wire::ErrorCode;
 use tokio::{io::DuplexStream, sync::mpsc, task::JoinHandle, time::Instant};
@@ -129,6 +130,62 @@ async fn queued_bytes_are_bounded_too() {
     assert_eq!(sender.send(batch(1, 0, 0, 8, 2048)), Ok(()));
     assert_eq!(sender.send(batch(1, 1, 8, 8, 2048)), Err(SendError::Full));
     assert_eq!(sender.send(batch(1, 1, 8, 1, 2048)), Ok(()));
+}
+
+/// Of what all links together may hold queued, one that nobody reads takes half, and leaves the rest to others.
+#[tokio::test(start_paused = true)]
+async fn links_share_a_budget() {
+    let budget = Budget::new(1 << 20);
+    let greedy = greeted(StreamKind::Bulk, 1000).await;
+    let sender = DataSender::spawn_within(greedy.0, SenderConfig::default(), budget.clone());
+    // 64 KiB each.
+    let taken = (0..).take_while(|seq| sender.send(batch(1, *seq, 0, 8, 2048)).is_ok()).count();
+    assert_eq!((taken, budget.taken()), (8, 512 * 1024));
+    let other = greeted(StreamKind::Bulk, 1000).await;
+    let second = DataSender::spawn_within(other.0, SenderConfig::default(), budget.clone());
+    assert_eq!(second.send(batch(1, 0, 0, 8, 2048)), Ok(()));
+    drop((greedy.1, other.1, sender, second));
+    until(|| budget.taken() == 0).await;
+}
+
+/// Batches that are begun and not finished count against a budget, and their time runs out.
+#[tokio::test(start_paused = true)]
+async fn unfinished_batches_end_their_sessions() {
+    let sessions: &'static Table = Box::leak(Box::new(Table::of([(1, WIDTH), (2, WIDTH), (3, WIDTH)]).within(100_000)));
+    let (a, b) = greeted(StreamKind::Bulk, 1 << 20).await;
+    let (tx, mut rx) = mpsc::channel(16);
+    tokio::spawn(receive(b, peer(1), sessions, to_channel(tx)));
+    let mut writer = a.writer;
+    // 128 rows of 2 KiB, of which a fragment comes.
+    let begin = |n: u8| RowsHeader {
+        session: session(n),
+        epoch: 1,
+        seq: 0,
+        pos: 0,
+        rows: 128,
+        last_row_only: true,
+        deadline_ms: 60_000,
+        total: 128 * WIDTH * 4,
+        offset: 0,
+    };
+    let start = Instant::now();
+    for n in 1..=2 {
+        writer.queue_rows(&begin(n), &[1.0; 8192]);
+    }
+    writer.flush().await.expect("open");
+    let over = soon(rx.recv()).await;
+    assert_eq!(over, Some(Incoming::Bad { session: session(2), epoch: 1, code: ErrorCode::Overloaded }));
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    let late = tokio::time::timeout(2 * BATCH_TIMEOUT, rx.recv()).await.expect("in time");
+    assert_eq!(late, Some(Incoming::Bad { session: session(1), epoch: 1, code: ErrorCode::DeadlineExceeded }));
+    assert_eq!(start.elapsed(), BATCH_TIMEOUT);
+    // The stream goes on, with all of its share.
+    let whole = batch(3, 0, 0, 1, WIDTH);
+    writer.queue_rows(&RowsHeader { rows: 1, total: WIDTH * 4, ..begin(3) }, &whole.data);
+    writer.queue_rows(&begin(1), &[1.0; 8192]);
+    writer.flush().await.expect("open");
+    assert!(same(&next_batch(&mut rx).await, &whole));
+    until(|| sessions.taken() == 32 * 1024).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,7 +20,7 @@ use libp2p::{PeerId, identity::Keypair};
 use quelea_shard::{
     codec::{FrameReader, FrameWriter},
     frame::{SessionId, StreamKind},
-    link::{Batch, Dropped, Incoming, Sessions, SinkClosed},
+    link::{Batch, Budget, Dropped, Incoming, Sessions, SinkClosed},
     protocol::{self, Negotiated},
     reassembly::Expect,
 };
@@ -106,12 +106,23 @@ pub async fn greeted(
 pub struct Table {
     sessions: Mutex<HashMap<SessionId, (u32, u32)>>,
     pub dropped: AtomicU64,
+    budget: Option<Budget>,
 }
 
 impl Table {
     pub fn of(sessions: impl IntoIterator<Item = (u8, u32)>) -> Self {
         let sessions = sessions.into_iter().map(|(n, width)| (session(n), (1, width))).collect();
-        Self { sessions: Mutex::new(sessions), dropped: AtomicU64::new(0) }
+        Self { sessions: Mutex::new(sessions), dropped: AtomicU64::new(0), budget: None }
+    }
+
+    /// With so many bytes for unfinished batches.
+    pub fn within(self, bytes: usize) -> Self {
+        Self { budget: Some(Budget::new(bytes)), ..self }
+    }
+
+    /// Bytes of unfinished batches now.
+    pub fn taken(&self) -> usize {
+        self.budget.as_ref().map_or(0, Budget::taken)
     }
 
     pub fn close(&self, session: &SessionId) {
@@ -128,6 +139,10 @@ impl Sessions for Table {
 
     fn dropped(&self, _: &PeerId, _: Dropped) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn budget(&self) -> Option<&Budget> {
+        self.budget.as_ref()
     }
 }
 

@@ -5,12 +5,15 @@
 //! a stage's own fault, a lost stream, a hop that does not acknowledge, or silence, which is probed before the deadline
 //! so that the silent peer can be named.
 
-use std::{sync::Arc, time::Duration};
+mod wait;
 
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use futures::future::try_join_all;
 use libp2p::PeerId;
 use quelea_shard::{
-    frame::{Cancel, Close, Frame, Open, Probe, SessionId, State, StreamKind, Totals},
-    link::{Batch, DataSender, LinkEnd},
+    frame::{Cancel, Close, Frame, Open, SessionId, StreamKind, Totals},
+    link::{Batch, DataSender},
     reassembly::Expect,
 };
 use quelea_wire::{ErrorCode, ModelId, Profile};
@@ -21,23 +24,21 @@ use tokio::{
 
 use super::{
     chain::Hop,
+    generate::SLOW_CALLER,
     links::{Control, EVENTS, FromStage},
     plane::{Plane, RESULTS},
     types::{HopReport, InferError, RouteHop},
 };
 
 /// Chunks of a prompt that may be on their way through the chain at once: enough to keep four stages busy.
-const WINDOW: u32 = 4;
+const CHUNKS: u32 = 4;
+const WINDOW: usize = CHUNKS as usize;
 
 /// How long all stages may take to accept a session: a connection and a stream to the next peer, each.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// How long stages may take to say what they did, at the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The part of a step's time that is kept for finding out who is silent: a quarter, at most a second.
-const PROBE_SHARE: u32 = 4;
-const PROBE_MAX: Duration = Duration::from_secs(1);
 
 /// What a session is opened with.
 pub(crate) struct SessionSpec {
@@ -68,7 +69,7 @@ struct Results {
     plane: Arc<Plane>,
     from: PeerId,
     session: SessionId,
-    batches: mpsc::Receiver<Batch>,
+    batches: mpsc::Receiver<Result<Batch, ErrorCode>>,
 }
 
 impl Results {
@@ -96,7 +97,10 @@ pub(crate) struct ChainSession {
     results: Results,
     events: mpsc::Receiver<(PeerId, FromStage)>,
     next_seq: u32,
-    in_flight: u32,
+    /// Number and position of the rows that are to come back, in order.
+    expected: VecDeque<(u32, u32)>,
+    /// Rows given to the first stage.
+    rows_sent: u64,
     last: Vec<f32>,
     closed: bool,
 }
@@ -113,15 +117,19 @@ impl ChainSession {
         };
         let deadline = Instant::now() + OPEN_TIMEOUT;
         let (to_session, events) = mpsc::channel(EVENTS);
-        let mut stages = Vec::with_capacity(hops.len());
-        for hop in hops {
-            let control = timeout_at(deadline, plane.links.control(&plane, hop.peer, &hop.addrs))
-                .await
-                .map_err(|_| unreachable_hop(&hop, "it does not answer"))?
-                .map_err(|e| unreachable_hop(&hop, &e.to_string()))?;
-            control.subscribe(id, to_session.clone());
-            stages.push(Stage { hop, control, session: id, totals: None });
-        }
+        // All at once, so that one that is slow to reach is not paid for by the next.
+        let reach = hops.into_iter().map(|hop| {
+            let (plane, to_session) = (&plane, to_session.clone());
+            async move {
+                let control = timeout_at(deadline, plane.links.control(plane, hop.peer, &hop.addrs))
+                    .await
+                    .map_err(|_| unreachable_hop(&hop, "it does not answer"))?
+                    .map_err(|e| unreachable_hop(&hop, &e.to_string()))?;
+                control.subscribe(id, to_session);
+                Ok::<_, InferError>(Stage { hop, control, session: id, totals: None })
+            }
+        });
+        let stages = try_join_all(reach).await?;
         let expect = Expect { width: spec.width, max_rows: spec.max_rows };
         let results = Results::await_from(&plane, last, id, epoch, expect);
         let links = async {
@@ -143,7 +151,8 @@ impl ChainSession {
             results,
             events,
             next_seq: 0,
-            in_flight: 0,
+            expected: VecDeque::new(),
+            rows_sent: 0,
             last: Vec::new(),
             closed: false,
         };
@@ -171,7 +180,7 @@ impl ChainSession {
     fn send_opens(&self, local: PeerId) -> Result<(), InferError> {
         let millis = |d: Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
         for (i, stage) in self.stages.iter().enumerate() {
-            let prev = i.checked_sub(1).map_or(local, |i| self.stages[i].hop.peer);
+            let prev = i.checked_sub(1).and_then(|i| self.stages.get(i)).map_or(local, |prev| prev.hop.peer);
             let (next, next_addrs) = match self.stages.get(i + 1) {
                 Some(next) => (next.hop.peer, next.hop.addrs.clone()),
                 None => (local, Vec::new()),
@@ -185,8 +194,8 @@ impl ChainSession {
                 width: self.spec.width,
                 max_rows: self.spec.max_rows,
                 // A chunk may wait for all others in the window before its own turn comes.
-                step_deadline_ms: millis(self.spec.step_timeout.saturating_mul(WINDOW + 1)),
-                idle_ms: millis(self.spec.step_timeout.saturating_mul(2)),
+                step_deadline_ms: millis(self.spec.step_timeout.saturating_mul(CHUNKS + 1)),
+                idle_ms: millis(self.spec.step_timeout.saturating_mul(2).saturating_add(SLOW_CALLER)),
                 prev,
                 next,
                 next_addrs,
@@ -215,16 +224,16 @@ impl ChainSession {
 
     /// Sends a chunk of the prompt; waits only while the window is full.
     pub(crate) async fn push_chunk(&mut self, rows: Vec<f32>, pos: u32) -> Result<(), InferError> {
-        while self.in_flight >= WINDOW {
+        while self.expected.len() >= WINDOW {
             self.result().await?;
         }
-        let deadline = Instant::now() + self.spec.step_timeout.saturating_mul(self.in_flight + 1);
+        let deadline = Instant::now() + self.spec.step_timeout.saturating_mul(self.chunks_under_way() + 1);
         self.send(StreamKind::Bulk, rows, pos, deadline)
     }
 
     /// Waits for all chunks; the last row of the prompt.
     pub(crate) async fn end_of_prefill(&mut self) -> Result<Vec<f32>, InferError> {
-        while self.in_flight > 0 {
+        while !self.expected.is_empty() {
             self.result().await?;
         }
         Ok(std::mem::take(&mut self.last))
@@ -253,120 +262,17 @@ impl ChainSession {
         let link = if kind == StreamKind::Decode { &self.decode } else { &self.bulk };
         link.send(batch).map_err(|error| {
             let why = link.end().map_or_else(|| error.to_string(), |end| end.to_string());
-            lost_hop(&self.stages[0].hop, &why)
+            self.first_hop_lost(ErrorCode::HopLost, &why)
         })?;
+        let last = pos.saturating_add(u32::from(rows)).saturating_sub(1);
+        self.expected.push_back((self.next_seq, last));
+        self.rows_sent = self.rows_sent.saturating_add(u64::from(rows));
         self.next_seq += 1;
-        self.in_flight += 1;
         Ok(())
     }
 
-    /// Waits for the next result, and keeps its row.
-    async fn result(&mut self) -> Result<(), InferError> {
-        let limit = self.spec.step_timeout;
-        let probe_at = Instant::now() + limit.saturating_sub((limit / PROBE_SHARE).min(PROBE_MAX));
-        loop {
-            tokio::select! {
-                batch = self.results.batches.recv() => {
-                    let Some(batch) = batch else {
-                        return Err(InferError::new(ErrorCode::Internal, "the session's results have ended"));
-                    };
-                    self.in_flight = self.in_flight.saturating_sub(1);
-                    self.last = batch.data;
-                    return Ok(());
-                }
-                Some((peer, event)) = self.events.recv() => self.event(peer, event)?,
-                end = self.decode.ended() => return Err(self.first_hop_lost(&end)),
-                end = self.bulk.ended() => return Err(self.first_hop_lost(&end)),
-                () = tokio::time::sleep_until(probe_at) => return Err(self.find_silent(limit).await),
-            }
-        }
-    }
-
-    /// Something a stage said while rows were expected.
-    fn event(&mut self, peer: PeerId, event: FromStage) -> Result<(), InferError> {
-        let frame = match event {
-            FromStage::Frame(frame) => *frame,
-            FromStage::Lost(end) => return Err(self.about(peer, ErrorCode::HopLost, &format!("is gone: {end}"))),
-        };
-        match frame {
-            Frame::Fault(fault) => {
-                let detail = with_detail(fault.code.meaning(), &fault.detail);
-                match fault.about {
-                    Some(about) if about != peer => {
-                        let from = self.name(peer);
-                        Err(self.about(about, fault.code, &format!("is lost to {from}: {detail}")))
-                    }
-                    _ => Err(self.about(peer, fault.code, &format!("reports: {detail}"))),
-                }
-            }
-            Frame::Refuse(refuse) => {
-                let detail = with_detail(refuse.code.meaning(), &refuse.detail);
-                Err(self.about(peer, refuse.code, &format!("refuses the session: {detail}")))
-            }
-            Frame::Closed(closed) => {
-                if let Some(stage) = self.stages.iter_mut().find(|stage| stage.hop.peer == peer) {
-                    stage.totals = Some(closed.totals);
-                }
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// No result came. Asks every stage how it stands; the first in the chain that does not answer, or that holds
-    /// rows back, is the one to name.
-    async fn find_silent(&mut self, limit: Duration) -> InferError {
-        let deadline = Instant::now() + (limit / PROBE_SHARE).min(PROBE_MAX);
-        for stage in &self.stages {
-            // A queue that is full or closed shows as silence below.
-            let _ = stage.control.sender.send(Probe { session: self.id, epoch: self.epoch });
-        }
-        let mut states: Vec<(PeerId, State)> = Vec::new();
-        while states.len() < self.stages.len() {
-            match timeout_at(deadline, self.events.recv()).await {
-                Ok(Some((peer, event))) => {
-                    if let FromStage::Frame(frame) = &event
-                        && let Frame::State(state) = &**frame
-                    {
-                        states.push((peer, *state));
-                    } else if let Err(error) = self.event(peer, event) {
-                        return error;
-                    }
-                }
-                Ok(None) | Err(_) => break,
-            }
-        }
-        let waited = format!("within {:.1} s", limit.as_secs_f64());
-        for stage in &self.stages {
-            let peer = stage.hop.peer;
-            let Some((_, state)) = states.iter().find(|(from, _)| *from == peer) else {
-                return self.about(peer, ErrorCode::HopSilent, &format!("does not answer {waited}"));
-            };
-            if state.totals.rows_in > state.totals.rows_out {
-                return self.about(peer, ErrorCode::DeadlineExceeded, &format!("has not computed its rows {waited}"));
-            }
-        }
-        let last = self.stages.last().map_or_else(String::new, |stage| self.name(stage.hop.peer));
-        InferError::new(ErrorCode::DeadlineExceeded, format!("no result came back from {last} {waited}"))
-    }
-
-    fn first_hop_lost(&self, end: &LinkEnd) -> InferError {
-        let code = end.code().unwrap_or(ErrorCode::HopLost);
-        let mut error = lost_hop(&self.stages[0].hop, &end.to_string());
-        error.code = code.to_string();
-        error
-    }
-
-    /// An error about `peer`, naming the layers it has in this chain.
-    fn about(&self, peer: PeerId, code: ErrorCode, what: &str) -> InferError {
-        InferError::new(code, format!("{} {what}", self.name(peer)))
-    }
-
-    fn name(&self, peer: PeerId) -> String {
-        match self.stages.iter().find(|stage| stage.hop.peer == peer) {
-            Some(stage) => format!("peer {peer} (layers {})", stage.hop.span),
-            None => format!("peer {peer}"),
-        }
+    fn chunks_under_way(&self) -> u32 {
+        u32::try_from(self.expected.len()).unwrap_or(CHUNKS)
     }
 
     /// Closes the session in order; who did what.
@@ -376,10 +282,20 @@ impl ChainSession {
             let _ = stage.control.sender.send(Close { session: self.id, epoch: self.epoch });
         }
         let deadline = Instant::now() + CLOSE_TIMEOUT;
-        while self.stages.iter().any(|stage| stage.totals.is_none()) {
+        let mut waiting: Vec<PeerId> = self.stages.iter().map(|stage| stage.hop.peer).collect();
+        while !waiting.is_empty() {
             match timeout_at(deadline, self.events.recv()).await {
-                // The answer is complete; a stage that is lost now only misses in the report.
-                Ok(Some((peer, event))) => drop(self.event(peer, event)),
+                Ok(Some((peer, event))) => {
+                    let said_all = match &event {
+                        FromStage::Frame(frame) => matches!(**frame, Frame::Closed(_) | Frame::Fault(_)),
+                        FromStage::Lost(_) => true,
+                    };
+                    if said_all {
+                        waiting.retain(|p| *p != peer);
+                    }
+                    // The answer is complete; a stage that is lost now only misses in the report.
+                    drop(self.event(peer, event));
+                }
                 Ok(None) | Err(_) => break,
             }
         }
@@ -411,10 +327,6 @@ fn report(stage: &Stage) -> HopReport {
         queue_ms_per_row: per_row(totals.queue_us),
         hop_ms: (totals.hop_us > 0).then_some(totals.hop_us as f64 / 1e3),
     }
-}
-
-fn with_detail(meaning: &str, detail: &str) -> String {
-    if detail.is_empty() { meaning.into() } else { format!("{meaning} ({detail})") }
 }
 
 fn unreachable_hop(hop: &Hop, why: &str) -> InferError {

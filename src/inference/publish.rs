@@ -1,0 +1,215 @@
+//! Telling the swarm what this node serves: provider records, and the signed announcement that says the rest.
+
+use std::{
+    net::Ipv4Addr,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use libp2p::{Multiaddr, identity::Keypair, multiaddr::Protocol};
+use quelea_announce::{Announcement, Offer, SignedAnnouncement, State, bucket_key, buckets, model_key, next_seq};
+use quelea_wire::{envelope, time::unix_ms};
+use tokio::{
+    sync::{broadcast, watch},
+    time::{Instant, sleep_until},
+};
+
+use super::{plane::Plane, serve::Served};
+use crate::{node::Life, storage::Db, swarm::SwarmNotice};
+
+/// Between two announcements of an unchanged node: a third of their lifetime, so that two may be lost.
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(180);
+
+/// When provider records are put again after a first contact: the routing table fills during the first seconds, and records
+/// that reached nobody would otherwise wait for Kademlia's own repetition, five minutes later.
+const PROVIDE_AGAIN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30)];
+
+/// Publishes what the node serves until it stops, then takes it back.
+pub(crate) struct Publisher {
+    pub(crate) plane: Arc<Plane>,
+    pub(crate) keypair: Keypair,
+    pub(crate) db: Option<Db>,
+    /// The current announcement, for this node's own chains.
+    pub(crate) current: Arc<RwLock<Option<SignedAnnouncement>>>,
+}
+
+impl Publisher {
+    /// Publishes until the node stops; says so when it drains, and leaves a tombstone at the end.
+    pub(crate) async fn run(self, mut life: watch::Receiver<Life>) {
+        let mut notices = self.plane.handle.watch();
+        let keys = self.keys();
+        self.provide(&keys).await;
+        let mut again: Vec<Instant> = moments();
+        let mut seq = self.last_seq().await;
+        loop {
+            let now = *life.borrow_and_update();
+            seq = next_seq(seq, unix_ms());
+            match now {
+                Life::Running => self.publish(seq, Some(State::Ready)).await,
+                Life::Draining => self.publish(seq, Some(State::Draining)).await,
+                Life::Stopping => break,
+            }
+            let next = Instant::now() + ANNOUNCE_EVERY;
+            loop {
+                let provide_at = again.first().copied();
+                tokio::select! {
+                    () = sleep_until(next) => break,
+                    changed = life.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        break;
+                    }
+                    () = sleep_until(provide_at.unwrap_or(next)), if provide_at.is_some() => {
+                        again.remove(0);
+                        self.provide(&keys).await;
+                    }
+                    notice = notices.recv() => match notice {
+                        Ok(SwarmNotice::Connected) if again.is_empty() => again = moments(),
+                        Err(broadcast::error::RecvError::Closed) => return,
+                        _ => {}
+                    },
+                }
+            }
+        }
+        for key in keys {
+            self.plane.handle.stop_providing(key).await;
+        }
+        self.publish(seq, None).await;
+    }
+
+    /// The provider keys of everything served.
+    fn keys(&self) -> Vec<Vec<u8>> {
+        let mut keys = Vec::new();
+        for served in self.plane.served() {
+            let model = self.plane.telemetry.stats.model(&served.file.id.short());
+            model.layers_hosted.set(u64::from(served.span.count()));
+            model.kv_pages_capacity.set(u64::from(served.runner.load().kv_pages_total));
+            keys.push(model_key(&served.file.id));
+            keys.extend(buckets(&served.span).map(|bucket| bucket_key(&served.file.id, bucket)));
+        }
+        keys
+    }
+
+    async fn provide(&self, keys: &[Vec<u8>]) {
+        for key in keys {
+            self.plane.handle.provide(key.clone()).await;
+        }
+    }
+
+    /// The highest sequence number this node has used, as far as its disk remembers.
+    async fn last_seq(&self) -> u64 {
+        match &self.db {
+            Some(db) => db.own_announcement().await.ok().flatten().map_or(0, |(seq, _)| seq),
+            None => 0,
+        }
+    }
+
+    /// Writes the announcement down, then sends it: a number must never be used twice. Without a state it is a tombstone.
+    async fn publish(&self, seq: u64, state: Option<State>) {
+        let peer = self.plane.handle.local();
+        let announcement = match state {
+            None => Announcement::tombstone(peer, seq, unix_ms()),
+            Some(state) => {
+                let mut announcement = Announcement::new(peer, seq, unix_ms());
+                let snapshot = self.plane.handle.snapshot().await;
+                announcement.addrs =
+                    snapshot.map(|s| best_first([s.external, s.listeners].concat())).unwrap_or_default();
+                announcement.addrs.truncate(quelea_announce::MAX_ADDRS);
+                announcement.offers = self.plane.served().iter().map(|served| offer(served, state)).collect();
+                announcement.shrink_to(quelea_announce::MAX_BYTES.saturating_sub(envelope::OVERHEAD));
+                announcement
+            }
+        };
+        let signed = match SignedAnnouncement::sign(&self.keypair, &self.plane.network, announcement) {
+            Ok(signed) => signed,
+            Err(error) => {
+                tracing::error!(%error, "our announcement cannot be signed");
+                return;
+            }
+        };
+        if let Some(db) = &self.db
+            && let Err(error) = db.put_own_announcement(seq, signed.raw().to_vec()).await
+        {
+            tracing::error!(%error, "our announcement cannot be written down, so it is not sent");
+            return;
+        }
+        let current = state.is_some().then(|| signed.clone());
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = current;
+        self.plane.handle.announce(signed).await;
+    }
+}
+
+fn moments() -> Vec<Instant> {
+    PROVIDE_AGAIN.iter().map(|after| Instant::now() + *after).collect()
+}
+
+fn offer(served: &Served, state: State) -> Offer {
+    let load = served.runner.load();
+    Offer {
+        model: served.file.id,
+        profile: served.profile,
+        span: served.span,
+        layers_total: served.file.layers(),
+        state,
+        // Not measured yet: 0 says so, and choosers then go by round trips alone.
+        decode_rows_per_s: 0,
+        prefill_rows_per_s: 0,
+        queue: u16::try_from(load.queued).unwrap_or(u16::MAX),
+        kv_pages_free: load.kv_pages_free,
+        price_decode: 0,
+        price_prefill: 0,
+    }
+}
+
+/// Addresses in the order in which they are likely to be of use to others: of a chain's next hop only four travel. Names
+/// and public addresses first, then home networks, then the ranges that containers like, this machine's own last.
+fn best_first(mut addrs: Vec<Multiaddr>) -> Vec<Multiaddr> {
+    let rank = |addr: &Multiaddr| match addr.iter().next() {
+        Some(Protocol::Ip4(ip)) if ip.is_loopback() => LOOPBACK,
+        Some(Protocol::Ip6(ip)) if ip.is_loopback() => LOOPBACK,
+        Some(Protocol::Ip6(ip)) if ip.is_unicast_link_local() => 3,
+        Some(Protocol::Ip4(ip)) if ip.is_link_local() => 3,
+        Some(Protocol::Ip4(ip)) if is_container_range(ip) => 2,
+        Some(Protocol::Ip4(ip)) if ip.is_private() => 1,
+        Some(Protocol::Ip6(ip)) if ip.is_unique_local() => 1,
+        _ => 0,
+    };
+    addrs.sort_by_key(rank);
+    addrs.dedup();
+    // On another machine our loopback address leads to that machine itself. It is of use only where all listen on theirs.
+    let elsewhere = addrs.iter().filter(|addr| rank(addr) < LOOPBACK).count();
+    if elsewhere > 0 {
+        addrs.truncate(elsewhere);
+    }
+    addrs
+}
+
+/// The rank of addresses that only this machine can reach.
+const LOOPBACK: u8 = 4;
+
+/// 172.16.0.0/12, where container engines put their bridges by default.
+fn is_container_range(ip: Ipv4Addr) -> bool {
+    let [a, b, ..] = ip.octets();
+    a == 172 && (16..32).contains(&b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_help_others_come_first() {
+        let addrs =
+            ["/ip4/127.0.0.1/tcp/1", "/ip4/172.17.0.1/tcp/1", "/ip4/192.168.1.4/tcp/1", "/ip4/203.0.113.7/tcp/1"];
+        let sorted = best_first(addrs.iter().map(|a| a.parse().unwrap()).collect());
+        let shown: Vec<String> = sorted.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, [addrs[3], addrs[2], addrs[1]]);
+    }
+
+    #[test]
+    fn loopback_is_announced_where_there_is_nothing_else() {
+        let only: Vec<Multiaddr> = vec!["/ip4/127.0.0.1/tcp/1".parse().unwrap()];
+        assert_eq!(best_first(only.clone()), only);
+    }
+}

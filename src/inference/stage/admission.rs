@@ -1,0 +1,175 @@
+//! Whether a session is taken, and what it takes: layers that are held here, a place, pages, and links to the next peer.
+
+use std::{sync::Arc, time::Duration};
+
+use libp2p::PeerId;
+use quelea_engine::runner::AdmissionError;
+use quelea_shard::{
+    frame::{Open, Refuse, SessionId, StreamKind},
+    link::{ControlSender, DataSender, LinkEnd},
+    session::{Event, Session},
+};
+use quelea_wire::ErrorCode;
+use tokio::{task::AbortHandle, time::Instant};
+
+use super::{
+    super::{
+        links::{Far, LinkError},
+        serve::Served,
+    },
+    Entry, Held, MAX_PER_COORDINATOR, MAX_SESSIONS, Plane, Tables, told,
+};
+use crate::swarm::ConnectError;
+
+/// The longest that a coordinator may leave a session idle, whatever it asks for: its pages are wanted.
+const MAX_IDLE: Duration = Duration::from_secs(120);
+
+/// How long a stage may take to reach the next peer when a session opens.
+pub(super) const REACH_NEXT: Duration = Duration::from_secs(5);
+
+/// Between two attempts to dial the next peer while strangers' dials have to wait for each other.
+const DIAL_AGAIN: Duration = Duration::from_millis(200);
+
+/// A coordinator opens a session. The name is taken at once; the rest needs the network and happens in a task.
+pub(super) fn opened(plane: &Arc<Plane>, coordinator: PeerId, stream: u64, control: &ControlSender, mut open: Open) {
+    open.idle_ms = open.idle_ms.min(u32::try_from(MAX_IDLE.as_millis()).unwrap_or(u32::MAX));
+    let key = (coordinator, open.session);
+    let refuse = |code: ErrorCode, detail: String| {
+        let _ = control.send(Refuse { session: open.session, epoch: open.epoch, code, detail });
+    };
+    let mut tables = plane.stages.lock();
+    if tables.entries.contains_key(&key) || tables.routes.contains_key(&(open.prev, open.session)) {
+        return refuse(ErrorCode::DuplicateSession, String::new());
+    }
+    let served = match fits(plane, coordinator, &open) {
+        Ok(served) => served,
+        Err((code, detail)) => return refuse(code, detail),
+    };
+    let of_this = tables.held.get(&coordinator).copied().unwrap_or_default();
+    let full = |tables: &mut Tables| tables.entries.len() >= MAX_SESSIONS && !tables.make_room(coordinator, |_| true);
+    if of_this >= MAX_PER_COORDINATOR || full(&mut tables) {
+        return refuse(ErrorCode::TooManySessions, format!("{of_this} of yours are open"));
+    }
+    if !tables.opens.admit(coordinator, std::time::Instant::now()) {
+        return refuse(ErrorCode::Overloaded, "sessions are opened too fast".into());
+    }
+    tables.routes.insert((open.prev, open.session), coordinator);
+    *tables.held.entry(coordinator).or_default() += 1;
+    let machine = Session::new(open.clone(), Instant::now());
+    tables.entries.insert(
+        key,
+        Entry { machine, coordinator, control: control.clone(), stream, held: None, since: Instant::now() },
+    );
+    drop(tables);
+    tokio::spawn(admit(plane.clone(), key, open, served));
+}
+
+/// Whether this node serves what the coordinator wants.
+fn fits(plane: &Plane, coordinator: PeerId, open: &Open) -> Result<Arc<Served>, (ErrorCode, String)> {
+    if plane.is_draining() {
+        return Err((ErrorCode::ShuttingDown, String::new()));
+    }
+    let local = plane.handle.local();
+    let through_us_twice = coordinator != local && (open.prev == local || open.next == local);
+    if through_us_twice || (open.prev == open.next && open.next != coordinator) {
+        return Err((ErrorCode::Usage, "a chain passes a peer once".into()));
+    }
+    let served = plane.served();
+    let of_model: Vec<_> = served.iter().filter(|s| s.file.id == open.model).collect();
+    let Some(first) = of_model.first() else {
+        return Err((ErrorCode::ModelUnknown, format!("{} is not served here", open.model.short())));
+    };
+    if first.width != open.width {
+        return Err((ErrorCode::BadShape, format!("rows of this model have {} values", first.width)));
+    }
+    if first.profile != open.profile {
+        return Err((ErrorCode::ProfileMismatch, format!("the profile here is {}", first.profile)));
+    }
+    let held: Vec<String> = of_model.iter().map(|s| s.span.to_string()).collect();
+    of_model
+        .into_iter()
+        .find(|s| s.span.covers(&open.span))
+        .cloned()
+        .ok_or_else(|| (ErrorCode::LayersNotHeld, format!("held here: {}", held.join(", "))))
+}
+
+/// Reserves the cache, reaches the next peer, and answers.
+async fn admit(plane: Arc<Plane>, key: (PeerId, SessionId), open: Open, served: Arc<Served>) {
+    let event = match reserve(&plane, key.0, &open, &served).await {
+        Ok(mut held) => {
+            let kv_pages_free = served.runner.load().kv_pages_free;
+            held.watch = Some(watch_next(&plane, key, &open, &held));
+            let mut tables = plane.stages.lock();
+            match tables.entries.get_mut(&key).filter(|e| e.machine.open().epoch == open.epoch) {
+                Some(entry) => entry.held = Some(held),
+                // Cancelled meanwhile; `held` gives its pages back.
+                None => return,
+            }
+            Event::Admitted { kv_pages_free }
+        }
+        Err((code, detail)) => Event::NotAdmitted { code, detail },
+    };
+    told(&plane, key, event);
+}
+
+async fn reserve(
+    plane: &Arc<Plane>,
+    coordinator: PeerId,
+    open: &Open,
+    served: &Arc<Served>,
+) -> Result<Held, (ErrorCode, String)> {
+    let next = open.next;
+    let (decode, bulk) = match tokio::time::timeout(REACH_NEXT, reach(plane, coordinator, open)).await {
+        Ok(Ok(links)) => links,
+        Ok(Err(error)) => {
+            // What exactly a dial met is ours to know: a stage is not there to look at ports for others.
+            tracing::debug!(%coordinator, %next, %error, "the next peer is not reached");
+            return Err((ErrorCode::NextUnreachable, format!("{next} cannot be reached")));
+        }
+        Err(_) => return Err((ErrorCode::NextUnreachable, format!("{next} does not answer"))),
+    };
+    let group = plane.stages.group(&coordinator);
+    let cache = loop {
+        match served.runner.open_in(group, served.local_layers(&open.span), open.max_rows) {
+            Ok(cache) => break cache,
+            Err(error) => {
+                let full = matches!(error, AdmissionError::Pages { .. } | AdmissionError::Sessions { .. });
+                let here = |held: &Held| Arc::ptr_eq(&held.served, served);
+                if !full || !plane.stages.make_room(coordinator, here) {
+                    return Err((ErrorCode::NoKvPages, error.to_string()));
+                }
+            }
+        }
+    };
+    Ok(Held { served: served.clone(), cache, decode, bulk, watch: None })
+}
+
+/// The links to the next peer.
+async fn reach(plane: &Arc<Plane>, asker: PeerId, open: &Open) -> Result<(DataSender, DataSender), LinkError> {
+    let far = Far { peer: open.next, addrs: &open.next_addrs, asker };
+    loop {
+        match plane.links.data_for(plane, far, StreamKind::Decode).await {
+            Ok(decode) => return Ok((decode, plane.links.data_for(plane, far, StreamKind::Bulk).await?)),
+            Err(LinkError::Connect(ConnectError::Busy)) => tokio::time::sleep(DIAL_AGAIN).await,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Ends the session when one of its links to the next peer ends.
+fn watch_next(plane: &Arc<Plane>, key: (PeerId, SessionId), open: &Open, held: &Held) -> AbortHandle {
+    let (decode, bulk) = (held.decode.ended(), held.bulk.ended());
+    let plane = Arc::downgrade(plane);
+    let (epoch, next) = (open.epoch, open.next);
+    let watch = tokio::spawn(async move {
+        let end = tokio::select! { end = decode => end, end = bulk => end };
+        if let Some(plane) = plane.upgrade() {
+            let code = match end {
+                LinkEnd::Silent => ErrorCode::NextSilent,
+                _ => ErrorCode::HopLost,
+            };
+            plane.stages.fail(key, epoch, code, Some(next), end.to_string());
+        }
+    });
+    watch.abort_handle()
+}
