@@ -21,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(6);
 /// not answer; asking anew finds what has been published meanwhile.
 const ONE_LOOK: Duration = Duration::from_secs(2);
 
+/// Looking around gets at least this, however short the caller's steps are: it is several round trips.
+const PATIENCE_MIN: Duration = Duration::from_secs(2);
+
 /// Between two rounds of looking.
 const BETWEEN_ROUNDS: Duration = Duration::from_millis(400);
 
@@ -58,7 +61,7 @@ impl Found {
 /// # Errors
 /// [`NoChain`] when the layers are not covered.
 pub(crate) async fn find_chain(handle: &Handle, wanted: Wanted<'_>) -> Result<Vec<Hop>, NoChain> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + PATIENCE.min(wanted.patience.max(PATIENCE_MIN));
     let model = wanted.model;
     let mut found = Found::default();
     // Nobody need be asked for what is here.
@@ -97,6 +100,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) layers: u16,
     /// The arithmetic that all stages must share with the coordinator.
     pub(crate) profile: Profile,
+    /// How long the caller waits for one step; looking around takes no longer.
+    pub(crate) patience: Duration,
     /// What this node announces itself.
     pub(crate) local: Option<&'a SignedAnnouncement>,
 }
@@ -177,7 +182,7 @@ async fn ask(handle: &Handle, peer: PeerId) -> Result<SignedAnnouncement, String
 pub(crate) async fn spans_served(handle: &Handle, model: ModelId) -> Vec<SpanRange> {
     let mut found = Found::default();
     // Nothing has so many layers, so the look-around goes on until everybody has answered or the time is up.
-    let wanted = Wanted { model, layers: u16::MAX, profile: Profile::Other(0), local: None };
+    let wanted = Wanted { model, layers: u16::MAX, profile: Profile::Other(0), patience: LOOK_AROUND, local: None };
     wanted.look(handle, model_key(&model), &mut found, Instant::now() + LOOK_AROUND).await;
     found
         .announcements

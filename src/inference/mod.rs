@@ -123,7 +123,8 @@ impl Asker {
     ) -> Result<Pipeline, InferError> {
         let own = self.own.read().unwrap_or_else(PoisonError::into_inner).clone();
         let (model, profile) = (ends.file.id, profile_of(&ends.stage));
-        let wanted = discover::Wanted { model, layers: ends.file.layers(), profile, local: own.as_ref() };
+        let (layers, patience) = (ends.file.layers(), request.step_timeout());
+        let wanted = discover::Wanted { model, layers, profile, patience, local: own.as_ref() };
         let hops = discover::find_chain(&self.plane.handle, wanted).await.map_err(|missing| {
             let hint = match missing.missing.first() {
                 Some(span) => {

@@ -26,7 +26,7 @@ pub(super) fn event(driver: &mut Driver, event: SwarmEvent<BehaviourEvent>) {
     match event {
         SwarmEvent::Behaviour(event) => behaviour(driver, event),
         SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
-            on::connection::established(driver, peer_id, connection_id, endpoint.get_remote_address().clone());
+            on::connection::established(driver, peer_id, connection_id, &endpoint);
         }
         SwarmEvent::ConnectionClosed { peer_id, connection_id, .. } => {
             on::connection::closed(driver, peer_id, connection_id);

@@ -37,6 +37,9 @@ const WINDOW: usize = CHUNKS as usize;
 /// How long all stages may take to accept a session: a connection and a stream to the next peer, each.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// Opening gets at least this, however short the caller's steps are: it is several round trips.
+const OPEN_TIMEOUT_MIN: Duration = Duration::from_secs(2);
+
 /// How long stages may take to say what they did, at the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -115,7 +118,7 @@ impl ChainSession {
             (Some(first), Some(last)) => (first.clone(), last.peer),
             _ => return Err(InferError::new(ErrorCode::NoRoute, "the chain is empty")),
         };
-        let deadline = Instant::now() + OPEN_TIMEOUT;
+        let deadline = Instant::now() + OPEN_TIMEOUT.min(spec.step_timeout.max(OPEN_TIMEOUT_MIN));
         let (to_session, events) = mpsc::channel(EVENTS);
         // All at once, so that one that is slow to reach is not paid for by the next.
         let reach = hops.into_iter().map(|hop| {

@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use libp2p::{
     Multiaddr, PeerId,
-    core::transport::ListenerId,
+    core::{ConnectedPoint, transport::ListenerId},
     swarm::{
         ConnectionId, DialError,
         dial_opts::{DialOpts, PeerCondition},
     },
 };
+use quelea_behaviours::identify::dialable;
 use quelea_wire::time::unix_ms;
 use tokio::sync::oneshot;
 
@@ -106,7 +107,12 @@ pub(crate) fn discovered(driver: &mut Driver, peer: PeerId, addr: Multiaddr) -> 
     }
 }
 
-pub(crate) fn established(driver: &mut Driver, peer: PeerId, connection: ConnectionId, addr: Multiaddr) {
+pub(crate) fn established(driver: &mut Driver, peer: PeerId, connection: ConnectionId, endpoint: &ConnectedPoint) {
+    let addr = endpoint.get_remote_address().clone();
+    if endpoint.is_dialer() {
+        // It answers there: worth remembering even if it is gone before it has said more of itself.
+        remember(driver, peer, dialable(&peer, [&addr]));
+    }
     let known =
         driver.state.peers.entry(peer).or_insert_with(|| Peer { since: Some(Instant::now()), ..Peer::default() });
     let first = known.connections.is_empty();

@@ -2,6 +2,7 @@
 
 use std::{future::pending, time::Duration};
 
+use futures::future::join_all;
 use libp2p::{Multiaddr, PeerId, swarm::Stream};
 use quelea_shard::frame::{Frame, StreamKind};
 use tokio::{net::TcpStream, sync::oneshot};
@@ -13,6 +14,10 @@ const MANY: usize = 1000;
 
 /// Identities that share them, where more than one does.
 const IDENTITIES: usize = 20;
+
+/// Identities that take every stream a peer may have, and with them every stream the victim allows.
+const CROWD: usize = 130;
+const STREAMS_EACH: usize = 8;
 
 async fn hold<T>(swing: oneshot::Sender<()>, held: T) {
     swing.send(()).unwrap();
@@ -30,12 +35,13 @@ pub async fn never_greeted(target: Target, swing: oneshot::Sender<()>) {
     hold(swing, (attackers, held)).await;
 }
 
-/// Control streams without a session.
+/// Greeted streams of every kind without a session: more than there are places, so that the honest need one of these.
 pub async fn greeted_and_left(target: Target, swing: oneshot::Sender<()>) {
-    let attackers = target.attackers(2 * IDENTITIES).await;
+    let attackers = target.attackers(CROWD).await;
     let mut held = Vec::new();
-    for attacker in attackers.iter().cycle().take(MANY) {
-        held.push(attacker.greeted(&network(), StreamKind::Control).await);
+    let network = network();
+    for kind in [StreamKind::Control, StreamKind::Decode, StreamKind::Bulk].into_iter().cycle().take(STREAMS_EACH) {
+        held.extend(join_all(attackers.iter().map(|attacker| attacker.greeted(&network, kind))).await);
     }
     hold(swing, (attackers, held)).await;
 }
