@@ -2,7 +2,7 @@
 //!
 //! The rules are [`quelea_shard::session::Session`]'s; this file owns the sessions, does what the machine says, and
 //! holds what it needs for that: a cache in the stage's runner, the links to the next peer, the coordinator's ear.
-//! [`admission`] decides who is taken, [`compute`] moves batches through the engine.
+//! [`admission`] decides who is taken, [`mod@compute`] moves batches through the engine.
 
 mod admission;
 mod compute;
