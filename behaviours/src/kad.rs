@@ -2,7 +2,7 @@
 //! whether we serve, and publishing our own values again.
 
 use std::{
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     num::NonZeroUsize,
     time::{Duration, Instant},
 };
@@ -188,7 +188,7 @@ fn group_of(addr: &Multiaddr) -> Option<Group> {
     };
     match ip {
         IpAddr::V4(v4) if v4.is_loopback() || v4.is_private() || v4.is_link_local() => None,
-        IpAddr::V6(v6) if v6.is_loopback() || is_unique_local(&v6) || v6.is_unicast_link_local() => None,
+        IpAddr::V6(v6) if v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local() => None,
         IpAddr::V4(v4) => {
             let [a, b, c, _] = v4.octets();
             Some(Group::V4([a, b, c]))
@@ -198,10 +198,6 @@ fn group_of(addr: &Multiaddr) -> Option<Group> {
             Some(Group::V6([a, b, c, d, e, f]))
         }
     }
-}
-
-fn is_unique_local(ip: &Ipv6Addr) -> bool {
-    ip.octets().first().is_some_and(|first| first & 0xfe == 0xfc)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::{
 
 use libp2p::{Multiaddr, identity::Keypair, multiaddr::Protocol};
 use quelea_announce::{Announcement, Offer, SignedAnnouncement, State, bucket_key, buckets, model_key, next_seq};
+use quelea_behaviours::scope::{self, Scope};
 use quelea_wire::{envelope, time::unix_ms};
 use tokio::{
     sync::{broadcast, watch},
@@ -165,14 +166,12 @@ fn offer(served: &Served, state: State) -> Offer {
 /// Addresses in the order in which they are likely to be of use to others: of a chain's next hop only four travel. Names
 /// and public addresses first, then home networks, then the ranges that containers like, this machine's own last.
 fn best_first(mut addrs: Vec<Multiaddr>) -> Vec<Multiaddr> {
-    let rank = |addr: &Multiaddr| match addr.iter().next() {
-        Some(Protocol::Ip4(ip)) if ip.is_loopback() => LOOPBACK,
-        Some(Protocol::Ip6(ip)) if ip.is_loopback() => LOOPBACK,
-        Some(Protocol::Ip6(ip)) if ip.is_unicast_link_local() => 3,
-        Some(Protocol::Ip4(ip)) if ip.is_link_local() => 3,
-        Some(Protocol::Ip4(ip)) if is_container_range(ip) => 2,
-        Some(Protocol::Ip4(ip)) if ip.is_private() => 1,
-        Some(Protocol::Ip6(ip)) if ip.is_unique_local() => 1,
+    let rank = |addr: &Multiaddr| match (scope::of(addr), addr.iter().next()) {
+        (Some(Scope::Machine), _) => LOOPBACK,
+        (Some(Scope::Site), Some(Protocol::Ip6(ip))) if ip.is_unicast_link_local() => 3,
+        (Some(Scope::Site), Some(Protocol::Ip4(ip))) if ip.is_link_local() => 3,
+        (Some(Scope::Site), Some(Protocol::Ip4(ip))) if is_container_range(ip) => 2,
+        (Some(Scope::Site), _) => 1,
         _ => 0,
     };
     addrs.sort_by_key(rank);

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::harness::{DEMO, Launch, quelea, streaming, tempdir};
+use crate::harness::{DEMO, Launch, draining, quelea, tempdir};
 
 #[tokio::test]
 async fn a_daemon_says_who_and_where_it_is() {
@@ -74,13 +74,7 @@ async fn it_comes_back_after_being_killed() {
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
     for second in [Signal::INT, Signal::TERM] {
-        let mut daemon = Launch::new().serve(DEMO, "all").start().await;
-        // What is under way keeps a draining node busy: here a caller who has stopped reading.
-        let asking = streaming(&["--bootstrap", daemon.addr()]).await;
-        asking.signal(Signal::STOP);
-        daemon.until_sessions(1).await;
-        daemon.signal(Signal::TERM);
-        daemon.logs("a second signal ends at once").await;
+        let (daemon, _asking) = draining().await;
         daemon.signal(second);
         let ended = daemon.end().await.expect(130);
         assert!(ended.took < Duration::from_secs(5), "it took {:?}", ended.took);

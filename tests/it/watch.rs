@@ -7,10 +7,9 @@ use std::{
 };
 
 use reqwest::StatusCode;
-use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::harness::{DEMO, Launch, streaming, until};
+use crate::harness::{DEMO, Launch, draining, until};
 
 #[tokio::test]
 async fn health_is_told_in_three_ways() {
@@ -36,12 +35,7 @@ async fn health_is_told_in_three_ways() {
 
 #[tokio::test]
 async fn a_draining_node_is_alive_and_not_ready() {
-    let mut daemon = Launch::new().serve(DEMO, "all").start().await;
-    let asking = streaming(&["--bootstrap", daemon.addr()]).await;
-    asking.signal(Signal::STOP);
-    daemon.until_sessions(1).await;
-    daemon.signal(Signal::TERM);
-    daemon.logs("a second signal ends at once").await;
+    let (daemon, _asking) = draining().await;
     until("the drain", async || (daemon.fetch("/readyz").await.0 == StatusCode::SERVICE_UNAVAILABLE).then_some(()))
         .await;
     assert_eq!(daemon.fetch("/livez").await.0, StatusCode::OK);

@@ -4,6 +4,7 @@ use std::{ops::Deref, path::PathBuf};
 
 use futures::future::join_all;
 use reqwest::{Client, StatusCode, header::CONTENT_TYPE};
+use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -227,4 +228,15 @@ pub async fn streaming(args: &[&str]) -> Process {
     let mut asking = Process::spawn(&[&long, args].concat());
     asking.stdout_until(|text| !text.is_empty()).await;
     asking
+}
+
+/// A daemon that drains and cannot finish: what is under way is for a caller who has stopped reading.
+pub async fn draining() -> (Daemon, Process) {
+    let mut daemon = Launch::new().serve(super::DEMO, "all").start().await;
+    let asking = streaming(&["--bootstrap", daemon.addr()]).await;
+    asking.signal(Signal::STOP);
+    daemon.until_sessions(1).await;
+    daemon.signal(Signal::TERM);
+    daemon.logs("a second signal ends at once").await;
+    (daemon, asking)
 }

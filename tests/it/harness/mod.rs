@@ -8,7 +8,7 @@ use std::{path::PathBuf, time::Duration};
 use serde_json::Value;
 
 pub use self::{
-    daemon::{Daemon, Launch, Swarm, streaming, swarm},
+    daemon::{Daemon, Launch, Swarm, draining, streaming, swarm},
     process::{Ended, Process, quelea},
 };
 
