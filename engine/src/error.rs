@@ -45,6 +45,14 @@ pub enum LoadError {
         /// The types that would do.
         supported: &'static str,
     },
+    /// A weight that is not a number.
+    #[error("tensor '{tensor}' has a NaN or an infinity in row {row}; the file is damaged")]
+    NotFinite {
+        /// The tensor's name.
+        tensor: String,
+        /// The first such row.
+        row: usize,
+    },
     /// A span that the model does not have.
     #[error("layers {start}..{end} are not a span of a model with {layers} layers")]
     Span {
@@ -124,6 +132,17 @@ pub enum StageError {
     /// The backend refused.
     #[error(transparent)]
     Backend(#[from] BackendError),
+}
+
+impl StageError {
+    /// The same error for another session of the same batch.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::Backend(error) => Self::Backend(BackendError(error.0.clone())),
+            Self::ForeignCache => Self::ForeignCache,
+            other => Self::Backend(BackendError(other.to_string())),
+        }
+    }
 }
 
 /// A failure inside a backend: shapes that do not fit, or memory that the device does not have.

@@ -2,6 +2,7 @@
 
 use crate::{
     LoadError,
+    backend::AttentionShape,
     gguf::{Gguf, GgufError, Optional},
     models::Architecture,
 };
@@ -111,6 +112,14 @@ impl Hparams {
     /// Width of all key (or value) heads of one token.
     pub fn kv_width(&self) -> usize {
         self.kv_heads.saturating_mul(self.head_dim)
+    }
+
+    /// The sizes of the attention, with the usual scale and without a window.
+    pub(crate) fn attention(&self) -> AttentionShape {
+        #[allow(clippy::cast_precision_loss, reason = "a head is a few hundred wide")]
+        let scale = 1.0 / (self.head_dim as f32).sqrt();
+        let Self { heads, kv_heads, head_dim, .. } = *self;
+        AttentionShape { heads, kv_heads, head_dim, scale, soft_cap: None, window: None }
     }
 
     /// Bytes of KV cache that one token takes in one layer: a key and a value row of `f32`.

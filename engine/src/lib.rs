@@ -28,10 +28,13 @@ pub use hparams::Hparams;
 pub use manifest::Manifest;
 pub use models::Architecture;
 pub use runner::Runner;
-pub use stage::{Cache, Span, Stage};
+pub use stage::{Cache, Segment, Span, Stage};
 
 /// Most rows one call to a stage takes: bounds the memory and the time of a step.
 pub const MAX_ROWS: usize = 128;
+
+/// Most rows of all sessions together in one step: a row of each of many sessions and a prefill chunk.
+pub const MAX_BATCH_ROWS: usize = 256;
 
 /// Rows of a prompt that are computed at once, by everybody. A backend's numbers may depend on the batch, so split and
 /// unsplit runs give the same bits only when all cut prompts alike: every [`PREFILL_CHUNK`] rows, from the first row on.

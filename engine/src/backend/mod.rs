@@ -1,20 +1,17 @@
 //! What a transformer needs from whatever computes it.
 //!
 //! Models are written once, against [`Backend`]; a backend knows nothing of model families, files or sessions. Rows are
-//! row-major: `[rows, width]`, one row per token, `f32`. An operation that takes its argument by value may reuse its
-//! memory.
+//! row-major: `[rows, width]`, one row per token, `f32`. A batch holds rows of several sequences below each other, and
+//! rows of one sequence stand together. An operation that takes its argument by value may reuse its memory.
 
 pub mod candle;
+pub mod kv;
+
+use kv::KvCache;
 
 use crate::{BackendError, LoadError, gguf::TensorView};
 
-/// The keys and values of one layer of one session.
-pub trait LayerCache: Send + 'static {
-    /// Forgets all rows from `rows` on. Does nothing when there are not more.
-    fn truncate(&mut self, rows: usize);
-}
-
-/// The dozen operations of a transformer.
+/// The operations of a transformer.
 pub trait Backend: Send + Sync + 'static {
     /// Activations: `[rows, width]`.
     type Rows: Send;
@@ -22,8 +19,8 @@ pub trait Backend: Send + Sync + 'static {
     type Matrix: Send + Sync;
     /// A weight vector in `f32`: a norm's scale or a bias.
     type Vector: Send + Sync;
-    /// One layer's keys and values of one session.
-    type Cache: LayerCache;
+    /// Keys and values of [`KV_PAGE_ROWS`](crate::KV_PAGE_ROWS) positions of one layer. A clone is a copy.
+    type Page: Clone + Send + Sync;
 
     /// The numeric profile's name: two peers of the same profile compute the same function.
     fn profile(&self) -> &'static str;
@@ -31,13 +28,13 @@ pub trait Backend: Send + Sync + 'static {
     /// Takes a weight matrix; its shape has been checked.
     ///
     /// # Errors
-    /// [`LoadError::UnsupportedType`], or the backend's own.
+    /// [`LoadError::UnsupportedType`], [`LoadError::NotFinite`], or the backend's own.
     fn load_matrix(&self, tensor: &TensorView<'_>) -> Result<Self::Matrix, LoadError>;
 
     /// Takes a weight vector; its shape has been checked.
     ///
     /// # Errors
-    /// [`LoadError::UnsupportedType`], or the backend's own.
+    /// As [`Backend::load_matrix`].
     fn load_vector(&self, tensor: &TensorView<'_>) -> Result<Self::Vector, LoadError>;
 
     /// Rows of `width` from plain values.
@@ -49,14 +46,20 @@ pub trait Backend: Send + Sync + 'static {
     /// The rows of `table` with these numbers, each below the table's row count.
     fn lookup(&self, table: &Self::Matrix, ids: &[u32]) -> Result<Self::Rows, BackendError>;
 
-    /// `x · wᵀ`: `[rows, inputs]` to `[rows, outputs]`.
-    fn matmul(&self, x: &Self::Rows, w: &Self::Matrix) -> Result<Self::Rows, BackendError>;
+    /// `x · wᵀ` for each of the matrices, which take equally wide rows: `[rows, inputs]` to `[rows, outputs]`.
+    fn matmul<const N: usize>(&self, x: &Self::Rows, w: [&Self::Matrix; N]) -> Result<[Self::Rows; N], BackendError>;
 
     /// Adds a vector to every row.
     fn add_bias(&self, x: Self::Rows, bias: &Self::Vector) -> Result<Self::Rows, BackendError>;
 
     /// Adds two equally shaped arguments.
     fn add(&self, x: Self::Rows, y: &Self::Rows) -> Result<Self::Rows, BackendError>;
+
+    /// Multiplies every value.
+    fn scale(&self, x: Self::Rows, by: f32) -> Result<Self::Rows, BackendError>;
+
+    /// `cap * tanh(x / cap)`, value by value.
+    fn soft_cap(&self, x: Self::Rows, cap: f32) -> Result<Self::Rows, BackendError>;
 
     /// Root-mean-square norm: each group of `scale.len()` values in a row is divided by the root of its mean square
     /// (plus `eps`) and multiplied by `scale`. With a scale as wide as the row that is the plain norm; with one as wide
@@ -66,26 +69,57 @@ pub trait Backend: Send + Sync + 'static {
     /// Rotates every head of every row by the row's angles.
     fn rotate(&self, x: Self::Rows, rotation: &Rotation) -> Result<Self::Rows, BackendError>;
 
-    /// `silu(gate) * up`, value by value.
-    fn swiglu(&self, gate: Self::Rows, up: &Self::Rows) -> Result<Self::Rows, BackendError>;
+    /// `activation(gate) * up`, value by value.
+    fn gate(&self, gate: Self::Rows, up: &Self::Rows, activation: Activation) -> Result<Self::Rows, BackendError>;
 
-    /// An empty cache that will hold at most `max_rows` rows.
-    fn new_cache(&self, shape: &AttentionShape, max_rows: usize) -> Self::Cache;
+    /// The rows with these numbers, in this order: what one expert is to work on.
+    fn gather(&self, x: &Self::Rows, rows: &[u32]) -> Result<Self::Rows, BackendError>;
 
-    /// Appends `k` and `v` to the cache and lets each row of `q` attend to all rows up to its own: softmax of
-    /// `q · k / sqrt(head_dim)` over the values. Query head `h` uses key head `h / (heads / kv_heads)`.
+    /// Adds row `i` of `y`, times `weights[i]`, to row `rows[i]` of `x`; no number is there twice.
+    fn add_rows(
+        &self,
+        x: Self::Rows,
+        y: &Self::Rows,
+        rows: &[u32],
+        weights: &[f32],
+    ) -> Result<Self::Rows, BackendError>;
+
+    /// Appends `k` and `v` to the sequences' caches and lets each row of `q` attend to the rows of its own sequence, up
+    /// to its own: softmax of the scores over the values. `layer` counts from the caches' first. Query head `h` uses
+    /// key head `h / (heads / kv_heads)`.
     fn attend(
         &self,
         q: Self::Rows,
         k: Self::Rows,
         v: Self::Rows,
-        cache: &mut Self::Cache,
+        layer: usize,
+        sequences: &mut [Sequence<'_, Self::Page>],
         shape: &AttentionShape,
     ) -> Result<Self::Rows, BackendError>;
 }
 
-/// The sizes of an attention.
+/// Rows of one sequence in a batch. The sequences' rows stand in the order of the sequences.
+#[derive(Debug)]
+pub struct Sequence<'a, P> {
+    /// Position of its first row: the rows its cache holds.
+    pub pos: usize,
+    /// Number of rows; at least one.
+    pub rows: usize,
+    /// Its keys and values.
+    pub cache: &'a mut KvCache<P>,
+}
+
+/// What the gate of a feed-forward part goes through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))`.
+    GeluTanh,
+}
+
+/// The sizes and rules of an attention.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
     /// Query heads.
     pub heads: usize,
@@ -93,6 +127,12 @@ pub struct AttentionShape {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
+    /// Scores are `q · k` times this; usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// Scores go through `cap * tanh(score / cap)`.
+    pub soft_cap: Option<f32>,
+    /// A row sees this many positions, its own the last; all when absent.
+    pub window: Option<usize>,
 }
 
 /// Which values of a head are rotated together.

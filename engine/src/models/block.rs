@@ -2,7 +2,7 @@
 
 use crate::{
     BackendError, LoadError,
-    backend::{AttentionShape, Backend},
+    backend::{Activation, AttentionShape, Backend},
     gguf::{Gguf, TensorView},
     hparams::Hparams,
 };
@@ -73,12 +73,30 @@ impl<B: Backend> Linear<B> {
     }
 
     pub(crate) fn forward(&self, backend: &B, x: &B::Rows) -> Result<B::Rows, BackendError> {
-        let y = backend.matmul(x, &self.weight)?;
+        let [y] = backend.matmul(x, [&self.weight])?;
+        self.add_bias(backend, y)
+    }
+
+    fn add_bias(&self, backend: &B, y: B::Rows) -> Result<B::Rows, BackendError> {
         match &self.bias {
             Some(bias) => backend.add_bias(y, bias),
             None => Ok(y),
         }
     }
+}
+
+/// Several products of the same rows.
+fn products<B: Backend, const N: usize>(
+    backend: &B,
+    x: &B::Rows,
+    linears: [&Linear<B>; N],
+) -> Result<[B::Rows; N], BackendError> {
+    let mut products = backend.matmul(x, linears.map(|linear| &linear.weight))?.into_iter();
+    let mut out = Vec::with_capacity(N);
+    for (linear, y) in linears.iter().zip(&mut products) {
+        out.push(linear.add_bias(backend, y)?);
+    }
+    out.try_into().map_err(|_| BackendError("a product is missing".to_owned()))
 }
 
 /// RMS norm with its scale.
@@ -117,8 +135,13 @@ impl<B: Backend> Projections<B> {
             k: linear("k", kv, hidden)?,
             v: linear("v", kv, hidden)?,
             output: linear("output", hidden, q)?,
-            shape: AttentionShape { heads: hparams.heads, kv_heads: hparams.kv_heads, head_dim: hparams.head_dim },
+            shape: hparams.attention(),
         })
+    }
+
+    /// Queries, keys and values of rows, as wide as their heads together.
+    pub(crate) fn qkv(&self, backend: &B, x: &B::Rows) -> Result<[B::Rows; 3], BackendError> {
+        products(backend, x, [&self.q, &self.k, &self.v])
     }
 }
 
@@ -142,9 +165,8 @@ impl<B: Backend> FeedForward<B> {
     }
 
     pub(crate) fn forward(&self, backend: &B, x: &B::Rows) -> Result<B::Rows, BackendError> {
-        let gate = self.gate.forward(backend, x)?;
-        let up = self.up.forward(backend, x)?;
-        self.down.forward(backend, &backend.swiglu(gate, &up)?)
+        let [gate, up] = products(backend, x, [&self.gate, &self.up])?;
+        self.down.forward(backend, &backend.gate(gate, &up, Activation::Silu)?)
     }
 }
 

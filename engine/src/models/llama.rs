@@ -1,12 +1,11 @@
 //! Llama: RMS norms, rotary attention with grouped heads, gated feed-forward. Some files carry biases on the
 //! projections; they are used when there.
 
-use super::block::{FeedForward, Norm, Projections, Weights, layer_norms};
-use crate::{
-    BackendError, LoadError,
-    backend::{Backend, Rotation},
-    hparams::Hparams,
+use super::{
+    Step,
+    block::{FeedForward, Norm, Projections, Weights, layer_norms},
 };
+use crate::{BackendError, LoadError, backend::Backend, hparams::Hparams};
 
 pub(crate) struct Layer<B: Backend> {
     attention_norm: Norm<B>,
@@ -30,14 +29,12 @@ impl<B: Backend> Layer<B> {
         &self,
         backend: &B,
         rows: B::Rows,
-        rotation: &Rotation,
-        cache: &mut B::Cache,
+        step: &mut Step<'_, '_, B::Page>,
     ) -> Result<B::Rows, BackendError> {
         let x = self.attention_norm.forward(backend, &rows)?;
-        let q = backend.rotate(self.attention.q.forward(backend, &x)?, rotation)?;
-        let k = backend.rotate(self.attention.k.forward(backend, &x)?, rotation)?;
-        let v = self.attention.v.forward(backend, &x)?;
-        let mixed = backend.attend(q, k, v, cache, &self.attention.shape)?;
+        let [q, k, v] = self.attention.qkv(backend, &x)?;
+        let (q, k) = (backend.rotate(q, step.rotation)?, backend.rotate(k, step.rotation)?);
+        let mixed = step.attend(backend, q, k, v, &self.attention.shape)?;
         let rows = backend.add(rows, &self.attention.output.forward(backend, &mixed)?)?;
 
         let x = self.feed_forward_norm.forward(backend, &rows)?;

@@ -9,7 +9,7 @@ pub(crate) mod rope;
 
 use crate::{
     BackendError, LoadError,
-    backend::{Backend, Pairing, Rotation},
+    backend::{AttentionShape, Backend, Pairing, Rotation, Sequence},
     hparams::Hparams,
 };
 use block::Weights;
@@ -62,6 +62,30 @@ impl Architecture {
     }
 }
 
+/// What a layer needs beside the rows of a batch and its own weights.
+pub(crate) struct Step<'a, 'b, P> {
+    /// The rotation of all rows of the batch, in their order.
+    pub(crate) rotation: &'a Rotation,
+    /// The layer's place in the sequences' caches.
+    pub(crate) layer: usize,
+    /// The sequences whose rows the batch holds.
+    pub(crate) sequences: &'a mut [Sequence<'b, P>],
+}
+
+impl<P> Step<'_, '_, P> {
+    /// Attention of the batch's rows, each within its sequence.
+    pub(crate) fn attend<B: Backend<Page = P>>(
+        &mut self,
+        backend: &B,
+        q: B::Rows,
+        k: B::Rows,
+        v: B::Rows,
+        shape: &AttentionShape,
+    ) -> Result<B::Rows, BackendError> {
+        backend.attend(q, k, v, self.layer, self.sequences, shape)
+    }
+}
+
 /// One layer of any family.
 pub(crate) enum Layer<B: Backend> {
     Llama(llama::Layer<B>),
@@ -79,18 +103,17 @@ impl<B: Backend> Layer<B> {
         }
     }
 
-    /// Runs the layer over rows at the positions of `rotation`, which follow the cache's last.
+    /// Runs the layer over the rows of a batch.
     pub(crate) fn forward(
         &self,
         backend: &B,
         rows: B::Rows,
-        rotation: &Rotation,
-        cache: &mut B::Cache,
+        step: &mut Step<'_, '_, B::Page>,
     ) -> Result<B::Rows, BackendError> {
         match self {
-            Self::Llama(layer) => layer.forward(backend, rows, rotation, cache),
-            Self::Qwen2(layer) => layer.forward(backend, rows, rotation, cache),
-            Self::Qwen3(layer) => layer.forward(backend, rows, rotation, cache),
+            Self::Llama(layer) => layer.forward(backend, rows, step),
+            Self::Qwen2(layer) => layer.forward(backend, rows, step),
+            Self::Qwen3(layer) => layer.forward(backend, rows, step),
         }
     }
 }

@@ -1,11 +1,10 @@
 //! Qwen3: no biases; queries and keys are normed head by head before they are rotated.
 
-use super::block::{FeedForward, Norm, Projections, Weights, layer_norms};
-use crate::{
-    BackendError, LoadError,
-    backend::{Backend, Rotation},
-    hparams::Hparams,
+use super::{
+    Step,
+    block::{FeedForward, Norm, Projections, Weights, layer_norms},
 };
+use crate::{BackendError, LoadError, backend::Backend, hparams::Hparams};
 
 pub(crate) struct Layer<B: Backend> {
     attention_norm: Norm<B>,
@@ -37,16 +36,13 @@ impl<B: Backend> Layer<B> {
         &self,
         backend: &B,
         rows: B::Rows,
-        rotation: &Rotation,
-        cache: &mut B::Cache,
+        step: &mut Step<'_, '_, B::Page>,
     ) -> Result<B::Rows, BackendError> {
         let x = self.attention_norm.forward(backend, &rows)?;
-        let q = self.q_norm.forward(backend, &self.attention.q.forward(backend, &x)?)?;
-        let k = self.k_norm.forward(backend, &self.attention.k.forward(backend, &x)?)?;
-        let v = self.attention.v.forward(backend, &x)?;
-        let q = backend.rotate(q, rotation)?;
-        let k = backend.rotate(k, rotation)?;
-        let mixed = backend.attend(q, k, v, cache, &self.attention.shape)?;
+        let [q, k, v] = self.attention.qkv(backend, &x)?;
+        let q = backend.rotate(self.q_norm.forward(backend, &q)?, step.rotation)?;
+        let k = backend.rotate(self.k_norm.forward(backend, &k)?, step.rotation)?;
+        let mixed = step.attend(backend, q, k, v, &self.attention.shape)?;
         let rows = backend.add(rows, &self.attention.output.forward(backend, &mixed)?)?;
 
         let x = self.feed_forward_norm.forward(backend, &rows)?;

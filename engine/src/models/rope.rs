@@ -34,11 +34,12 @@ impl Rope {
         Ok(Self { pairing: hparams.architecture.pairing(), head_dim: hparams.head_dim, frequencies })
     }
 
-    /// The rotation of `rows` rows, the first at position `pos`.
-    pub(crate) fn at(&self, pos: usize, rows: usize) -> Result<Rotation, BackendError> {
+    /// The rotation of a batch: for each of `spans`, that many rows from that position on.
+    pub(crate) fn at(&self, spans: impl Iterator<Item = (usize, usize)> + Clone) -> Result<Rotation, BackendError> {
+        let rows: usize = spans.clone().map(|(_, rows)| rows).sum();
         let values = rows.saturating_mul(self.frequencies.len());
         let (mut cos, mut sin) = (Vec::with_capacity(values), Vec::with_capacity(values));
-        for row in pos..pos.saturating_add(rows) {
+        for row in spans.flat_map(|(pos, rows)| pos..pos.saturating_add(rows)) {
             let position = u32::try_from(row).map_err(|_| BackendError(format!("position {row} is too large")))?;
             for frequency in &self.frequencies {
                 let angle = f64::from(position) * frequency;

@@ -1,67 +1,35 @@
-//! Attention over a growing cache.
+//! Attention over pages of keys and values.
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, Device, Tensor};
 
 use crate::{
-    BackendError, KV_PAGE_ROWS,
-    backend::{AttentionShape, LayerCache},
+    BackendError,
+    backend::{AttentionShape, Sequence, kv::PageTable},
 };
 
-/// Keys and values of one layer of one session, `[kv_heads, capacity, head_dim]` each, grown by
-/// doubling.
-pub struct KvCache {
-    shape: AttentionShape,
-    /// Most rows there will be.
-    max_rows: usize,
-    device: Device,
+/// Keys and values of up to a page of positions, `[kv_heads, positions, head_dim]` each. Never changed in place: a
+/// clone may share them.
+#[derive(Debug, Clone)]
+pub struct KvPage {
     held: Option<(Tensor, Tensor)>,
-    len: usize,
 }
 
-impl KvCache {
-    pub(super) fn new(shape: AttentionShape, max_rows: usize, device: Device) -> Self {
-        Self { shape, max_rows, device, held: None, len: 0 }
+impl KvPage {
+    pub(super) fn empty() -> Self {
+        Self { held: None }
     }
 
-    /// Appends `k` and `v`, `[kv_heads, rows, head_dim]`, and returns views of all keys and values.
-    fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor), BackendError> {
-        let rows = k.dim(1)?;
-        let end = self.len.saturating_add(rows);
-        // What is held stays held until the rows are in: a failure must not lose those before.
-        let (keys, values) = match &self.held {
-            Some((keys, values)) if keys.dim(1)? >= end => (keys.clone(), values.clone()),
-            held => self.grow(held.as_ref(), end)?,
+    /// Replaces everything from `slot` on.
+    fn write(&mut self, slot: usize, k: &Tensor, v: &Tensor) -> Result<(), BackendError> {
+        let joined = match &self.held {
+            Some((keys, values)) if slot > 0 => {
+                let join = |old: &Tensor, new: &Tensor| Tensor::cat(&[&old.narrow(1, 0, slot)?, new], 1);
+                (join(keys, k)?, join(values, v)?)
+            }
+            _ => (k.contiguous()?, v.contiguous()?),
         };
-        keys.slice_set(k, 1, self.len)?;
-        values.slice_set(v, 1, self.len)?;
-        let views = (keys.narrow(1, 0, end)?, values.narrow(1, 0, end)?);
-        self.held = Some((keys, values));
-        self.len = end;
-        Ok(views)
-    }
-
-    fn grow(&self, held: Option<&(Tensor, Tensor)>, rows: usize) -> Result<(Tensor, Tensor), BackendError> {
-        let doubled = self.len.saturating_mul(2).min(self.max_rows);
-        let capacity = rows.max(doubled).next_multiple_of(KV_PAGE_ROWS);
-        let AttentionShape { kv_heads, head_dim, .. } = self.shape;
-        let empty = || Tensor::zeros((kv_heads, capacity, head_dim), DType::F32, &self.device);
-        let (keys, values) = (empty()?, empty()?);
-        if let Some((old_keys, old_values)) = held
-            && self.len > 0
-        {
-            keys.slice_set(&old_keys.narrow(1, 0, self.len)?.contiguous()?, 1, 0)?;
-            values.slice_set(&old_values.narrow(1, 0, self.len)?.contiguous()?, 1, 0)?;
-        }
-        Ok((keys, values))
-    }
-}
-
-impl LayerCache for KvCache {
-    fn truncate(&mut self, rows: usize) {
-        self.len = self.len.min(rows);
-        if self.len == 0 {
-            self.held = None;
-        }
+        self.held = Some(joined);
+        Ok(())
     }
 }
 
@@ -70,25 +38,52 @@ pub(super) fn attend(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    cache: &mut KvCache,
+    layer: usize,
+    sequences: &mut [Sequence<'_, KvPage>],
     shape: &AttentionShape,
 ) -> Result<Tensor, BackendError> {
-    let AttentionShape { heads, kv_heads, head_dim } = *shape;
+    let mut out = Vec::with_capacity(sequences.len());
+    let mut first = 0usize;
+    for Sequence { pos, rows, cache } in sequences {
+        let part = |x: &Tensor| x.narrow(0, first, *rows);
+        out.push(one(&part(q)?, &part(k)?, &part(v)?, *pos, cache.layer(layer)?, shape)?);
+        first = first.saturating_add(*rows);
+    }
+    Ok(Tensor::cat(&out, 0)?)
+}
+
+fn one(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    pos: usize,
+    pages: &mut PageTable<KvPage>,
+    shape: &AttentionShape,
+) -> Result<Tensor, BackendError> {
+    let AttentionShape { heads, kv_heads, head_dim, scale, soft_cap, window } = *shape;
     let rows = q.dim(0)?;
     let group = heads.checked_div(kv_heads).unwrap_or(0);
     let by_head = |x: &Tensor| x.reshape((rows, kv_heads, head_dim))?.transpose(0, 1)?.contiguous();
+    let (k, v) = (by_head(k)?, by_head(v)?);
+    pages.write(
+        pos,
+        rows,
+        || Ok(KvPage::empty()),
+        |page, slot, row, n| page.write(slot, &k.narrow(1, row, n)?, &v.narrow(1, row, n)?),
+    )?;
+    let held: Vec<(Tensor, Tensor)> = pages.pages().iter().filter_map(|page| page.held.clone()).collect();
+    let (keys, values): (Vec<_>, Vec<_>) = held.into_iter().unzip();
+    let (keys, values) = (Tensor::cat(&keys, 1)?, Tensor::cat(&values, 1)?);
 
-    let before = cache.len;
-    let (keys, values) = cache.append(&by_head(k)?, &by_head(v)?)?;
     // All query heads of one key head stand below each other: [kv_heads, group * rows, head_dim].
     let q = q.reshape((rows, kv_heads, group, head_dim))?.permute((1, 2, 0, 3))?;
     let q = q.contiguous()?.reshape((kv_heads, group.saturating_mul(rows), head_dim))?;
-
-    #[allow(clippy::cast_precision_loss, reason = "a head is a few hundred wide")]
-    let scale = 1.0 / (head_dim as f64).sqrt();
-    let mut scores = (q.matmul(&keys.t()?)? * scale)?;
-    if rows > 1 {
-        scores = scores.broadcast_add(&causal_mask(before, rows, group, scores.device())?)?;
+    let mut scores = (q.matmul(&keys.t()?)? * f64::from(scale))?;
+    if let Some(cap) = soft_cap {
+        scores = ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?;
+    }
+    if rows > 1 || window.is_some() {
+        scores = scores.broadcast_add(&mask(pos, rows, group, window, scores.device())?)?;
     }
     let scores = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
     let weights = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
@@ -96,13 +91,22 @@ pub(super) fn attend(
     Ok(out.permute((2, 0, 1, 3))?.contiguous()?.reshape((rows, heads.saturating_mul(head_dim)))?)
 }
 
-/// `[group * rows, before + rows]`: zero where row `r` may look (up to `before + r`), else minus infinity.
-fn causal_mask(before: usize, rows: usize, group: usize, device: &Device) -> Result<Tensor, BackendError> {
+/// `[group * rows, before + rows]`: zero where row `r` may look (up to `before + r`, and not past its window), else
+/// minus infinity.
+fn mask(
+    before: usize,
+    rows: usize,
+    group: usize,
+    window: Option<usize>,
+    device: &Device,
+) -> Result<Tensor, BackendError> {
     let width = before.saturating_add(rows);
     let mut mask = Vec::with_capacity(rows.saturating_mul(width));
     for row in 0..rows {
         let last = before.saturating_add(row);
-        mask.extend((0..width).map(|column| if column <= last { 0f32 } else { f32::NEG_INFINITY }));
+        let first = window.map_or(0, |window| last.saturating_add(1).saturating_sub(window));
+        let seen = |column| if (first..=last).contains(&column) { 0f32 } else { f32::NEG_INFINITY };
+        mask.extend((0..width).map(seen));
     }
     let mask = Tensor::from_vec(mask, (rows, width), device)?;
     Ok(mask.repeat((group, 1))?)

@@ -11,8 +11,8 @@ mod tests;
 
 use candle_core::{D, Device, Tensor};
 
-use self::{attention::KvCache, matrix::Matrix};
-use super::{AttentionShape, Backend, Pairing, Rotation};
+use self::{attention::KvPage, matrix::Matrix};
+use super::{Activation, AttentionShape, Backend, Pairing, Rotation, Sequence};
 use crate::{BackendError, LoadError, gguf::TensorView};
 
 /// Candle on the CPU.
@@ -43,7 +43,7 @@ impl Backend for Candle {
     type Rows = Tensor;
     type Matrix = Matrix;
     type Vector = Tensor;
-    type Cache = KvCache;
+    type Page = KvPage;
 
     fn profile(&self) -> &'static str {
         "candle-cpu-f32"
@@ -70,8 +70,9 @@ impl Backend for Candle {
         table.lookup(ids, &self.device)
     }
 
-    fn matmul(&self, x: &Tensor, w: &Matrix) -> Result<Tensor, BackendError> {
-        w.product(x)
+    fn matmul<const N: usize>(&self, x: &Tensor, w: [&Matrix; N]) -> Result<[Tensor; N], BackendError> {
+        let products = w.into_iter().map(|w| w.product(x)).collect::<Result<Vec<_>, _>>()?;
+        products.try_into().map_err(|_| BackendError("a product is missing".to_owned()))
     }
 
     fn add_bias(&self, x: Tensor, bias: &Tensor) -> Result<Tensor, BackendError> {
@@ -80,6 +81,14 @@ impl Backend for Candle {
 
     fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor, BackendError> {
         Ok(x.add(y)?)
+    }
+
+    fn scale(&self, x: Tensor, by: f32) -> Result<Tensor, BackendError> {
+        Ok((x * f64::from(by))?)
+    }
+
+    fn soft_cap(&self, x: Tensor, cap: f32) -> Result<Tensor, BackendError> {
+        Ok(((x / f64::from(cap))?.tanh()? * f64::from(cap))?)
     }
 
     fn rms_norm(&self, x: &Tensor, scale: &Tensor, eps: f32) -> Result<Tensor, BackendError> {
@@ -122,12 +131,21 @@ impl Backend for Candle {
         Ok(x.reshape((rows, width))?)
     }
 
-    fn swiglu(&self, gate: Tensor, up: &Tensor) -> Result<Tensor, BackendError> {
-        Ok(gate.silu()?.mul(up)?)
+    fn gate(&self, gate: Tensor, up: &Tensor, activation: Activation) -> Result<Tensor, BackendError> {
+        let gate = match activation {
+            Activation::Silu => gate.silu()?,
+            Activation::GeluTanh => gate.gelu()?,
+        };
+        Ok(gate.mul(up)?)
     }
 
-    fn new_cache(&self, shape: &AttentionShape, max_rows: usize) -> KvCache {
-        KvCache::new(*shape, max_rows, self.device.clone())
+    fn gather(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor, BackendError> {
+        Ok(x.index_select(&Tensor::new(rows, &self.device)?, 0)?)
+    }
+
+    fn add_rows(&self, x: Tensor, y: &Tensor, rows: &[u32], weights: &[f32]) -> Result<Tensor, BackendError> {
+        let weights = Tensor::from_slice(weights, (weights.len(), 1), &self.device)?;
+        Ok(x.index_add(&Tensor::new(rows, &self.device)?, &y.broadcast_mul(&weights)?, 0)?)
     }
 
     fn attend(
@@ -135,9 +153,10 @@ impl Backend for Candle {
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        cache: &mut KvCache,
+        layer: usize,
+        sequences: &mut [Sequence<'_, KvPage>],
         shape: &AttentionShape,
     ) -> Result<Tensor, BackendError> {
-        attention::attend(&q, &k, &v, cache, shape)
+        attention::attend(&q, &k, &v, layer, sequences, shape)
     }
 }

@@ -8,7 +8,7 @@ use candle_core::{
 use super::Candle;
 use crate::{
     LoadError,
-    backend::{AttentionShape, Backend, LayerCache},
+    backend::{AttentionShape, Backend, Sequence, kv::KvCache},
     gguf::{DType, TensorView},
 };
 
@@ -53,7 +53,7 @@ fn every_type_multiplies_and_looks_up_its_stored_values() {
         }
         for rows in [1, 3] {
             let x = values(rows * INPUTS, 1.0);
-            let product = backend.matmul(&backend.upload(&x, INPUTS).unwrap(), &matrix).unwrap();
+            let [product] = backend.matmul(&backend.upload(&x, INPUTS).unwrap(), [&matrix]).unwrap();
             let product = backend.download(product).unwrap();
             assert_eq!(product.len(), rows * OUTPUTS);
             for (i, value) in product.iter().enumerate() {
@@ -78,13 +78,17 @@ fn other_types_are_refused_by_name() {
 #[test]
 fn attention_follows_its_definition_through_growth_and_truncation() {
     let backend = Candle::cpu();
-    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8 };
+    let shape =
+        AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, scale: 1.0 / 8f32.sqrt(), soft_cap: None, window: None };
     let (rows, q_width, kv_width) = (75, 32, 16);
     let (q, k, v) = (values(rows * q_width, 2.0), values(rows * kv_width, 1.5), values(rows * kv_width, 1.0));
-    let mut cache = backend.new_cache(&shape, rows);
-    let step = |from: usize, to: usize, cache: &mut _| {
+    let mut cache = KvCache::new(1);
+    let step = |from: usize, to: usize, cache: &mut KvCache<_>| {
+        let sequence = Sequence { pos: from, rows: to - from, cache };
         let part = |values: &[f32], width: usize| backend.upload(&values[from * width..to * width], width).unwrap();
-        let out = backend.attend(part(&q, q_width), part(&k, kv_width), part(&v, kv_width), cache, &shape).unwrap();
+        let out = backend
+            .attend(part(&q, q_width), part(&k, kv_width), part(&v, kv_width), 0, &mut [sequence], &shape)
+            .unwrap();
         backend.download(out).unwrap()
     };
     let mut out = step(0, 30, &mut cache);

@@ -1,0 +1,59 @@
+//! What a session keeps in a stage.
+
+use super::loaded::Pages;
+
+/// The keys and values of one session in one stage.
+pub struct Cache {
+    pub(super) len: usize,
+    /// Most rows it may hold.
+    pub(super) limit: usize,
+    pub(super) stage: u64,
+    /// The first of the stage's layers that this session runs.
+    pub(super) first: usize,
+    /// How many of them.
+    pub(super) layers: usize,
+    pub(super) pages: Box<dyn Pages>,
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+impl Cache {
+    /// Rows held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True when no rows are held.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Forgets all rows from `rows` on; does nothing when there are not more.
+    pub fn truncate(&mut self, rows: usize) {
+        if rows < self.len {
+            self.pages.truncate(rows);
+            self.len = rows;
+        }
+    }
+
+    /// As [`Cache::truncate`], for layers that may have gone ahead of the cache when a computation broke off.
+    pub(crate) fn truncate_layers(&mut self, rows: usize) {
+        self.pages.truncate(rows);
+        self.len = self.len.min(rows);
+    }
+}
+
+/// Rows of one session in a batch.
+#[derive(Debug)]
+pub struct Segment<'a> {
+    /// The session's cache.
+    pub cache: &'a mut Cache,
+    /// Position of the first row: the rows that the cache holds.
+    pub pos: usize,
+    /// `[n, hidden]`, at most [`MAX_ROWS`](crate::MAX_ROWS) rows.
+    pub rows: &'a [f32],
+}

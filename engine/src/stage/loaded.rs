@@ -1,0 +1,139 @@
+//! A span's weights in some backend, and the backend's types erased.
+
+// Rows and positions come from other peers.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
+use std::any::Any;
+
+use super::Span;
+use crate::{
+    LoadError, StageError,
+    backend::{Backend, Sequence, kv::KvCache},
+    gguf::Gguf,
+    hparams::Hparams,
+    models::{
+        Layer, Step,
+        block::{Norm, Weights},
+        rope::Rope,
+    },
+};
+
+/// One session's part in a batch.
+pub(super) struct Part<'a> {
+    pub(super) pages: &'a mut dyn Pages,
+    /// Position of its first row.
+    pub(super) pos: usize,
+    /// Number of rows.
+    pub(super) rows: usize,
+}
+
+/// The weights, with the backend's types erased.
+pub(super) trait Compute: Send + Sync {
+    /// `[ids.len(), hidden]`.
+    fn embed(&self, ids: &[u32]) -> Result<Vec<f32>, StageError>;
+
+    /// An empty cache for this many layers.
+    fn new_pages(&self, layers: usize) -> Box<dyn Pages>;
+
+    /// Runs the rows of all parts, which stand below each other in `rows`, through as many layers as the parts' caches
+    /// have, from `first` on.
+    fn forward(&self, first: usize, parts: Vec<Part<'_>>, rows: &[f32]) -> Result<Vec<f32>, StageError>;
+
+    /// `[n, hidden]` to `[n, vocab]`.
+    fn logits(&self, rows: &[f32]) -> Result<Vec<f32>, StageError>;
+}
+
+/// A session's keys and values, with the backend's types erased.
+pub(super) trait Pages: Send {
+    fn truncate(&mut self, rows: usize);
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+}
+
+impl<P: Clone + Send + Sync + 'static> Pages for KvCache<P> {
+    fn truncate(&mut self, rows: usize) {
+        KvCache::truncate(self, rows);
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}
+
+/// The weights of a span in a backend.
+pub(super) struct Loaded<B: Backend> {
+    pub(super) backend: B,
+    hidden: usize,
+    rope: Rope,
+    embedding: Option<B::Matrix>,
+    layers: Vec<Layer<B>>,
+    head: Option<Head<B>>,
+}
+
+struct Head<B: Backend> {
+    norm: Norm<B>,
+    /// The output matrix, unless it is the embedding that is loaded anyway.
+    output: Option<B::Matrix>,
+}
+
+impl<B: Backend> Loaded<B> {
+    /// Loads a span, and tells its bytes in the file.
+    pub(super) fn load(backend: B, gguf: &Gguf, hparams: &Hparams, span: &Span) -> Result<(Self, u64), LoadError> {
+        let (vocab, hidden) = (hparams.vocab, hparams.hidden);
+        let mut weights = Weights::new(gguf, &backend);
+        let embedding = if span.embedding { Some(weights.matrix("token_embd.weight", vocab, hidden)?) } else { None };
+        let layers = span.layers.clone().map(|i| Layer::load(&mut weights, hparams, i)).collect::<Result<_, _>>()?;
+        let head = if span.head {
+            // Models that tie the two have no matrix of their own for the output.
+            let tied = gguf.tensor("output.weight").is_err();
+            let name = if tied { "token_embd.weight" } else { "output.weight" };
+            let norm = Norm::load(&mut weights, "output_norm.weight", hidden, hparams.rms_eps)?;
+            let shared = tied && span.embedding;
+            Some(Head { norm, output: if shared { None } else { Some(weights.matrix(name, vocab, hidden)?) } })
+        } else {
+            None
+        };
+        let bytes = weights.bytes;
+        let rope = Rope::load(gguf, hparams)?;
+        Ok((Self { backend, hidden, rope, embedding, layers, head }, bytes))
+    }
+}
+
+impl<B: Backend> Compute for Loaded<B> {
+    fn embed(&self, ids: &[u32]) -> Result<Vec<f32>, StageError> {
+        let table = self.embedding.as_ref().ok_or(StageError::NotLoaded { part: "embedding" })?;
+        Ok(self.backend.download(self.backend.lookup(table, ids)?)?)
+    }
+
+    fn new_pages(&self, layers: usize) -> Box<dyn Pages> {
+        Box::new(KvCache::<B::Page>::new(layers))
+    }
+
+    fn forward(&self, first: usize, parts: Vec<Part<'_>>, rows: &[f32]) -> Result<Vec<f32>, StageError> {
+        let mut layers = 0;
+        let mut sequences = Vec::with_capacity(parts.len());
+        for Part { pages, pos, rows } in parts {
+            let cache: &mut KvCache<B::Page> = pages.as_any_mut().downcast_mut().ok_or(StageError::ForeignCache)?;
+            layers = cache.layers();
+            sequences.push(Sequence { pos, rows, cache });
+        }
+        let rotation = self.rope.at(sequences.iter().map(|sequence| (sequence.pos, sequence.rows)))?;
+        let mut rows = self.backend.upload(rows, self.hidden)?;
+        for (index, layer) in self.layers.iter().skip(first).take(layers).enumerate() {
+            let mut step = Step { rotation: &rotation, layer: index, sequences: &mut sequences };
+            rows = layer.forward(&self.backend, rows, &mut step)?;
+        }
+        Ok(self.backend.download(rows)?)
+    }
+
+    fn logits(&self, rows: &[f32]) -> Result<Vec<f32>, StageError> {
+        let head = self.head.as_ref().ok_or(StageError::NotLoaded { part: "head" })?;
+        let output = head.output.as_ref().or(self.embedding.as_ref()).ok_or(StageError::NotLoaded { part: "head" })?;
+        let rows = self.backend.upload(rows, self.hidden)?;
+        let rows = head.norm.forward(&self.backend, &rows)?;
+        let [logits] = self.backend.matmul(&rows, [output])?;
+        Ok(self.backend.download(logits)?)
+    }
+}
