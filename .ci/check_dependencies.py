@@ -19,7 +19,8 @@ ALLOWED = {
     "quelea-announce": {"quelea-wire"},
     "quelea-shard": {"quelea-wire"},
     "quelea-behaviours": {"quelea-wire", "quelea-announce", "quelea-shard"},
-    "quelea-engine": set(),
+    "quelea-kernels": set(),
+    "quelea-engine": {"quelea-kernels"},
     "quelea": {"quelea-wire", "quelea-announce", "quelea-shard", "quelea-behaviours", "quelea-engine"},
 }
 

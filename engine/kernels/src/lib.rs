@@ -1,0 +1,20 @@
+//! Exact CPU kernels for transformers.
+//!
+//! Every function here has one result, bit for bit, whatever the instruction set, the number of threads and the rows that
+//! share a call. Sums run in an order that is written down; no sum crosses the lanes of a vector unless over a fixed
+//! tree that the scalar path follows as well.
+//!
+//! - [`isa`]: which paths this machine has.
+//! - [`pool`]: the threads the work is spread over.
+//! - [`product`]: rows times packed weight matrices.
+//!
+//! The crate knows nothing of models or files. It is the only one in the workspace with `unsafe` code.
+
+pub mod isa;
+pub mod memory;
+pub mod pool;
+pub mod product;
+
+pub use isa::Isa;
+pub use pool::Pool;
+pub use product::WeightType;

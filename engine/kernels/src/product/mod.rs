@@ -1,0 +1,5 @@
+//! Rows times packed weight matrices.
+
+mod weight;
+
+pub use weight::WeightType;
