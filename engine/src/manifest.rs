@@ -143,7 +143,7 @@ impl<C> Encode<C> for Part {
 impl Part {
     fn new(mut tensors: Vec<(TensorView<'_>, [u8; 32])>) -> Self {
         tensors.sort_by_key(|(tensor, _)| tensor.name);
-        let bytes = tensors.iter().map(|(tensor, _)| tensor.data.len() as u64).sum();
+        let bytes = tensors.iter().map(|(tensor, _)| tensor.bytes()).sum();
         Self { root: *blake3::hash(&encode(&Records(&tensors))).as_bytes(), bytes }
     }
 }
@@ -156,7 +156,7 @@ impl<C> Encode<C> for Records<'_> {
         e.array(self.0.len() as u64)?;
         for (tensor, hash) in self.0 {
             e.array(4)?.str(tensor.name)?.u32(tensor.dtype.id())?.array(tensor.shape.len() as u64)?;
-            for dim in tensor.shape {
+            for dim in tensor.shape.iter() {
                 e.u64(*dim as u64)?;
             }
             e.bytes(hash)?;
@@ -199,7 +199,13 @@ fn hash_all(tensors: &[TensorView<'_>]) -> Vec<[u8; 32]> {
             let i = next.fetch_add(1, Ordering::Relaxed);
             tensors.get(i).map(|tensor| (i, tensor))
         } {
-            done.push((i, *blake3::hash(tensor.data).as_bytes()));
+            let mut hasher = blake3::Hasher::new();
+            for piece in tensor.pieces() {
+                hasher.update(piece);
+            }
+            // The file has been read through once; what is loaded of it later is read again.
+            tensor.forget_pages();
+            done.push((i, *hasher.finalize().as_bytes()));
         }
         done
     };
@@ -261,7 +267,7 @@ fn quantisation(gguf: &Gguf, tensors: &[TensorView<'_>]) -> String {
     let mut bytes: BTreeMap<DType, u64> = BTreeMap::new();
     for tensor in tensors {
         let sum = bytes.entry(tensor.dtype).or_default();
-        *sum = sum.saturating_add(tensor.data.len() as u64);
+        *sum = sum.saturating_add(tensor.bytes());
     }
     bytes.into_iter().max_by_key(|(_, sum)| *sum).map_or_else(|| "F32".to_owned(), |(dtype, _)| dtype.to_string())
 }

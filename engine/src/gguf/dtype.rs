@@ -41,10 +41,14 @@ pub enum DType {
     TQ1_0,
     TQ2_0,
     MXFP4,
+    NVFP4,
+    Q1_0,
+    /// A number that this reader has no name for. Files with such tensors open; using one is refused.
+    Unknown(u32),
 }
 
 /// ggml's number, name, elements per block and bytes per block of each type.
-const TABLE: [(DType, u32, &str, u64, u64); 32] = [
+const TABLE: [(DType, u32, &str, u64, u64); 34] = [
     (DType::F32, 0, "F32", 1, 4),
     (DType::F16, 1, "F16", 1, 2),
     (DType::Q4_0, 2, "Q4_0", 32, 18),
@@ -77,40 +81,50 @@ const TABLE: [(DType, u32, &str, u64, u64); 32] = [
     (DType::TQ1_0, 34, "TQ1_0", 256, 54),
     (DType::TQ2_0, 35, "TQ2_0", 256, 66),
     (DType::MXFP4, 39, "MXFP4", 32, 17),
+    (DType::NVFP4, 40, "NVFP4", 64, 36),
+    (DType::Q1_0, 41, "Q1_0", 128, 18),
 ];
 
 impl DType {
-    /// The type with ggml's number `id`.
-    pub fn from_id(id: u32) -> Option<Self> {
-        TABLE.iter().find(|row| row.1 == id).map(|row| row.0)
+    /// The type with ggml's number `id`, [`DType::Unknown`] when there is none.
+    pub fn from_id(id: u32) -> Self {
+        TABLE.iter().find(|row| row.1 == id).map_or(Self::Unknown(id), |row| row.0)
     }
 
-    fn row(self) -> &'static (Self, u32, &'static str, u64, u64) {
-        // Every variant has a row (a test walks them); F32's stands in for the case that cannot be.
-        TABLE.iter().find(|row| row.0 == self).unwrap_or(&TABLE[0])
+    /// The type called `name`, in either case.
+    pub fn from_name(name: &str) -> Option<Self> {
+        TABLE.iter().find(|row| row.2.eq_ignore_ascii_case(name)).map(|row| row.0)
+    }
+
+    fn row(self) -> (u32, &'static str, u64, u64) {
+        // Every named variant has a row (a test walks them).
+        let unknown = if let Self::Unknown(id) = self { id } else { u32::MAX };
+        let row = TABLE.iter().find(|row| row.0 == self);
+        row.map_or((unknown, "unknown", 1, 0), |&(_, id, name, len, bytes)| (id, name, len, bytes))
     }
 
     /// ggml's number.
     pub fn id(self) -> u32 {
-        self.row().1
+        self.row().0
     }
 
     /// ggml's name, such as `Q4_K`.
     pub fn name(self) -> &'static str {
+        self.row().1
+    }
+
+    /// Elements per block; 1 for an unknown type.
+    pub fn block_len(self) -> u64 {
         self.row().2
     }
 
-    /// Elements per block.
-    pub fn block_len(self) -> u64 {
+    /// Bytes per block; 0 for an unknown type.
+    pub fn block_bytes(self) -> u64 {
         self.row().3
     }
 
-    /// Bytes per block.
-    pub fn block_bytes(self) -> u64 {
-        self.row().4
-    }
-
-    /// Bytes of `elements` values, or `None` when they are no whole number of blocks or too many to count.
+    /// Bytes of `elements` values, or `None` when they are no whole number of blocks or too many to count. Zero for an
+    /// unknown type.
     pub fn bytes_for(self, elements: u64) -> Option<u64> {
         let blocks = elements.checked_div(self.block_len()).filter(|_| elements.is_multiple_of(self.block_len()))?;
         blocks.checked_mul(self.block_bytes())
@@ -119,7 +133,10 @@ impl DType {
 
 impl std::fmt::Display for DType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
+        match self {
+            Self::Unknown(id) => write!(f, "number {id}, which has no name here"),
+            known => f.write_str(known.name()),
+        }
     }
 }
 
@@ -131,12 +148,17 @@ mod tests {
     fn every_type_has_its_own_row() {
         for (dtype, id, name, ..) in TABLE {
             assert_eq!((dtype.id(), dtype.name()), (id, name));
-            assert_eq!(DType::from_id(id), Some(dtype));
+            assert_eq!(DType::from_id(id), dtype);
+            assert_eq!(DType::from_name(&name.to_lowercase()), Some(dtype));
             assert_eq!(format!("{dtype:?}"), name);
+            assert!(dtype.block_bytes() > 0);
         }
-        // The enum's last variant by declaration is MXFP4: as many variants as rows.
-        assert_eq!(DType::MXFP4 as usize + 1, TABLE.len());
-        assert_eq!(DType::from_id(4), None);
+        let mut ids: Vec<u32> = TABLE.iter().map(|row| row.1).collect();
+        ids.dedup();
+        assert_eq!(ids.len(), TABLE.len());
+        assert_eq!(DType::from_id(4), DType::Unknown(4));
+        assert_eq!((DType::Unknown(4).id(), DType::Unknown(4).bytes_for(256)), (4, Some(0)));
+        assert_eq!(DType::from_name("unknown"), None);
     }
 
     #[test]

@@ -96,6 +96,14 @@ pub enum GgufError {
         /// The type asked for.
         expected: &'static str,
     },
+    /// A part of a tensor that it does not have.
+    #[error("tensor '{tensor}' has no {asked}")]
+    Slice {
+        /// The tensor's name.
+        tensor: String,
+        /// What was asked for.
+        asked: String,
+    },
     /// A tensor that is needed is not there.
     #[error("tensor '{tensor}' is missing")]
     MissingTensor {

@@ -1,4 +1,4 @@
-//! The bytes of a model file. The crate's only unsafe code is the memory map in this file.
+//! The bytes of a model file. The crate's only unsafe code is about the memory maps in this file.
 
 use std::{fs::File, path::Path};
 
@@ -6,7 +6,7 @@ use super::GgufError;
 
 /// Where a model's bytes live.
 #[derive(Debug)]
-pub(super) enum Bytes {
+pub(crate) enum Store {
     /// A memory-mapped file.
     Mapped(memmap2::Mmap),
     /// Embedded in the program.
@@ -15,14 +15,20 @@ pub(super) enum Bytes {
     Owned(Vec<u8>),
 }
 
-impl Bytes {
-    #[allow(unsafe_code, reason = "mapping a file is the one thing here that Rust cannot prove sound")]
-    pub(super) fn map(path: &Path) -> Result<Self, GgufError> {
+impl Store {
+    /// Maps the file at `path`.
+    pub(crate) fn map(path: &Path) -> Result<Self, GgufError> {
         let io = |source| GgufError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
-        let meta = file.metadata().map_err(io)?;
+        Self::map_file(&file).map_err(io)
+    }
+
+    /// Maps an open file.
+    #[allow(unsafe_code, reason = "mapping a file is something that Rust cannot prove sound")]
+    pub(crate) fn map_file(file: &File) -> std::io::Result<Self> {
+        let meta = file.metadata()?;
         if !meta.is_file() {
-            return Err(io(std::io::Error::other("not a regular file")));
+            return Err(std::io::Error::other("not a regular file"));
         }
         if meta.len() == 0 {
             // An empty file cannot be mapped; the parser says what is missing.
@@ -33,15 +39,40 @@ impl Bytes {
         // length is checked again on each access, and text is checked to be UTF-8 each time), and a file truncated
         // underneath ends the process with SIGBUS when the lost pages are touched. Model files are written once and
         // replaced by renaming, which leaves the mapped file alone.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
+        let map = unsafe { memmap2::Mmap::map(file) }?;
         Ok(Self::Mapped(map))
     }
 
-    pub(super) fn as_slice(&self) -> &[u8] {
+    pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
             Self::Mapped(map) => map,
             Self::Static(bytes) => bytes,
             Self::Owned(bytes) => bytes,
         }
+    }
+
+    /// Lets go of the pages that lie whole in `start..start + len` of a mapped file.
+    #[allow(unsafe_code, reason = "dropping pages under a shared slice is something that Rust cannot prove sound")]
+    pub(super) fn forget(&self, start: usize, len: usize) {
+        #[cfg(unix)]
+        if let Self::Mapped(map) = self {
+            // The largest page in common use: aligned to it, a range is aligned to every smaller one. The map itself
+            // begins at a page.
+            const PAGE: usize = 1 << 16;
+            let end = start.saturating_add(len).min(map.len());
+            let Some(first) = start.checked_next_multiple_of(PAGE) else { return };
+            let last = end & !(PAGE.saturating_sub(1));
+            if first < last {
+                // SAFETY: the pages belong to a read-only map of a file, so they cannot be dirty: when they are touched
+                // again they are read from the file and hold the same bytes as before. Slices into them stay valid.
+                let told = unsafe {
+                    map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, first, last.saturating_sub(first))
+                };
+                // Advice: where it is not taken, the pages stay until they are needed elsewhere.
+                drop(told);
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = (start, len);
     }
 }

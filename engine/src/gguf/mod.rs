@@ -14,8 +14,10 @@
 mod cursor;
 mod dtype;
 mod error;
+mod finite;
 mod map;
 mod parse;
+mod tensor;
 mod value;
 
 use std::{path::Path, sync::Arc};
@@ -23,8 +25,9 @@ use std::{path::Path, sync::Arc};
 use cursor::Cursor;
 pub use dtype::DType;
 pub use error::{GgufError, Optional};
-use map::Bytes;
+pub(crate) use map::Store;
 use parse::{Header, Key, Tensor};
+pub use tensor::{Shape, TensorHandle, TensorView};
 pub use value::{Array, Value, ValueType};
 
 /// The first four bytes of every GGUF file.
@@ -36,21 +39,9 @@ pub struct Gguf(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    bytes: Bytes,
+    /// The file itself comes first: it holds the header. A model of several files has more.
+    stores: Vec<Store>,
     header: Header,
-}
-
-/// One tensor: its description and its bytes in the file.
-#[derive(Clone, Copy, Debug)]
-pub struct TensorView<'a> {
-    /// Name, such as `blk.0.attn_q.weight`.
-    pub name: &'a str,
-    /// Element type.
-    pub dtype: DType,
-    /// Dimensions with the innermost **last** (rows, columns), the reverse of the file's order. One to four, none zero.
-    pub shape: &'a [usize],
-    /// The elements, exactly as many bytes as shape and type need. Aligned as the file aligns them, when it is mapped.
-    pub data: &'a [u8],
 }
 
 impl Gguf {
@@ -59,7 +50,7 @@ impl Gguf {
     /// # Errors
     /// [`GgufError`] when it cannot be read or is not a well-formed GGUF file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, GgufError> {
-        Self::new(Bytes::map(path.as_ref())?)
+        Self::new(Store::map(path.as_ref())?)
     }
 
     /// A model embedded in the program.
@@ -67,7 +58,7 @@ impl Gguf {
     /// # Errors
     /// [`GgufError`] when the bytes are not a well-formed GGUF file.
     pub fn from_static(bytes: &'static [u8]) -> Result<Self, GgufError> {
-        Self::new(Bytes::Static(bytes))
+        Self::new(Store::Static(bytes))
     }
 
     /// A model held in memory.
@@ -75,12 +66,17 @@ impl Gguf {
     /// # Errors
     /// [`GgufError`] when the bytes are not a well-formed GGUF file.
     pub fn from_vec(bytes: Vec<u8>) -> Result<Self, GgufError> {
-        Self::new(Bytes::Owned(bytes))
+        Self::new(Store::Owned(bytes))
     }
 
-    fn new(bytes: Bytes) -> Result<Self, GgufError> {
-        let header = Header::parse(bytes.as_slice())?;
-        Ok(Self(Arc::new(Inner { bytes, header })))
+    fn new(store: Store) -> Result<Self, GgufError> {
+        let header = Header::parse(store.as_slice())?;
+        Ok(Self(Arc::new(Inner { stores: vec![store], header })))
+    }
+
+    /// The bytes of the file that holds the header.
+    fn bytes(&self) -> &[u8] {
+        self.0.stores.first().map(Store::as_slice).unwrap_or_default()
     }
 
     /// The file's format version, 2 or 3.
@@ -93,9 +89,9 @@ impl Gguf {
         self.0.header.alignment
     }
 
-    /// The file's size in bytes.
+    /// The size in bytes, of all files where the model has several.
     pub fn size(&self) -> u64 {
-        self.0.bytes.as_slice().len() as u64
+        self.0.stores.iter().map(|store| store.as_slice().len() as u64).sum()
     }
 
     /// All metadata in file order. A value that cannot be read (text that is not UTF-8) comes as its error.
@@ -119,7 +115,7 @@ impl Gguf {
     }
 
     fn value(&self, key: &Key) -> Result<Value<'_>, GgufError> {
-        let rest = self.0.bytes.as_slice().get(key.offset..).unwrap_or_default();
+        let rest = self.bytes().get(key.offset..).unwrap_or_default();
         Value::read(&mut Cursor::at(rest, key.offset), key.ty, &key.name)
     }
 
@@ -232,7 +228,7 @@ impl Gguf {
     /// A metadata value as it stands in the file: its type's number and its bytes. For hashing.
     pub(crate) fn raw_values(&self) -> impl Iterator<Item = (&str, u32, &[u8])> {
         self.0.header.keys.iter().map(|key| {
-            let rest = self.0.bytes.as_slice().get(key.offset..).unwrap_or_default();
+            let rest = self.bytes().get(key.offset..).unwrap_or_default();
             let start = Cursor::at(rest, key.offset);
             let mut end = start;
             // Both were walked when the file was opened.
@@ -249,9 +245,15 @@ impl Gguf {
     /// # Errors
     /// [`GgufError::MissingTensor`].
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, GgufError> {
-        let header = &self.0.header;
-        let found = header.tensor_index.get(name).and_then(|i| header.tensors.get(*i));
-        found.map(|t| self.view(t)).ok_or_else(|| GgufError::MissingTensor { tensor: name.to_owned() })
+        self.index_of(name).map(|index| self.view_at(index))
+    }
+
+    /// The tensor called `name`, for later: the handle keeps the file open.
+    ///
+    /// # Errors
+    /// [`GgufError::MissingTensor`].
+    pub fn handle(&self, name: &str) -> Result<TensorHandle, GgufError> {
+        Ok(TensorHandle { index: self.index_of(name)?, gguf: self.clone() })
     }
 
     /// All tensors in file order.
@@ -259,10 +261,21 @@ impl Gguf {
         self.0.header.tensors.iter().map(|tensor| self.view(tensor))
     }
 
+    fn index_of(&self, name: &str) -> Result<usize, GgufError> {
+        let found = self.0.header.tensor_index.get(name).copied();
+        found.ok_or_else(|| GgufError::MissingTensor { tensor: name.to_owned() })
+    }
+
+    /// The tensor at a place of the table; an empty one where there is none, which no index of ours says.
+    fn view_at(&self, index: usize) -> TensorView<'_> {
+        match self.0.header.tensors.get(index) {
+            Some(tensor) => self.view(tensor),
+            None => TensorView::at_home("", DType::F32, Shape::matrix(0, 0), &[], &[]),
+        }
+    }
+
     fn view<'a>(&'a self, tensor: &'a Tensor) -> TensorView<'a> {
-        // The range was checked against the length when the file was opened, and the map's length does not change.
-        let data = self.0.bytes.as_slice().get(tensor.start..tensor.end).unwrap_or_default();
-        TensorView { name: &tensor.name, dtype: tensor.dtype, shape: &tensor.shape, data }
+        TensorView::at_home(&tensor.name, tensor.dtype, tensor.shape, &self.0.stores, &tensor.pieces)
     }
 }
 

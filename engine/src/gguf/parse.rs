@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::{
     DType, GgufError, MAGIC,
     cursor::Cursor,
+    tensor::{MAX_DIMS, Piece, Shape},
     value::{Value, ValueType},
 };
 
@@ -12,8 +13,10 @@ use super::{
 const DEFAULT_ALIGNMENT: u64 = 32;
 /// The largest alignment believed: a page of the largest size in common use.
 const MAX_ALIGNMENT: u64 = 1 << 16;
-/// ggml tensors have one to four dimensions.
-const MAX_DIMS: u32 = 4;
+/// More metadata pairs than any file has; each takes memory of ours.
+const MAX_KEYS: u64 = 1 << 16;
+/// More tensors than any model has, each expert of each layer counted.
+const MAX_TENSORS: u64 = 1 << 18;
 /// ggml's bound on a tensor's name, in bytes.
 const MAX_NAME: u64 = 64;
 /// The specification's bound on a key, in bytes.
@@ -31,14 +34,14 @@ pub(super) struct Key {
     pub(super) offset: usize,
 }
 
-/// One record of the tensor table; `start..end` is an absolute byte range inside the file.
+/// One record of the tensor table.
 #[derive(Debug)]
 pub(super) struct Tensor {
     pub(super) name: String,
     pub(super) dtype: DType,
-    pub(super) shape: Vec<usize>,
-    pub(super) start: usize,
-    pub(super) end: usize,
+    pub(super) shape: Shape,
+    /// One piece; in a model of several files a stack of experts may have one for each of them.
+    pub(super) pieces: Vec<Piece>,
 }
 
 /// A checked header.
@@ -64,8 +67,8 @@ impl Header {
             let big_endian = (2..=3).contains(&version.swap_bytes());
             return Err(GgufError::Version { found: version, big_endian });
         }
-        let n_tensors = count(&mut cursor, "the tensor count", MIN_TENSOR)?;
-        let n_keys = count(&mut cursor, "the metadata count", MIN_PAIR)?;
+        let n_tensors = count(&mut cursor, "the tensor count", MIN_TENSOR, MAX_TENSORS)?;
+        let n_keys = count(&mut cursor, "the metadata count", MIN_PAIR, MAX_KEYS)?;
 
         let (keys, key_index) = read_keys(&mut cursor, n_keys)?;
         let alignment = alignment(bytes, &keys, &key_index)?;
@@ -75,13 +78,17 @@ impl Header {
     }
 }
 
-/// A count of records, refused when the rest of the file could not hold that many of `min_bytes` each.
-fn count(cursor: &mut Cursor<'_>, what: &str, min_bytes: u64) -> Result<u64, GgufError> {
+/// A count of records, refused when the rest of the file could not hold that many of `min_bytes` each, or when no model has
+/// so many.
+fn count(cursor: &mut Cursor<'_>, what: &str, min_bytes: u64, max: u64) -> Result<u64, GgufError> {
     let offset = cursor.offset();
     let n = cursor.u64(what)?;
     let needed = n.saturating_mul(min_bytes);
     if needed > cursor.left() {
         return Err(GgufError::Truncated { what: format!("{what} ({n})"), offset, needed, left: cursor.left() });
+    }
+    if n > max {
+        return Err(invalid(what.to_owned(), offset, n, &format!("at most {max}")));
     }
     Ok(n)
 }
@@ -132,7 +139,7 @@ type Tensors = (Vec<Tensor>, HashMap<String, usize>);
 struct Record {
     name: String,
     dtype: DType,
-    shape: Vec<usize>,
+    shape: Shape,
     offset: u64,
     bytes: u64,
     at: usize,
@@ -162,7 +169,7 @@ fn read_tensors(cursor: &mut Cursor<'_>, n: u64, alignment: u64, len: usize) -> 
         if index.insert(name.clone(), tensors.len()).is_some() {
             return Err(invalid(format!("tensor '{name}'"), at, "a second record", "each name once"));
         }
-        tensors.push(Tensor { name, dtype, shape, start, end });
+        tensors.push(Tensor { name, dtype, shape, pieces: vec![Piece { store: 0, start, end }] });
     }
     Ok((tensors, index))
 }
@@ -174,10 +181,10 @@ fn read_record(cursor: &mut Cursor<'_>, i: u64, alignment: u64) -> Result<Record
 
     let dims_at = cursor.offset();
     let n_dims = cursor.u32(&field("the number of dimensions"))?;
-    if !(1..=MAX_DIMS).contains(&n_dims) {
+    if !(1..=MAX_DIMS as u32).contains(&n_dims) {
         return Err(invalid(field("the number of dimensions"), dims_at, n_dims, "1 to 4"));
     }
-    let mut shape = Vec::with_capacity(MAX_DIMS as usize);
+    let mut shape = Vec::with_capacity(MAX_DIMS);
     let mut elements = 1u64;
     for _ in 0..n_dims {
         let dim_at = cursor.offset();
@@ -189,9 +196,8 @@ fn read_record(cursor: &mut Cursor<'_>, i: u64, alignment: u64) -> Result<Record
         elements = product;
         shape.push(size);
     }
-    let type_at = cursor.offset();
-    let id = cursor.u32(&field("the type"))?;
-    let dtype = DType::from_id(id).ok_or_else(|| invalid(field("the type"), type_at, id, "a ggml type number"))?;
+    // A type without a name here has a size that nobody knows: its tensor is taken as empty, and refused when used.
+    let dtype = DType::from_id(cursor.u32(&field("the type"))?);
     // Blocks run along the first dimension in the file, the innermost one.
     let row = shape.first().map_or(0, |first| *first as u64);
     if !row.is_multiple_of(dtype.block_len()) {
@@ -207,20 +213,23 @@ fn read_record(cursor: &mut Cursor<'_>, i: u64, alignment: u64) -> Result<Record
         return Err(invalid(field("the offset"), offset_at, offset, &format!("a multiple of {alignment}")));
     }
     shape.reverse();
+    let shape =
+        Shape::new(&shape).ok_or_else(|| invalid(field("the number of dimensions"), dims_at, n_dims, "1 to 4"))?;
     Ok(Record { name, dtype, shape, offset, bytes, at })
 }
 
 /// Refuses tensors that share bytes: sorted by start, each must begin where the one before has ended.
 fn check_overlap(tensors: &[Tensor]) -> Result<(), GgufError> {
-    let mut order: Vec<&Tensor> = tensors.iter().collect();
-    order.sort_by_key(|tensor| tensor.start);
-    for (first, second) in order.iter().zip(order.iter().skip(1)) {
-        if second.start < first.end {
+    let mut order: Vec<(&str, &Piece)> =
+        tensors.iter().filter_map(|t| Some((t.name.as_str(), t.pieces.first()?))).collect();
+    order.sort_by_key(|(_, piece)| (piece.start, piece.end));
+    for ((first, before), (second, after)) in order.iter().zip(order.iter().skip(1)) {
+        if after.start < before.end {
             return Err(GgufError::Overlap {
-                first: first.name.clone(),
-                end: first.end as u64,
-                second: second.name.clone(),
-                offset: second.start as u64,
+                first: (*first).to_owned(),
+                end: before.end as u64,
+                second: (*second).to_owned(),
+                offset: after.start as u64,
             });
         }
     }

@@ -29,7 +29,7 @@ impl<'a, B: Backend> Weights<'a, B> {
                 expected: expected.to_vec(),
             });
         }
-        self.bytes = self.bytes.saturating_add(tensor.data.len() as u64);
+        self.bytes = self.bytes.saturating_add(tensor.bytes());
         Ok(tensor)
     }
 

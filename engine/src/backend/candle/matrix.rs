@@ -50,7 +50,15 @@ pub(super) fn quantised(tensor: &TensorView<'_>, device: &Device) -> Result<QTen
         dtype: tensor.dtype,
         supported: SUPPORTED,
     })?;
-    Ok(hold(tensor.data, dtype, tensor.shape, device)?)
+    check_finite(tensor)?;
+    Ok(hold(tensor.data, dtype, &tensor.shape, device)?)
+}
+
+fn check_finite(tensor: &TensorView<'_>) -> Result<(), LoadError> {
+    match tensor.not_finite() {
+        Some(row) => Err(LoadError::NotFinite { tensor: tensor.name.to_owned(), row }),
+        None => Ok(()),
+    }
 }
 
 fn hold(data: &[u8], dtype: GgmlDType, shape: &[usize], device: &Device) -> Result<QTensor, BackendError> {
@@ -85,7 +93,7 @@ pub enum Matrix {
 
 impl Matrix {
     pub(super) fn load(tensor: &TensorView<'_>, device: &Device) -> Result<Self, LoadError> {
-        let &[outputs, inputs] = tensor.shape else {
+        let [outputs, inputs] = *tensor.shape else {
             return Err(LoadError::TensorShape {
                 tensor: tensor.name.to_owned(),
                 found: tensor.shape.to_vec(),
@@ -101,6 +109,7 @@ impl Matrix {
             dtype: tensor.dtype,
             supported: SUPPORTED,
         })?;
+        check_finite(tensor)?;
         let rows = (TILE_VALUES / inputs.max(1)).clamp(1, outputs.max(1));
         let row_bytes = tensor.data.len() / outputs.max(1);
         let tiles = tensor

@@ -44,7 +44,7 @@ fn every_type_multiplies_and_looks_up_its_stored_values() {
         let expected = stored.dequantize(&Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
         let data = stored.data().unwrap();
         assert_eq!(data.len() as u64, dtype.bytes_for((OUTPUTS * INPUTS) as u64).unwrap(), "{dtype}");
-        let matrix = backend.load_matrix(&TensorView { name: "w", dtype, shape: &shape, data: &data }).unwrap();
+        let matrix = backend.load_matrix(&TensorView::new("w", dtype, &shape, &data).unwrap()).unwrap();
 
         let ids = [0u32, 31, 32, 63, 64, 69, 1];
         let found = backend.download(backend.lookup(&matrix, &ids).unwrap()).unwrap();
@@ -67,7 +67,7 @@ fn every_type_multiplies_and_looks_up_its_stored_values() {
 
 #[test]
 fn other_types_are_refused_by_name() {
-    let view = TensorView { name: "w", dtype: DType::IQ2_XS, shape: &[1, 256], data: &[0; 74] };
+    let view = TensorView::new("w", DType::IQ2_XS, &[1, 256], &[0; 74]).unwrap();
     let Err(error @ LoadError::UnsupportedType { .. }) = Candle::cpu().load_matrix(&view) else {
         panic!("it was taken");
     };
