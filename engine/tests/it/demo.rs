@@ -50,7 +50,7 @@ fn answers(questions: &[Question]) -> Vec<String> {
     let mut answer = |question: &Question| {
         chain.truncate(0);
         let text = template.render(&[Message::new("user", &question.question)], true, &serde_json::Map::new()).unwrap();
-        let mut sampler = Sampler::new(SamplerConfig { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 });
+        let mut sampler = Sampler::new(SamplerConfig::default(), &[]).unwrap();
         let mut logits = chain.advance(&tokenizer.encode_chat(&text)).unwrap();
         let mut ids = Vec::new();
         while ids.len() < MAX_TOKENS {
