@@ -30,6 +30,7 @@ mod swarm;
 mod telemetry;
 
 pub use inference::{
-    FinishReason, HopReport, InferError, InferEvent, InferRequest, PromptForm, Route, RouteHop, Summary,
+    FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PromptForm, Route, RouteHop, Summary,
+    TokenLogprobs,
 };
 pub use node::{Node, NodeBuilder, StartError};

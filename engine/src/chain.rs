@@ -101,8 +101,8 @@ pub fn logits_for(gguf: &Gguf, ids: &[u32], cuts: &[usize]) -> Result<Vec<f32>, 
 /// Natural logarithms of the softmax of `logits`, summed in `f64`.
 pub fn log_probs(logits: &[f32]) -> Vec<f32> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|logit| f64::from(logit - max).exp()).sum();
-    let offset = f64::from(max) + sum.ln();
+    let sum: f64 = logits.iter().map(|logit| libm::exp(f64::from(logit - max))).sum();
+    let offset = f64::from(max) + libm::log(sum);
     #[allow(clippy::cast_possible_truncation, reason = "log-probabilities are wanted in f32")]
     logits.iter().map(|logit| (f64::from(*logit) - offset) as f32).collect()
 }

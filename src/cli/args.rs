@@ -1,10 +1,13 @@
 //! The command line, as clap reads it.
 
+mod sampling;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use libp2p::Multiaddr;
 
+pub(crate) use self::sampling::SamplingArgs;
 use crate::{
     address::{PeerAddress, parse_multiaddr, parse_peer_address},
     inference::serve::LayerChoice,
@@ -165,6 +168,7 @@ const INFER_EXAMPLES: &str = "Examples:
   quelea infer \"What is a relay?\"                               through the local daemon
   quelea infer -b /ip4/203.0.113.7/tcp/8468/p2p/12D3… \"hi\"       as a passing peer, no daemon
   quelea infer --model model.gguf --temperature 0.8 --seed 7 \"Once upon\"
+  quelea infer --stop '.' --logprobs 3 \"What is a relay?\"        the first sentence, token by token
   quelea infer --model model.gguf --route local \"hi\"             unsplit, on this machine alone";
 
 #[derive(Debug, Args)]
@@ -196,24 +200,21 @@ pub(crate) struct InferArgs {
     /// Most tokens to answer with
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_tokens: u32,
-    /// 0 takes the likeliest token each time
-    #[arg(long, default_value_t = 0.0, value_parser = parse_temperature)]
-    pub(crate) temperature: f32,
-    /// Draw among this many likeliest tokens; 0 for all
-    #[arg(long, default_value_t = 40)]
-    pub(crate) top_k: usize,
-    /// Draw among the likeliest tokens that together have this probability
-    #[arg(long, default_value_t = 0.95, value_parser = parse_probability)]
-    pub(crate) top_p: f32,
-    /// Seed of the draws; the same seed gives the same text
-    #[arg(long, default_value_t = 0)]
-    pub(crate) seed: u64,
+    /// End the answer before this text (repeatable)
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Tell each token's log-probability in the raw logits, and those of this many alternatives
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(..=20))]
+    pub(crate) logprobs: Option<u8>,
     /// Go on after the model's end-of-text token
     #[arg(long)]
     pub(crate) ignore_eos: bool,
     /// How long one step (a token, or a chunk of the prompt) may take before the request fails
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_duration)]
     pub(crate) timeout: Duration,
+    // Last: its heading would stand over what follows.
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -335,21 +336,6 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         Ok(Duration::from_secs_f64(seconds))
     } else {
         Err(format!("{text:?} is out of range: between 10ms and 60m"))
-    }
-}
-
-fn parse_temperature(text: &str) -> Result<f32, String> {
-    in_range(text, 0.0..=100.0)
-}
-
-fn parse_probability(text: &str) -> Result<f32, String> {
-    in_range(text, 0.0..=1.0)
-}
-
-fn in_range(text: &str, range: std::ops::RangeInclusive<f32>) -> Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(value) if range.contains(&value) => Ok(value),
-        _ => Err(format!("expected a number between {} and {}", range.start(), range.end())),
     }
 }
 

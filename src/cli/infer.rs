@@ -14,7 +14,10 @@ use super::{
     output::{data, data_line, note, printable},
 };
 use crate::{
-    inference::{FinishReason, InferError, InferEvent, InferRequest, PromptForm, Route, RouteHop, Summary},
+    inference::{
+        FinishReason, InferError, InferEvent, InferRequest, LikelyToken, PromptForm, Route, RouteHop, Summary,
+        TokenLogprobs,
+    },
     node::{GRACE, Node, settings::Settings},
 };
 
@@ -49,15 +52,24 @@ fn request(args: &InferArgs) -> Result<InferRequest, CliError> {
         (_, true) => PromptForm::Raw,
         _ => PromptForm::Auto,
     };
+    let sampling = &args.sampling;
     Ok(InferRequest {
         model: absolute(&args.model),
         form,
         system: args.system.clone(),
         max_tokens: args.max_tokens,
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        seed: args.seed,
+        temperature: sampling.temperature,
+        top_k: sampling.top_k,
+        top_p: sampling.top_p,
+        min_p: sampling.min_p,
+        repeat_penalty: sampling.repeat_penalty,
+        presence_penalty: sampling.presence_penalty,
+        frequency_penalty: sampling.frequency_penalty,
+        repeat_last_n: sampling.repeat_last_n,
+        logit_bias: sampling.logit_bias.iter().copied().collect(),
+        stop: args.stop.clone(),
+        logprobs: args.logprobs.map(usize::from),
+        seed: sampling.seed,
         ignore_eos: args.ignore_eos,
         step_timeout_ms: u64::try_from(args.timeout.as_millis()).unwrap_or(u64::MAX),
         route: match args.route {
@@ -200,6 +212,9 @@ impl Show {
             return data_line(&document("quelea.infer/v1", summary, json!({ "route": route }))?);
         }
         data_line("")?;
+        for likely in summary.logprobs.iter().flatten() {
+            note(&logprob_line(likely));
+        }
         note(&footer(route, summary));
         Ok(())
     }
@@ -224,9 +239,10 @@ pub(super) fn footer(route: &[RouteHop], summary: &Summary) -> String {
     let stages: Vec<String> = route.iter().map(|hop| format!("{} [{}]", short(&hop.peer), hop.layers)).collect();
     let stages = if stages.is_empty() { "here, unsplit".into() } else { stages.join(" → ") };
     lines.push(format!("route:        {stages}"));
-    let why = match summary.finish_reason {
-        FinishReason::Stop => "the model stopped",
-        FinishReason::Length => "the length was reached",
+    let why = match (summary.finish_reason, &summary.stop_string) {
+        (FinishReason::Stop, Some(stop)) => format!("stopped before {stop:?}"),
+        (FinishReason::Stop, None) => "the model stopped".into(),
+        (FinishReason::Length, _) => "the length was reached".into(),
     };
     let rate = summary.tokens_per_s.map_or_else(String::new, |rate| format!(", {rate:.1} tokens/s"));
     lines.push(format!("answer:       {} token(s){rate} ({why})", summary.ids.len()));
@@ -247,6 +263,13 @@ pub(super) fn footer(route: &[RouteHop], summary: &Summary) -> String {
         ));
     }
     lines.join("\n")
+}
+
+/// A token, its log-probability, and the alternatives.
+fn logprob_line(likely: &TokenLogprobs) -> String {
+    let shown = |token: &LikelyToken| format!("{:?} {:.3}", token.token, token.logprob);
+    let others: Vec<String> = likely.top_logprobs.iter().map(shown).collect();
+    format!("{:<24} {}", shown(&likely.chosen), others.join("  ")).trim_end().to_owned()
 }
 
 /// A peer id that fits a line.

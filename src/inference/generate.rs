@@ -5,17 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use quelea_engine::{
-    PREFILL_CHUNK,
-    sampler::{Sampler, SamplerConfig},
-    template::Message,
-};
+use quelea_engine::{PREFILL_CHUNK, template::Message};
 use quelea_wire::ErrorCode;
 use tokio::sync::mpsc;
 
 use super::{
     models::Ends,
     pipeline::Pipeline,
+    sampling::{self, Picker, Text},
     types::{FinishReason, InferError, InferEvent, InferRequest, PromptForm, Summary},
 };
 
@@ -23,16 +20,11 @@ use super::{
 pub(super) const SLOW_CALLER: Duration = Duration::from_secs(60);
 
 /// Whether the request makes sense at all, before anybody works for it.
-pub(crate) fn check(request: &InferRequest) -> Result<(), InferError> {
-    let usage = |message: String| Err(InferError::new(ErrorCode::Usage, message));
+pub(crate) fn check(ends: &Ends, request: &InferRequest) -> Result<(), InferError> {
     if request.max_tokens == 0 {
-        return usage("max_tokens must be at least 1".into());
+        return Err(InferError::new(ErrorCode::Usage, "max_tokens must be at least 1"));
     }
-    sampling(request).check().or_else(|error| usage(error.to_string()))
-}
-
-fn sampling(request: &InferRequest) -> SamplerConfig {
-    SamplerConfig { temperature: request.temperature, top_k: request.top_k, top_p: request.top_p, seed: request.seed }
+    sampling::settings(request, ends.stage.hparams().vocab).map(drop)
 }
 
 /// The prompt's token ids, as the request's form says.
@@ -86,27 +78,31 @@ pub(crate) async fn generate(
     events: &mpsc::Sender<InferEvent>,
     started: Instant,
 ) -> Result<Summary, InferError> {
-    let mut sampler = Sampler::new(sampling(request));
+    let mut picker = Picker::new(ends, request, prompt)?;
+    let mut text = Text::new(&ends.tokenizer, &request.stop)?;
     let eos = ends.tokenizer.eos_ids();
     let limit = usize::try_from(max_rows(ends, request, prompt.len())).unwrap_or(usize::MAX);
-    let mut decoder = ends.tokenizer.decoder();
-    let mut text = String::new();
     let mut ids = Vec::new();
+    let mut logprobs = request.logprobs.map(|_| Vec::new());
     let mut first_token = None;
 
     let prefill_started = Instant::now();
     let mut row = prefill(ends, pipeline, prompt).await?;
     let prompt_time = prefill_started.elapsed();
     let finish_reason = loop {
-        let id = pick(ends, &mut sampler, row).await?;
+        let (next, id, likely) = picker.pick(row).await?;
+        picker = next;
         first_token.get_or_insert_with(Instant::now);
         if eos.contains(&id) && !request.ignore_eos {
             break FinishReason::Stop;
         }
         ids.push(id);
-        let piece = decoder.push(id);
-        text.push_str(&piece);
-        send(events, InferEvent::Text { text: piece, id }).await?;
+        let piece = text.push(id);
+        logprobs.iter_mut().for_each(|all| all.extend(likely.clone()));
+        send(events, InferEvent::Text { text: piece, id, logprobs: likely.map(Box::new) }).await?;
+        if text.stop.is_some() {
+            break FinishReason::Stop;
+        }
         if prompt.len() + ids.len() >= limit || ids.len() >= usize::try_from(request.max_tokens).unwrap_or(usize::MAX) {
             break FinishReason::Length;
         }
@@ -114,10 +110,10 @@ pub(crate) async fn generate(
         let embedded = ends.stage.embed(&[id]).map_err(|e| engine(&e))?;
         row = pipeline.decode(embedded, pos).await?;
     };
-    let rest = decoder.finish();
+    let rest = text.finish();
     if !rest.is_empty() {
-        text.push_str(&rest);
-        send(events, InferEvent::Text { text: rest, id: ids.last().copied().unwrap_or_default() }).await?;
+        let id = ids.last().copied().unwrap_or_default();
+        send(events, InferEvent::Text { text: rest, id, logprobs: None }).await?;
     }
 
     let total = started.elapsed();
@@ -127,9 +123,11 @@ pub(crate) async fn generate(
     Ok(Summary {
         model: ends.file.id.to_string(),
         profile: pipeline.profile().to_string(),
-        text,
+        stop_string: text.stop.and_then(|stop| request.stop.get(stop)).cloned(),
+        text: text.shown,
         prompt_ids: prompt.to_vec(),
         finish_reason,
+        logprobs,
         hops: pipeline.finish().await,
         ttft_s: ttft.as_secs_f64(),
         total_s: total.as_secs_f64(),
@@ -148,16 +146,6 @@ async fn prefill(ends: &Arc<Ends>, pipeline: &mut Pipeline, prompt: &[u32]) -> R
         pos += chunk.len();
     }
     pipeline.end_of_prefill().await
-}
-
-/// The head and the draw. The head of a large model takes milliseconds, so it runs off the async threads.
-async fn pick(ends: &Arc<Ends>, sampler: &mut Sampler, row: Vec<f32>) -> Result<u32, InferError> {
-    let ends = ends.clone();
-    let logits = tokio::task::spawn_blocking(move || ends.stage.logits(&row))
-        .await
-        .map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?
-        .map_err(|e| engine(&e))?;
-    sampler.sample(&logits).map_err(|e| InferError::new(ErrorCode::EngineFailed, e.to_string()))
 }
 
 async fn send(events: &mpsc::Sender<InferEvent>, event: InferEvent) -> Result<(), InferError> {

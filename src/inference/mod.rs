@@ -5,7 +5,7 @@
 //! | `types` | requests, events and errors, as people and programs see them |
 //! | `models` | model files that this node can ask about |
 //! | `discover`, `chain` | who holds what, and which of them to use |
-//! | `generate`, `pipeline` | prompt to text, wherever the layers run |
+//! | `generate`, `sampling`, `pipeline` | prompt to text, wherever the layers run |
 //! | `coordinator` | one session over a chain, from the side that asks |
 //! | `plane`, `links`, `stage` | everything on shard streams: tasks, outgoing links, sessions served |
 //! | `fair` | who gives way when a stage is full |
@@ -21,6 +21,7 @@ pub(crate) mod models;
 mod pipeline;
 pub(crate) mod plane;
 pub(crate) mod publish;
+mod sampling;
 pub(crate) mod serve;
 mod stage;
 mod types;
@@ -35,7 +36,8 @@ use quelea_wire::{ErrorCode, ModelId};
 use tokio::sync::mpsc;
 
 pub use self::types::{
-    FinishReason, HopReport, InferError, InferEvent, InferRequest, PromptForm, Route, RouteHop, Summary,
+    FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PromptForm, Route, RouteHop, Summary,
+    TokenLogprobs,
 };
 use self::{
     coordinator::{ChainSession, SessionSpec},
@@ -93,7 +95,7 @@ impl Asker {
     ) -> Result<Summary, InferError> {
         let ends = self.models.ends(&request.model).await?;
         *model = Some(ends.file.id);
-        generate::check(request)?;
+        generate::check(&ends, request)?;
         let prompt = generate::prompt_ids(&ends, request)?;
         let max_rows = generate::max_rows(&ends, request, prompt.len());
         let mut pipeline = match request.route {

@@ -1,6 +1,6 @@
 //! A request for text, the events it produces, and how it can fail: the same over the API, the CLI and the library.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use quelea_wire::ErrorCode;
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,30 @@ pub struct InferRequest {
     /// Draw among the likeliest tokens that together have this probability.
     #[serde(default = "default_top_p")]
     pub top_p: f32,
+    /// Draw only tokens at least this share as likely as the likeliest; 0 for all.
+    #[serde(default)]
+    pub min_p: f32,
+    /// Makes tokens of prompt and answer less likely to come again; 1 is off.
+    #[serde(default = "default_repeat_penalty")]
+    pub repeat_penalty: f32,
+    /// Makes tokens of the answer less likely to come again; 0 is off.
+    #[serde(default)]
+    pub presence_penalty: f32,
+    /// The same, for each time that the token is there.
+    #[serde(default)]
+    pub frequency_penalty: f32,
+    /// The penalties look at so many of the last tokens; -1 for all of them.
+    #[serde(default = "default_repeat_last_n")]
+    pub repeat_last_n: i64,
+    /// Added to the logits of these tokens; -100 bans a token, 100 allows no others.
+    #[serde(default)]
+    pub logit_bias: BTreeMap<u32, f32>,
+    /// Texts that end the answer. They are not part of it.
+    #[serde(default)]
+    pub stop: Vec<String>,
+    /// Tell each token's log-probability, and those of this many alternatives.
+    #[serde(default)]
+    pub logprobs: Option<usize>,
     /// Seed of the draws.
     #[serde(default)]
     pub seed: u64,
@@ -77,6 +101,14 @@ fn default_top_p() -> f32 {
     1.0
 }
 
+fn default_repeat_penalty() -> f32 {
+    1.0
+}
+
+fn default_repeat_last_n() -> i64 {
+    64
+}
+
 fn default_step_timeout_ms() -> u64 {
     10_000
 }
@@ -94,6 +126,14 @@ impl InferRequest {
             temperature: 0.0,
             top_k: 0,
             top_p: default_top_p(),
+            min_p: 0.0,
+            repeat_penalty: default_repeat_penalty(),
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repeat_last_n: default_repeat_last_n(),
+            logit_bias: BTreeMap::new(),
+            stop: Vec::new(),
+            logprobs: None,
             seed: 0,
             ignore_eos: false,
             step_timeout_ms: default_step_timeout_ms(),
@@ -138,10 +178,33 @@ pub struct HopReport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
-    /// The model said that it was done.
+    /// The model said that it was done, or one of the request's stop strings came.
     Stop,
     /// `max_tokens` or the model's context was reached.
     Length,
+}
+
+/// A token that the model found likely.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LikelyToken {
+    /// The token's id.
+    pub id: u32,
+    /// Its text; bytes that are no whole character show as U+FFFD.
+    pub token: String,
+    /// Its bytes. Those of an answer's tokens, joined, are the answer.
+    pub bytes: Vec<u8>,
+    /// The natural logarithm of its probability, by the raw logits: at temperature 1, before penalties, bias and cuts.
+    pub logprob: f32,
+}
+
+/// How likely the model found a token of the answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogprobs {
+    /// The token.
+    #[serde(flatten)]
+    pub chosen: LikelyToken,
+    /// The likeliest tokens in its place, the likeliest first; as many as were asked for.
+    pub top_logprobs: Vec<LikelyToken>,
 }
 
 /// What a finished request amounted to.
@@ -155,10 +218,16 @@ pub struct Summary {
     pub text: String,
     /// The prompt's token ids.
     pub prompt_ids: Vec<u32>,
-    /// The answer's token ids, without the end-of-text token.
+    /// The answer's token ids, without the end-of-text token, but with those of a stop string.
     pub ids: Vec<u32>,
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// The stop string that ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_string: Option<String>,
+    /// Log-probabilities of `ids`, one for each, when they were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<Vec<TokenLogprobs>>,
     /// Who did what, in the order of the layers; empty when everything ran here.
     pub hops: Vec<HopReport>,
     /// Seconds from the request to the first token.
@@ -183,12 +252,16 @@ pub enum InferEvent {
         /// The stages in order; empty when everything runs here.
         hops: Vec<RouteHop>,
     },
-    /// More text. Always whole characters; may be empty while a character is incomplete.
+    /// More text. Always whole characters; may be empty while a character is incomplete, or while the text may still
+    /// become a stop string.
     Text {
         /// The new text.
         text: String,
-        /// The token it came from.
+        /// The token that brought it.
         id: u32,
+        /// The token's log-probability, when that was asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        logprobs: Option<Box<TokenLogprobs>>,
     },
     /// The end, when all went well.
     Done {

@@ -35,15 +35,6 @@ pub fn log_prob(logits: &[f32], id: u32, top: usize) -> Result<TokenLogProb, Sam
     })
 }
 
-/// The log-probabilities of all tokens in order of ids, as [`log_prob`] has them.
-///
-/// # Errors
-/// As [`log_prob`].
-pub fn log_probs(logits: &[f32]) -> Result<Vec<f32>, SamplerError> {
-    let offset = log_sum(logits, Vocab::of(logits)?);
-    Ok(logits.iter().map(|logit| less(*logit, offset)).collect())
-}
-
 /// The logarithm of the sum of the exponentials of all logits.
 #[expect(clippy::cast_precision_loss, reason = "40 bits of a sum are plenty for a logarithm in f32")]
 fn log_sum(logits: &[f32], vocab: Vocab) -> f64 {

@@ -39,7 +39,7 @@ mod stop;
 mod weight;
 
 pub use config::{LOGIT_BIAS, MAX_STOP_BYTES, MAX_STOPS, MAX_TOP_LOGPROBS, SamplerConfig, SamplerError};
-pub use logprobs::{TokenLogProb, log_prob, log_probs};
+pub use logprobs::{TokenLogProb, log_prob};
 pub use stop::{StopMatcher, Stopped};
 
 use config::Vocab;

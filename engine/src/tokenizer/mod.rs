@@ -11,7 +11,7 @@ mod special;
 mod spm;
 mod vocab;
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 pub use decode::Decoder;
 pub use vocab::TokenType;
@@ -288,6 +288,11 @@ impl Tokenizer {
     /// The token's text as the vocabulary spells it (`Ġthe`, `▁the`, `<|im_end|>`).
     pub fn piece(&self, id: u32) -> Option<&str> {
         self.0.vocab.text(id)
+    }
+
+    /// The bytes that the token adds to a text: none for a control token.
+    pub fn bytes(&self, id: u32) -> Cow<'_, [u8]> {
+        self.0.vocab.bytes(id)
     }
 
     /// The id of the token that the vocabulary spells so.

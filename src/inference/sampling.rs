@@ -1,0 +1,137 @@
+//! The engine's sampler, as a request asks for it: settings, draws, and the text that comes of them.
+
+use std::sync::Arc;
+
+use quelea_engine::{
+    sampler::{MAX_TOP_LOGPROBS, Sampler, SamplerConfig, SamplerError, StopMatcher, Stopped, TokenLogProb, log_prob},
+    tokenizer::{Decoder, Tokenizer},
+};
+use quelea_wire::ErrorCode;
+
+use super::{
+    generate::engine,
+    models::Ends,
+    types::{InferError, InferRequest, LikelyToken, TokenLogprobs},
+};
+
+/// The sampler's settings, once they make sense for a vocabulary of this size.
+pub(super) fn settings(request: &InferRequest, vocab: usize) -> Result<SamplerConfig, InferError> {
+    let usage = |message: String| InferError::new(ErrorCode::Usage, message);
+    let repeat_last_n = match request.repeat_last_n {
+        -1 => usize::MAX,
+        n => usize::try_from(n).map_err(|_| {
+            usage(format!("repeat_last_n is {n}, expected a number of tokens, 0 for none or -1 for all"))
+        })?,
+    };
+    if let Some(top) = request.logprobs.filter(|top| *top > MAX_TOP_LOGPROBS) {
+        return Err(usage(format!("logprobs asks for {top} alternatives, expected at most {MAX_TOP_LOGPROBS}")));
+    }
+    let config = SamplerConfig {
+        temperature: request.temperature,
+        top_k: request.top_k,
+        top_p: request.top_p,
+        min_p: request.min_p,
+        repeat_penalty: request.repeat_penalty,
+        presence_penalty: request.presence_penalty,
+        frequency_penalty: request.frequency_penalty,
+        repeat_last_n,
+        logit_bias: request.logit_bias.clone(),
+        seed: request.seed,
+    };
+    let checked = config.check().and_then(|()| config.check_tokens(vocab));
+    checked.and_then(|()| StopMatcher::new(&request.stop)).map_err(|e| usage(e.to_string()))?;
+    Ok(config)
+}
+
+/// Head and sampler of one request.
+pub(super) struct Picker {
+    ends: Arc<Ends>,
+    sampler: Sampler,
+    /// Alternatives to tell with each token's log-probability, if any.
+    logprobs: Option<usize>,
+}
+
+impl Picker {
+    pub(super) fn new(ends: &Arc<Ends>, request: &InferRequest, prompt: &[u32]) -> Result<Self, InferError> {
+        let config = settings(request, ends.stage.hparams().vocab)?;
+        let sampler = Sampler::new(config, prompt).map_err(|e| failed(&e))?;
+        Ok(Self { ends: ends.clone(), sampler, logprobs: request.logprobs })
+    }
+
+    /// The token after `row`, and how likely it was when the request asks for that. The head of a large model takes
+    /// milliseconds, so it runs off the async threads.
+    pub(super) async fn pick(self, row: Vec<f32>) -> Result<(Self, u32, Option<TokenLogprobs>), InferError> {
+        let mut picker = self;
+        let pick = move || {
+            let logits = picker.ends.stage.logits(&row).map_err(|e| engine(&e))?;
+            let id = picker.sampler.sample(&logits).map_err(|e| failed(&e))?;
+            let likely = picker.logprobs.map(|top| log_prob(&logits, id, top)).transpose().map_err(|e| failed(&e))?;
+            let likely = likely.map(|likely| described(&picker.ends.tokenizer, &likely));
+            Ok((picker, id, likely))
+        };
+        tokio::task::spawn_blocking(pick).await.map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?
+    }
+}
+
+fn failed(error: &SamplerError) -> InferError {
+    InferError::new(ErrorCode::EngineFailed, error.to_string())
+}
+
+fn described(tokenizer: &Tokenizer, likely: &TokenLogProb) -> TokenLogprobs {
+    let token = |id: u32, logprob: f32| {
+        let bytes = tokenizer.bytes(id).into_owned();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        // A control token has no text in an answer, but a name.
+        let token = if text.is_empty() { tokenizer.piece(id).unwrap_or_default().to_owned() } else { text };
+        LikelyToken { id, token, bytes, logprob }
+    };
+    TokenLogprobs {
+        chosen: token(likely.id, likely.logprob),
+        top_logprobs: likely.top.iter().map(|(id, logprob)| token(*id, *logprob)).collect(),
+    }
+}
+
+/// The text of an answer, token by token, up to a stop string.
+pub(super) struct Text {
+    decoder: Decoder,
+    stops: StopMatcher,
+    /// All that may be shown so far.
+    pub(super) shown: String,
+    /// The stop string that ended the text, counted from 0.
+    pub(super) stop: Option<usize>,
+}
+
+impl Text {
+    pub(super) fn new(tokenizer: &Tokenizer, stops: &[String]) -> Result<Self, InferError> {
+        let stops = StopMatcher::new(stops).map_err(|e| InferError::new(ErrorCode::Usage, e.to_string()))?;
+        Ok(Self { decoder: tokenizer.decoder(), stops, shown: String::new(), stop: None })
+    }
+
+    /// The text that a token makes ready to be shown.
+    pub(super) fn push(&mut self, id: u32) -> String {
+        let piece = self.decoder.push(id);
+        self.add(&piece)
+    }
+
+    /// What is left when no more tokens come.
+    pub(super) fn finish(&mut self) -> String {
+        if self.stop.is_some() {
+            return String::new();
+        }
+        let rest = self.decoder.finish();
+        let mut rest = self.add(&rest);
+        if self.stop.is_none() {
+            let held = self.stops.finish();
+            self.shown.push_str(&held);
+            rest.push_str(&held);
+        }
+        rest
+    }
+
+    fn add(&mut self, piece: &str) -> String {
+        let Stopped { text, stop } = self.stops.push(piece);
+        self.stop = stop;
+        self.shown.push_str(&text);
+        text
+    }
+}
