@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "helpers of tests fail loudly, as tests do")]
 
 mod demo;
+mod families;
 mod gguf;
 mod manifest;
 mod models;

@@ -13,14 +13,15 @@ const STEPS: usize = 24;
 const SAME: f64 = 1e-3;
 
 /// What an engine gave for one prompt.
-struct Case {
-    ids: Vec<u32>,
-    first: Vec<f32>,
+pub struct Case {
+    pub prompt: String,
+    pub ids: Vec<u32>,
+    pub first: Vec<f32>,
     /// Token taken, and the log-probabilities of the likeliest, at each step.
-    steps: Vec<(u32, Vec<(usize, f32)>)>,
+    pub steps: Vec<(u32, Vec<(usize, f32)>)>,
 }
 
-fn cases(path: &Path) -> Vec<Case> {
+pub fn cases(path: &Path) -> Vec<Case> {
     let json: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
     let number = |v: &Value| v.as_f64().unwrap() as f32;
     let id = |v: &Value| u32::try_from(v.as_u64().unwrap()).unwrap();
@@ -30,6 +31,7 @@ fn cases(path: &Path) -> Vec<Case> {
         (id(&step["id"]), top)
     };
     let case = |case: &Value| Case {
+        prompt: case["prompt"].as_str().unwrap().to_owned(),
         ids: list(&case["prompt_ids"]).iter().map(id).collect(),
         first: list(&case["first_step_logprobs"]).iter().map(number).collect(),
         steps: list(&case["greedy"]).iter().map(step).collect(),
@@ -37,7 +39,7 @@ fn cases(path: &Path) -> Vec<Case> {
     list(&json["cases"]).iter().map(case).collect()
 }
 
-fn distance(a: &[f32], b: &[f32]) -> f64 {
+pub fn distance(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>() / a.len() as f64
 }
