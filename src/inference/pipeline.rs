@@ -7,7 +7,7 @@ use std::{
 
 use quelea_engine::{
     Span, Stage,
-    runner::{self, Job, Phase, Runner, RunnerConfig, SessionId},
+    runner::{self, Input, Job, Phase, Runner, RunnerConfig, SessionId, Want},
 };
 use quelea_wire::{ErrorCode, Profile};
 use tokio::sync::oneshot;
@@ -125,7 +125,8 @@ impl LocalLayers {
         let job = Job {
             session: self.session,
             pos,
-            rows,
+            input: Input::Rows(rows),
+            want: Want::Rows,
             phase,
             deadline: Instant::now() + self.step_timeout,
             reply: Box::new(move |result| drop(reply.send(result))),

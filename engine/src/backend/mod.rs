@@ -25,6 +25,10 @@ pub trait Backend: Send + Sync + 'static {
     /// The numeric profile's name: two peers of the same profile compute the same function.
     fn profile(&self) -> &'static str;
 
+    /// Whether a row's bits depend on nothing but the rows of its sequence up to it: not on what else is in the batch,
+    /// nor on how a prompt is cut.
+    fn is_exact(&self) -> bool;
+
     /// Takes a weight matrix; its shape has been checked.
     ///
     /// # Errors

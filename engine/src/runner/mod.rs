@@ -1,22 +1,34 @@
 //! The stage loop: one thread owns a span and all its sessions.
 //!
-//! **Order of a tick.** Sessions belong to groups: those of one coordinator. The thread runs as many decode jobs as there
-//! are sessions whose next job is one. Then it runs *one* prefill job (a chunk of at most [`MAX_ROWS`] rows). Then it
-//! looks at the queues again. In both, the groups have turns, whatever the number of their sessions; within a group
-//! decodes run in the order they came, and sessions with prefill work have turns. So a token waits for one chunk of
-//! somebody's long prompt and one job of each other group, and a prompt never for more than one token of each session.
-//! Within a session jobs and trims happen in the order they were submitted. Each job is computed by itself: the candle
-//! backend's numbers depend on the batch.
+//! **Order of a tick.** The thread takes the decode jobs that are ready, at most one of each session, and *one* prefill
+//! job (a chunk of at most [`MAX_ROWS`](crate::MAX_ROWS) rows), computes them as one batch, answers, and looks at the
+//! queues again. So the weights are read once for all of them, a token waits for one chunk of somebody's long prompt,
+//! and a prompt never for more than one token of each session.
+//!
+//! Sessions belong to groups: those of one coordinator, or of one tenant. The groups that have decodes ready give
+//! equally many to a batch, and prefills go in turns, whatever the number of their sessions. Within a group decodes run
+//! in the order they came, and sessions with prefill work have turns. Within a session jobs and trims happen in the
+//! order they were submitted.
+//!
+//! Where a backend's numbers depend on the batch ([`Stage::is_exact`] says no), the jobs of a tick are computed one by
+//! one in the same order. Where they do not, the thread waits a moment (a quarter of the last batch's time at most) for
+//! sessions that came back so quickly the last time, so that sessions share batches instead of taking turns.
+//!
+//! A job may give token ids where the stage holds the embedding, and ask for logits where it holds the head: the head's
+//! product is shared, too. A session over no layers does only that.
+//!
+//! A job that fails fails alone: what was computed together with it is computed again without it.
 //!
 //! **Bounds**, and what happens there:
 //!
 //! | what | bound | beyond it |
 //! |---|---|---|
 //! | jobs accepted and not answered | [`RunnerConfig::queue`] | [`SubmitError::QueueFull`] |
-//! | rows of a job | [`MAX_ROWS`] | [`SubmitError::Rows`] |
+//! | rows of a job | [`MAX_ROWS`](crate::MAX_ROWS) | [`SubmitError::Rows`] |
+//! | rows of a batch | [`MAX_BATCH_ROWS`](crate::MAX_BATCH_ROWS) | the rest waits for the next tick |
 //! | sessions | [`RunnerConfig::max_sessions`] | [`AdmissionError::Sessions`] |
 //! | KV pages | [`RunnerConfig::kv_pages`] | [`AdmissionError::Pages`] |
-//! | rows of a session | what it was opened for | [`StageError::Context`] in [`JobError::Stage`] |
+//! | rows of a session | what it was opened for | [`StageError::Context`](crate::StageError::Context) in [`JobError::Stage`] |
 //! | trims waiting | one between two jobs of a session | they are merged |
 //!
 //! Pages are taken when a session is opened, for all the rows it may ever hold, so that none is stopped half way; they
@@ -29,18 +41,17 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
+mod job;
 mod state;
 mod tick;
+mod turns;
 
-use std::{
-    ops::Range,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{ops::Range, sync::Arc};
 
+pub use job::{Input, Job, JobError, Output, Phase, Reply, SessionId, SubmitError, Want};
 use state::Shared;
 
-use crate::{KV_PAGE_ROWS, MAX_ROWS, Stage, StageError};
+use crate::{KV_PAGE_ROWS, Stage};
 
 /// Bounds of a stage loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,59 +65,6 @@ pub struct RunnerConfig {
     pub queue: usize,
 }
 
-/// A session in one runner. Never used twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SessionId(pub u64);
-
-/// What a job is part of; decides its place in a tick.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// New tokens of a running answer.
-    Decode,
-    /// A chunk of a prompt, or of a replay.
-    Prefill,
-}
-
-/// Hears a job's outcome, on the runner's thread: must not block.
-pub type Reply = Box<dyn FnOnce(Result<Output, JobError>) + Send>;
-
-/// Rows to run through the stage.
-pub struct Job {
-    /// The session.
-    pub session: SessionId,
-    /// Position of the first row: the session's length when the job's turn comes.
-    pub pos: u32,
-    /// `[n, hidden]`, at most [`MAX_ROWS`] rows.
-    pub rows: Vec<f32>,
-    /// Decode or prefill.
-    pub phase: Phase,
-    /// When the answer is of no use any more.
-    pub deadline: Instant,
-    /// Called once, unless the runner's thread dies: then it is dropped.
-    pub reply: Reply,
-}
-
-impl std::fmt::Debug for Job {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Job")
-            .field("session", &self.session)
-            .field("pos", &self.pos)
-            .field("phase", &self.phase)
-            .finish_non_exhaustive()
-    }
-}
-
-/// A job's result.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Output {
-    /// As many rows as went in.
-    pub rows: Vec<f32>,
-    /// Time spent computing.
-    pub compute: Duration,
-    /// Time between submission and the start of computing.
-    pub queued: Duration,
-}
-
 /// How busy a runner is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
@@ -118,6 +76,19 @@ pub struct Load {
     pub kv_pages_total: u32,
     /// Open sessions.
     pub sessions: usize,
+    /// What was done since the start.
+    pub totals: Totals,
+}
+
+/// What a runner has done since its start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Batches computed.
+    pub batches: u64,
+    /// Jobs answered in them.
+    pub jobs: u64,
+    /// Rows computed in them.
+    pub rows: u64,
 }
 
 /// Why a session was not opened.
@@ -149,58 +120,6 @@ pub enum AdmissionError {
     /// The runner's thread has ended.
     #[error("the stage has stopped")]
     Stopped,
-}
-
-/// Why a job was not accepted. The job's reply was dropped without being called.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SubmitError {
-    /// As many jobs as allowed wait.
-    #[error("the stage's queue of {bound} jobs is full")]
-    QueueFull {
-        /// The bound.
-        bound: usize,
-    },
-    /// The session is not open.
-    #[error("session {} is not open", session.0)]
-    UnknownSession {
-        /// The session.
-        session: SessionId,
-    },
-    /// Not a whole number of rows, none, or too many.
-    #[error("{values} values are not 1 to {} rows of {hidden}", MAX_ROWS)]
-    Rows {
-        /// Values given.
-        values: usize,
-        /// Values per row.
-        hidden: usize,
-    },
-    /// The runner's thread has ended.
-    #[error("the stage has stopped")]
-    Stopped,
-}
-
-/// Why a job has no result.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum JobError {
-    /// The job was for another position than the session's end.
-    #[error("rows are for position {found}, the session ends at {expected}")]
-    Position {
-        /// The session's length.
-        expected: u32,
-        /// The job's position.
-        found: u32,
-    },
-    /// Its turn came after its deadline.
-    #[error("the deadline passed before the stage came to the job")]
-    DeadlinePassed,
-    /// The session was closed, or the stage is stopping.
-    #[error("the session was closed")]
-    Closed,
-    /// The stage refused or failed.
-    #[error(transparent)]
-    Stage(#[from] StageError),
 }
 
 /// A handle to a stage loop. Clones share it; the thread ends when the last one is dropped.
@@ -250,7 +169,7 @@ impl Runner {
     }
 
     /// As [`Runner::open`], for a session that runs only some of the stage's layers, counted from its first. Its pages
-    /// count in full.
+    /// count in full; without layers it takes none.
     ///
     /// # Errors
     /// [`AdmissionError`].

@@ -2,13 +2,23 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    ops::{Bound, Range},
+    ops::Range,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use super::{AdmissionError, Job, Load, Phase, RunnerConfig, SessionId, SubmitError, pages_for};
-use crate::{Cache, MAX_ROWS, Stage};
+use super::{
+    AdmissionError, Input, Job, Load, Phase, RunnerConfig, SessionId, SubmitError, Totals, Want, pages_for,
+    turns::{Ready, in_turns},
+};
+use crate::{Cache, MAX_BATCH_ROWS, MAX_ROWS, Stage};
+
+/// Rows of decode jobs in a tick: the rest of a batch is kept for a chunk of a prompt.
+const MAX_DECODE_ROWS: usize = MAX_BATCH_ROWS - MAX_ROWS;
+
+/// The thread waits at most this part of the last batch's time for sessions that are about to come back with their next
+/// token, so that they share a batch instead of taking turns.
+const GATHER_SHARE: u32 = 4;
 
 pub(super) struct Shared {
     pub(super) stage: Stage,
@@ -32,6 +42,9 @@ struct State {
     last_prefill: Option<u64>,
     /// Prefills taken so far.
     prefills: u64,
+    totals: Totals,
+    /// How long the last batch took.
+    last_batch: Duration,
     stopping: bool,
 }
 
@@ -44,6 +57,9 @@ struct Session {
     /// Absent while the thread computes with it.
     cache: Option<Cache>,
     closing: bool,
+    /// When its last job was answered, and how long it took to come back with a decode after the one before.
+    answered: Option<Instant>,
+    returns_after: Option<Duration>,
 }
 
 enum Item {
@@ -55,6 +71,7 @@ enum Item {
 pub(super) struct Pending {
     pub(super) job: Job,
     pub(super) since: Instant,
+    pub(super) rows: usize,
     number: u64,
 }
 
@@ -68,8 +85,8 @@ pub(super) struct Taken {
 pub(super) enum Next {
     /// Answer these: their sessions were closed.
     Orphans(Vec<Job>),
-    /// Work that is ready: at least one job.
-    Tick,
+    /// The next jobs of these sessions are to be computed now, in this order.
+    Tick(Vec<SessionId>),
     /// The last handle is gone; answer these and end.
     Stop(Vec<Job>),
 }
@@ -89,7 +106,8 @@ impl Shared {
         if max_rows as usize > context {
             return Err(AdmissionError::Context { max_rows, context });
         }
-        let needed_pages = pages_for(max_rows);
+        let cache = self.stage.new_cache_over(layers, max_rows as usize);
+        let needed_pages = if cache.layers() == 0 { 0 } else { pages_for(max_rows) };
         let mut state = self.lock();
         if state.stopping {
             return Err(AdmissionError::Stopped);
@@ -104,18 +122,42 @@ impl Shared {
         state.pages_taken = state.pages_taken.saturating_add(needed_pages);
         let id = SessionId(state.next_session);
         state.next_session = state.next_session.wrapping_add(1);
-        let cache = Some(self.stage.new_cache_over(layers, max_rows as usize));
-        let session =
-            Session { group, prefilled: 0, pages: needed_pages, queue: VecDeque::new(), cache, closing: false };
+        let session = Session {
+            group,
+            prefilled: 0,
+            pages: needed_pages,
+            queue: VecDeque::new(),
+            cache: Some(cache),
+            closing: false,
+            answered: None,
+            returns_after: None,
+        };
         state.sessions.insert(id, session);
         Ok(id)
     }
 
-    pub(super) fn submit(&self, job: Job) -> Result<(), SubmitError> {
-        let (values, hidden) = (job.rows.len(), self.stage.hidden());
-        if values == 0 || !values.is_multiple_of(hidden) || values > MAX_ROWS.saturating_mul(hidden) {
-            return Err(SubmitError::Rows { values, hidden });
+    /// The number of a job's rows, when the stage can compute it at all.
+    fn rows_of(&self, job: &Job) -> Result<usize, SubmitError> {
+        let (values, width) = match &job.input {
+            Input::Rows(rows) => (rows.len(), self.stage.hidden()),
+            Input::Tokens(ids) => (ids.len(), 1),
+        };
+        let rows = values.checked_div(width).unwrap_or(0);
+        if !(1..=MAX_ROWS).contains(&rows) || !values.is_multiple_of(width) {
+            return Err(SubmitError::Rows { values, width });
         }
+        let span = self.stage.span();
+        if matches!(job.input, Input::Tokens(_)) && !span.embedding {
+            return Err(SubmitError::NotLoaded { part: "embedding" });
+        }
+        if job.want == Want::Logits && !span.head {
+            return Err(SubmitError::NotLoaded { part: "head" });
+        }
+        Ok(rows)
+    }
+
+    pub(super) fn submit(&self, job: Job) -> Result<(), SubmitError> {
+        let rows = self.rows_of(&job)?;
         let mut state = self.lock();
         if state.stopping {
             return Err(SubmitError::Stopped);
@@ -127,7 +169,11 @@ impl Shared {
         let id = job.session;
         let unknown = SubmitError::UnknownSession { session: id };
         let session = state.sessions.get_mut(&id).filter(|session| !session.closing).ok_or(unknown)?;
-        session.queue.push_back(Item::Run(Pending { job, since: Instant::now(), number }));
+        let since = Instant::now();
+        if job.phase == Phase::Decode && session.queue.is_empty() {
+            session.returns_after = session.answered.take().map(|at| since.saturating_duration_since(at));
+        }
+        session.queue.push_back(Item::Run(Pending { job, since, rows, number }));
         state.next_job = number.wrapping_add(1);
         state.queued = state.queued.saturating_add(1);
         drop(state);
@@ -169,6 +215,7 @@ impl Shared {
             kv_pages_free: self.config.kv_pages.saturating_sub(state.pages_taken),
             kv_pages_total: self.config.kv_pages,
             sessions: state.sessions.len(),
+            totals: state.totals,
         }
     }
 
@@ -194,44 +241,22 @@ impl Shared {
                 state.queued = state.queued.saturating_sub(jobs.len());
                 return Next::Orphans(jobs);
             }
-            if state.queued > 0 {
-                return Next::Tick;
+            if state.queued == 0 {
+                state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
             }
-            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            match if self.stage.is_exact() { state.others_come(Instant::now()) } else { None } {
+                Some(soon) => state = self.wake.wait_timeout(state, soon).unwrap_or_else(PoisonError::into_inner).0,
+                None => return Next::Tick(state.pick()),
+            }
         }
     }
 
-    /// How many sessions have a decode as their next job.
-    pub(super) fn decodes(&self) -> usize {
+    /// Takes the next job of a session, and lends the session's cache. `None` when it was closed meanwhile.
+    pub(super) fn take(&self, id: SessionId) -> Option<Taken> {
         let mut state = self.lock();
-        state.sessions.values_mut().filter_map(Session::front).filter(|p| p.job.phase == Phase::Decode).count()
-    }
-
-    /// Takes the next job of this phase, and lends its session's cache. The groups have turns; in a group it is the
-    /// oldest decode, or a prefill of the session that had none for longest.
-    pub(super) fn take(&self, phase: Phase) -> Option<Taken> {
-        let mut state = self.lock();
-        let mut next: BTreeMap<u64, (u64, u64, SessionId)> = BTreeMap::new();
-        for (id, session) in &mut state.sessions {
-            let (group, waits_since) = (session.group, if phase == Phase::Prefill { session.prefilled } else { 0 });
-            let Some(pending) = session.front().filter(|pending| pending.job.phase == phase) else { continue };
-            let this = (waits_since, pending.number, *id);
-            next.entry(group).and_modify(|known| *known = this.min(*known)).or_insert(this);
-        }
-        let last = if phase == Phase::Prefill { state.last_prefill } else { state.last_decode };
-        let after = (last.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
-        let (group, (.., id)) = next.range(after).next().or_else(|| next.first_key_value())?;
-        if phase == Phase::Prefill {
-            state.last_prefill = Some(*group);
-            state.prefills = state.prefills.wrapping_add(1);
-        } else {
-            state.last_decode = Some(*group);
-        }
-        let prefills = state.prefills;
-        let session = state.sessions.get_mut(id)?;
-        if phase == Phase::Prefill {
-            session.prefilled = prefills;
-        }
+        let session = state.sessions.get_mut(&id)?;
+        session.front()?;
         let cache = session.cache.take()?;
         match session.queue.pop_front() {
             Some(Item::Run(pending)) => Some(Taken { pending, cache }),
@@ -244,19 +269,76 @@ impl Shared {
         }
     }
 
-    /// Brings a lent cache back and counts its job as answered.
-    pub(super) fn give_back(&self, id: SessionId, cache: Cache) {
+    /// Brings lent caches back and counts their jobs as answered: a batch of `rows` rows that took `compute`.
+    pub(super) fn give_back(
+        &self,
+        caches: impl IntoIterator<Item = (SessionId, Cache)>,
+        rows: usize,
+        compute: Duration,
+    ) {
         let mut state = self.lock();
-        state.queued = state.queued.saturating_sub(1);
-        let Some(session) = state.sessions.get_mut(&id) else { return };
-        if session.closing {
-            let pages = session.pages;
-            state.sessions.remove(&id);
-            state.pages_taken = state.pages_taken.saturating_sub(pages);
-        } else {
-            session.cache = Some(cache);
-            session.apply_trims();
+        let state = &mut *state;
+        let now = Instant::now();
+        state.last_batch = compute;
+        state.totals.batches = state.totals.batches.saturating_add(1);
+        state.totals.rows = state.totals.rows.saturating_add(rows as u64);
+        for (id, cache) in caches {
+            state.queued = state.queued.saturating_sub(1);
+            state.totals.jobs = state.totals.jobs.saturating_add(1);
+            let Some(session) = state.sessions.get_mut(&id) else { continue };
+            if session.closing {
+                let pages = session.pages;
+                state.sessions.remove(&id);
+                state.pages_taken = state.pages_taken.saturating_sub(pages);
+            } else {
+                session.cache = Some(cache);
+                session.answered = Some(now);
+                session.apply_trims();
+            }
         }
+    }
+}
+
+impl State {
+    /// The sessions whose next jobs make the next batch: decodes of many, and one prefill.
+    fn pick(&mut self) -> Vec<SessionId> {
+        let decodes = in_turns(self.ready(Phase::Decode), self.last_decode, MAX_DECODE_ROWS, MAX_DECODE_ROWS);
+        let prefill = in_turns(self.ready(Phase::Prefill), self.last_prefill, 1, MAX_ROWS);
+        if let Some(last) = decodes.last() {
+            self.last_decode = Some(last.group);
+        }
+        if let Some(only) = prefill.last() {
+            self.last_prefill = Some(only.group);
+            self.prefills = self.prefills.wrapping_add(1);
+            if let Some(session) = self.sessions.get_mut(&only.key) {
+                session.prefilled = self.prefills;
+            }
+        }
+        decodes.iter().chain(&prefill).map(|job| job.key).collect()
+    }
+
+    /// The next jobs of all sessions, as far as they are of this phase: the oldest decode of a group goes first, or the
+    /// prefill of the session that had none for longest.
+    fn ready(&mut self, phase: Phase) -> Vec<Ready<SessionId>> {
+        let next = |(id, session): (&SessionId, &mut Session)| {
+            let (group, prefilled) = (session.group, session.prefilled);
+            let pending = session.front().filter(|pending| pending.job.phase == phase)?;
+            let waits_since = if phase == Phase::Prefill { prefilled } else { 0 };
+            Some(Ready { key: *id, group, rank: (waits_since, pending.number), rows: pending.rows })
+        };
+        self.sessions.iter_mut().filter_map(next).collect()
+    }
+
+    /// For how long to wait for sessions that will soon be back with another token, judging by their last.
+    fn others_come(&self, now: Instant) -> Option<Duration> {
+        let patience = self.last_batch.checked_div(GATHER_SHARE)?;
+        let back_in = |session: &Session| {
+            let (at, after) = (session.answered?, session.returns_after?);
+            let idle = session.queue.is_empty() && session.cache.is_some();
+            let until = at.checked_add(after.saturating_mul(2).min(patience))?;
+            (idle && after <= patience).then(|| until.saturating_duration_since(now))
+        };
+        self.sessions.values().filter_map(back_in).max().filter(|soon| !soon.is_zero())
     }
 }
 

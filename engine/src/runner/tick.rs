@@ -2,14 +2,14 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
-    JobError, Output, Phase,
-    state::{Next, Shared, Taken},
+    Input, JobError, Output, Want,
+    state::{Next, Pending, Shared, Taken},
 };
-use crate::{BackendError, StageError};
+use crate::{BackendError, Cache, MAX_ROWS, Segment, Stage, StageError};
 
 pub(super) fn run(shared: &Shared) {
     loop {
@@ -19,44 +19,156 @@ pub(super) fn run(shared: &Shared) {
                 jobs.into_iter().for_each(|job| (job.reply)(Err(JobError::Closed)));
                 return;
             }
-            Next::Tick => {
-                for _ in 0..shared.decodes() {
-                    let Some(taken) = shared.take(Phase::Decode) else { break };
-                    answer(shared, taken);
-                }
-                if let Some(taken) = shared.take(Phase::Prefill) {
-                    answer(shared, taken);
+            Next::Tick(sessions) if shared.stage.is_exact() => {
+                answer(shared, sessions.into_iter().filter_map(|id| shared.take(id)).collect());
+            }
+            Next::Tick(sessions) => {
+                for id in sessions {
+                    answer(shared, shared.take(id).into_iter().collect());
                 }
             }
         }
     }
 }
 
-/// Computes one job and answers it. The session is whole again, and its job counted as answered, before the reply hears
-/// of it: a reply may lead to the next job at once.
-fn answer(shared: &Shared, taken: Taken) {
-    let Taken { pending, mut cache } = taken;
-    let job = pending.job;
+/// A job on its way through a batch.
+struct Running {
+    pending: Pending,
+    cache: Cache,
+    /// What has become of the job's rows so far.
+    rows: Vec<f32>,
+    error: Option<JobError>,
+}
+
+/// Computes jobs together and answers them. The sessions are whole again, and the jobs counted as answered, before any
+/// reply is called: a reply may lead to the next job at once.
+fn answer(shared: &Shared, taken: Vec<Taken>) {
+    if taken.is_empty() {
+        return;
+    }
+    let stage = &shared.stage;
     let start = Instant::now();
-    let result = if start >= job.deadline {
+    let mut batch: Vec<Running> = taken.into_iter().map(|taken| begin(stage, taken, start)).collect();
+    let good = batch.iter().filter(|running| running.error.is_none());
+    let total: usize = good.map(|running| running.pending.rows).sum();
+    layers(stage, &mut batch);
+    logits(stage, &mut batch);
+    let compute = start.elapsed();
+
+    let (mut caches, mut answers) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+    for Running { pending, cache, rows, error } in batch {
+        caches.push((pending.job.session, cache));
+        let compute = share(compute, pending.rows, total);
+        let queued = start.saturating_duration_since(pending.since);
+        answers.push((pending.job.reply, error.map_or(Ok(Output { rows, compute, queued }), Err)));
+    }
+    shared.give_back(caches, total, compute);
+    answers.into_iter().for_each(|(reply, answer)| reply(answer));
+}
+
+/// The time of `rows` of the `total` rows of a batch.
+fn share(time: Duration, rows: usize, total: usize) -> Duration {
+    let (rows, total) = (u32::try_from(rows).unwrap_or(u32::MAX), u32::try_from(total).unwrap_or(u32::MAX));
+    time.saturating_mul(rows).checked_div(total).unwrap_or_default()
+}
+
+/// Checks a job whose turn has come, and looks its tokens up.
+fn begin(stage: &Stage, Taken { mut pending, cache }: Taken, now: Instant) -> Running {
+    let job = &mut pending.job;
+    // A cache holds no more rows than it was opened for, a u32.
+    let expected = u32::try_from(cache.len()).unwrap_or(u32::MAX);
+    let input = std::mem::replace(&mut job.input, Input::Rows(Vec::new()));
+    let rows = if now >= job.deadline {
         Err(JobError::DeadlinePassed)
-    } else if cache.len() != job.pos as usize {
-        // A cache holds no more rows than it was opened for, a u32.
-        Err(JobError::Position { expected: u32::try_from(cache.len()).unwrap_or(u32::MAX), found: job.pos })
+    } else if cache.layers() > 0 && expected != job.pos {
+        Err(JobError::Position { expected, found: job.pos })
     } else {
-        let before = cache.len();
-        // A panic in a backend must cost one job, not the thread and every session with it.
-        let computed = catch_unwind(AssertUnwindSafe(|| shared.stage.forward(&mut cache, before, &job.rows)));
-        let computed = computed.unwrap_or_else(|_| {
-            cache.truncate_layers(before);
-            Err(StageError::Backend(BackendError("the computation panicked".to_owned())))
-        });
-        computed.map_err(JobError::from).map(|rows| Output {
-            rows,
-            compute: start.elapsed(),
-            queued: start.saturating_duration_since(pending.since),
-        })
+        match input {
+            Input::Rows(rows) => Ok(rows),
+            Input::Tokens(ids) => guarded(|| stage.embed(&ids)).map_err(JobError::from),
+        }
     };
-    shared.give_back(job.session, cache);
-    (job.reply)(result);
+    match rows {
+        Ok(rows) => Running { pending, cache, rows, error: None },
+        Err(error) => Running { pending, cache, rows: Vec::new(), error: Some(error) },
+    }
+}
+
+/// Runs the rows of all jobs through their sessions' layers, together.
+fn layers(stage: &Stage, batch: &mut [Running]) {
+    let has_layers = |running: &&mut Running| running.error.is_none() && running.cache.layers() > 0;
+    let mut jobs: Vec<&mut Running> = batch.iter_mut().filter(has_layers).collect();
+    together(stage, &mut jobs);
+    if jobs.len() > 1 {
+        // What failed together may be the doing of one: the others shall not suffer for it.
+        for job in jobs {
+            if job.error.take_if(|error| matches!(error, JobError::Stage(StageError::Backend(_)))).is_some() {
+                together(stage, &mut [job]);
+            }
+        }
+    }
+}
+
+fn together(stage: &Stage, jobs: &mut [&mut Running]) {
+    let before: Vec<usize> = jobs.iter().map(|job| job.cache.len()).collect();
+    let computed = {
+        let mut segments: Vec<Segment<'_>> = jobs
+            .iter_mut()
+            .zip(&before)
+            .map(|(job, pos)| Segment { cache: &mut job.cache, pos: *pos, rows: &job.rows })
+            .collect();
+        catch_unwind(AssertUnwindSafe(|| stage.forward_batch(&mut segments)))
+    };
+    match computed {
+        Ok(results) => {
+            for (job, result) in jobs.iter_mut().zip(results) {
+                match result {
+                    Ok(rows) => job.rows = rows,
+                    Err(error) => job.error = Some(error.into()),
+                }
+            }
+        }
+        Err(_) => {
+            for (job, rows) in jobs.iter_mut().zip(before) {
+                job.cache.truncate_layers(rows);
+                job.error = Some(JobError::Stage(panicked()));
+            }
+        }
+    }
+}
+
+/// Runs the last rows of the jobs that want logits through the head, together.
+fn logits(stage: &Stage, batch: &mut [Running]) {
+    let wants = |running: &&mut Running| running.error.is_none() && running.pending.job.want == Want::Logits;
+    let mut jobs: Vec<&mut Running> = batch.iter_mut().filter(wants).collect();
+    let (hidden, vocab) = (stage.hidden(), stage.vocab());
+    for jobs in jobs.chunks_mut(MAX_ROWS) {
+        let mut rows = Vec::with_capacity(jobs.len().saturating_mul(hidden));
+        for job in &mut *jobs {
+            let start = job.rows.len().saturating_sub(hidden);
+            job.rows.drain(..start);
+            rows.extend_from_slice(&job.rows);
+        }
+        let each = match guarded(|| stage.logits(&rows)) {
+            Ok(logits) => logits.chunks(vocab).map(|logits| Ok(logits.to_vec())).collect(),
+            Err(error) if jobs.len() == 1 => vec![Err(error)],
+            // As above: each for itself.
+            Err(_) => jobs.iter().map(|job| guarded(|| stage.logits(&job.rows))).collect::<Vec<_>>(),
+        };
+        for (job, logits) in jobs.iter_mut().zip(each) {
+            match logits {
+                Ok(logits) => job.rows = logits,
+                Err(error) => job.error = Some(error.into()),
+            }
+        }
+    }
+}
+
+/// A panic in a backend must cost the jobs it computes, not the thread and every session with it.
+fn guarded<T>(compute: impl FnOnce() -> Result<T, StageError>) -> Result<T, StageError> {
+    catch_unwind(AssertUnwindSafe(compute)).unwrap_or_else(|_| Err(panicked()))
+}
+
+fn panicked() -> StageError {
+    StageError::Backend(BackendError("the computation panicked".to_owned()))
 }

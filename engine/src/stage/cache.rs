@@ -32,6 +32,11 @@ impl Cache {
         self.len == 0
     }
 
+    /// Layers that it keeps rows of.
+    pub fn layers(&self) -> usize {
+        self.layers
+    }
+
     /// Forgets all rows from `rows` on; does nothing when there are not more.
     pub fn truncate(&mut self, rows: usize) {
         if rows < self.len {

@@ -57,6 +57,7 @@ pub struct Stage {
     hparams: Hparams,
     span: Span,
     profile: &'static str,
+    exact: bool,
     weight_bytes: u64,
     /// Tells this stage's caches from another's.
     id: u64,
@@ -84,7 +85,8 @@ impl Stage {
         let (inner, weight_bytes) = Loaded::load(Candle::cpu(), gguf, &hparams, &span)?;
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { hparams, span, profile: inner.backend.profile(), weight_bytes, id, inner: Box::new(inner) })
+        let (profile, exact) = (inner.backend.profile(), inner.backend.is_exact());
+        Ok(Self { hparams, span, profile, exact, weight_bytes, id, inner: Box::new(inner) })
     }
 
     /// The model's hyper-parameters.
@@ -100,6 +102,12 @@ impl Stage {
     /// The numeric profile's name.
     pub fn profile(&self) -> &'static str {
         self.profile
+    }
+
+    /// Whether a row's bits depend on nothing but the rows of its session up to it: not on what else is computed with
+    /// it, nor on how a prompt is cut. Only then are sessions computed together and beginnings shared.
+    pub fn is_exact(&self) -> bool {
+        self.exact
     }
 
     /// Values in a row between stages.

@@ -7,7 +7,7 @@ use std::{
 
 use quelea_engine::{
     KV_PAGE_ROWS, MAX_ROWS, Runner, Span, Stage, StageError,
-    runner::{AdmissionError, Job, JobError, Output, Phase, RunnerConfig, SessionId, SubmitError},
+    runner::{AdmissionError, Input, Job, JobError, Output, Phase, RunnerConfig, SessionId, SubmitError, Want},
 };
 
 use crate::support::{HIDDEN, LAYERS, model, noise};
@@ -31,7 +31,8 @@ fn rows(n: usize) -> Vec<f32> {
 type Answer = Result<Output, JobError>;
 
 fn job(session: SessionId, pos: usize, n: usize, phase: Phase, reply: impl FnOnce(Answer) + Send + 'static) -> Job {
-    Job { session, pos: pos as u32, rows: rows(n), phase, deadline: Instant::now() + PATIENCE, reply: Box::new(reply) }
+    let (input, deadline) = (Input::Rows(rows(n)), Instant::now() + PATIENCE);
+    Job { session, pos: pos as u32, input, want: Want::Rows, phase, deadline, reply: Box::new(reply) }
 }
 
 /// Runs one job and waits for its answer.
@@ -203,11 +204,11 @@ fn wrong_positions_and_limits_are_answered() {
     assert!(matches!(long, JobError::Stage(StageError::Context { end: 9, limit: 8 })));
     let submit = |values: usize| {
         let mut job = job(session, 3, 1, Phase::Decode, |_| ());
-        job.rows = vec![0.0; values];
+        job.input = Input::Rows(vec![0.0; values]);
         runner.submit(job).unwrap_err()
     };
     for values in [0, 1, HIDDEN + 1, (MAX_ROWS + 1) * HIDDEN] {
-        assert_eq!(submit(values), SubmitError::Rows { values, hidden: HIDDEN });
+        assert_eq!(submit(values), SubmitError::Rows { values, width: HIDDEN });
     }
     ask(&runner, session, 3, 5, Phase::Prefill).unwrap();
 }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use libp2p::PeerId;
-use quelea_engine::runner::{Job, Output, Phase as JobPhase};
+use quelea_engine::runner::{Input, Job, Output, Phase as JobPhase, Want};
 use quelea_shard::{
     frame::{SessionId, StreamKind},
     link::Batch,
@@ -41,7 +41,8 @@ pub(super) fn compute(plane: &Arc<Plane>, key: (PeerId, SessionId), entry: &Entr
         }
         reply_to.stages.computed(key, kind, meta, result);
     });
-    let job = Job { session: held.cache, pos, rows: data, phase, deadline: deadline.into_std(), reply };
+    let (input, want) = (Input::Rows(data), Want::Rows);
+    let job = Job { session: held.cache, pos, input, want, phase, deadline: deadline.into_std(), reply };
     if let Err(error) = held.served.runner.submit(job) {
         plane.telemetry.metrics.channel_full("stage");
         // Not on this thread: the table is locked here.

@@ -49,6 +49,10 @@ impl Backend for Candle {
         "candle-cpu-f32"
     }
 
+    fn is_exact(&self) -> bool {
+        false
+    }
+
     fn load_matrix(&self, tensor: &TensorView<'_>) -> Result<Matrix, LoadError> {
         Matrix::load(tensor, &self.device)
     }
