@@ -4,12 +4,15 @@
 //! share a call. Sums run in an order that is written down; no sum crosses the lanes of a vector unless over a fixed
 //! tree that the scalar path follows as well.
 //!
+//! - [`float`]: norms, rotations, activations. [`attention`]: queries over pages of keys and values.
 //! - [`isa`]: which paths this machine has.
 //! - [`pool`]: the threads the work is spread over.
 //! - [`product`]: rows times packed weight matrices.
 //!
 //! The crate knows nothing of models or files. It is the only one in the workspace with `unsafe` code.
 
+pub mod attention;
+pub mod float;
 pub mod isa;
 pub mod memory;
 pub mod pool;
