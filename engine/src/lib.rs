@@ -15,9 +15,11 @@ pub mod gguf;
 pub mod hparams;
 pub mod manifest;
 pub mod models;
+pub mod quantize;
 pub mod runner;
 pub mod sampler;
 pub mod stage;
+pub mod synth;
 pub mod template;
 pub mod tokenizer;
 

@@ -276,7 +276,15 @@ pub(crate) enum ModelCommand {
         #[arg(long)]
         top: Option<usize>,
     },
+    /// Write a GGUF of a real model's shape with random weights, for measuring speed
+    #[command(after_help = SYNTH_EXAMPLES)]
+    Synth(super::make::SynthArgs),
 }
+
+const SYNTH_EXAMPLES: &str = "Examples:
+  quelea model synth --list
+  quelea model synth tinyllama-1.1b -o tinyllama.gguf
+  quelea model synth llama-3.2-1b -o llama.gguf --type q8_0 --seed 7";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {

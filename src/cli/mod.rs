@@ -8,6 +8,7 @@ mod demo;
 mod exit;
 mod health;
 mod infer;
+mod make;
 mod model;
 mod output;
 mod status;
@@ -56,7 +57,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Id => status::id(global).await,
             Command::Status => status::status(global).await,
             Command::Health(args) => health::run(global, args).await,
-            Command::Model(command) => model::run(global, command),
+            Command::Model(command) => Box::pin(model::run(global, command)).await,
             Command::Bench(BenchCommand::Hop { transport, rows, bytes }) => {
                 bench::hop(global, transport, rows, bytes).await
             }

@@ -12,11 +12,12 @@ use serde_json::json;
 use super::{
     args::{Global, ModelCommand},
     exit::CliError,
+    make,
     output::{data_line, printable},
 };
 use crate::inference::models::{open_gguf, unusable};
 
-pub(super) fn run(global: &Global, command: ModelCommand) -> Result<ExitCode, CliError> {
+pub(super) async fn run(global: &Global, command: ModelCommand) -> Result<ExitCode, CliError> {
     match command {
         ModelCommand::Show { file } => show(global, &file),
         ModelCommand::Tokenize { file, text, special } => tokenize(global, &file, &text, special),
@@ -28,6 +29,7 @@ pub(super) fn run(global: &Global, command: ModelCommand) -> Result<ExitCode, Cl
             };
             logits(global, &gguf, &file, &ids, &split, top)
         }
+        ModelCommand::Synth(args) => make::synth(global, args).await,
     }
     .map(|()| ExitCode::SUCCESS)
 }

@@ -19,6 +19,7 @@ mod map;
 mod parse;
 mod tensor;
 mod value;
+pub mod write;
 
 use std::{path::Path, sync::Arc};
 

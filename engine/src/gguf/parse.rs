@@ -10,7 +10,7 @@ use super::{
 };
 
 /// Data alignment when `general.alignment` is absent, from the GGUF specification.
-const DEFAULT_ALIGNMENT: u64 = 32;
+pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
 /// The largest alignment believed: a page of the largest size in common use.
 const MAX_ALIGNMENT: u64 = 1 << 16;
 /// More metadata pairs than any file has; each takes memory of ours.

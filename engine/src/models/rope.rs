@@ -8,7 +8,41 @@ use crate::{
 };
 
 /// Per-pair frequency divisors of Llama 3.
-const FACTORS: &str = "rope_freqs.weight";
+pub(crate) const FACTORS: &str = "rope_freqs.weight";
+
+/// Llama 3's way to a longer context: frequencies too low for the original one are divided by `factor`, high ones stay,
+/// those between are blended.
+pub(crate) struct Llama3 {
+    pub(crate) factor: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+    /// Context length that the model was first trained for.
+    pub(crate) original: f64,
+}
+
+impl Llama3 {
+    /// The settings of Llama 3.1, whose factor is 8.
+    pub(crate) const DEFAULT: Self = Self { factor: 8.0, low: 1.0, high: 4.0, original: 8192.0 };
+
+    /// What each pair's frequency is divided by, for a rotation of `dims` values: the tensor [`FACTORS`].
+    pub(crate) fn divisors(&self, base: f64, dims: usize) -> Vec<f32> {
+        let divisor = |pair: usize| {
+            #[allow(clippy::cast_precision_loss, reason = "a head is a few hundred wide")]
+            let wavelength = std::f64::consts::TAU * libm::pow(base, 2.0 * pair as f64 / dims as f64);
+            let turns = self.original / wavelength;
+            if turns > self.high {
+                1.0
+            } else if turns < self.low {
+                self.factor
+            } else {
+                let high = (turns - self.low) / (self.high - self.low);
+                1.0 / ((1.0 - high) / self.factor + high)
+            }
+        };
+        #[allow(clippy::cast_possible_truncation, reason = "rounding to f32 is the point")]
+        (0..dims / 2).map(|pair| divisor(pair) as f32).collect()
+    }
+}
 
 /// The frequencies of a model's rotation.
 #[derive(Debug)]

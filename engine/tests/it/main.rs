@@ -11,3 +11,4 @@ mod reference;
 mod runner;
 mod split;
 mod support;
+mod write;

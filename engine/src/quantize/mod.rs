@@ -1,0 +1,5 @@
+//! Quantisation: from floats to ggml's block formats.
+
+mod mix;
+
+pub use mix::{Facts, Mix};
