@@ -20,4 +20,4 @@ pub mod product;
 
 pub use isa::Isa;
 pub use pool::Pool;
-pub use product::WeightType;
+pub use product::{Activations, Counts, PackError, PackedMatrix, WeightType, dequantize, kernels_run, matmul};

@@ -1,5 +1,65 @@
 //! Rows times packed weight matrices.
+//!
+//! # What a product is, bit for bit
+//!
+//! For plain floats (F16, BF16, F32; exact in f32), with `x` the row of activations and `acc` starting at +0:
+//!
+//! ```text
+//! for k in 0..inputs:  acc = fma(w[k], x[k], acc)
+//! ```
+//!
+//! For every quantised type the row is first turned into blocks of 32 codes `a` with a scale `da` ([`Activations`] says
+//! how). `code` is what the file holds for a weight as an unsigned number (Q8_0: plus 128), `zero` the code that stands
+//! for zero. Sums of codes are exact in i32, and exact again as f32 (below 2²⁴), so their order does not matter; the rest
+//! is f32, each operation rounded once:
+//!
+//! ```text
+//! for each block b of 32 inputs, in order:
+//!   for each sub-block s of it, in order:            // one of 32 inputs, or two of 16
+//!     isum = Σ (code[k] − zero) · a[k]               // i32
+//!     acc  = fma(isum, dw · da, acc)
+//!     acc  = fma(mw, da · Σ a[k], acc)               // types with a minimum
+//! ```
+//!
+//! | type | zero | sub-block | `dw` | `mw` |
+//! |---|---|---|---|---|
+//! | Q4_0, Q5_0, Q8_0 | 8, 16, 128 | 32 | `d` | |
+//! | Q4_1, Q5_1 | 0 | 32 | `d` | `m` |
+//! | Q4_K, Q5_K | 0 | 32 | `d · scale` | `−dmin · min` |
+//! | Q2_K | 0 | 16 | `d · scale` | `−dmin · min` |
+//! | Q3_K, Q6_K | 4, 32 | 16 | `d · scale` | |
+//!
+//! `dw` and `mw` are exact in f32 (11 bits times at most 8). One lane of a vector holds one output, so that no path ever
+//! sums across lanes, and each output's chain is the same in the scalar path, AVX2, AVX-512 and AMX, for one row as for
+//! many.
+//!
+//! **Error.** With `n` blocks, the result is off from `Σ w·x` by at most `Σ |w| · da/2` for the rounding of the
+//! activations (plus a relative 2⁻²² of `Σ |w|·|x|` for the rounding of their scales) and `γ · Σ |terms|` with
+//! `γ = (2n·subs + 2) · 2⁻²⁴` for the sums, the terms being the products in the chain above. Not a number in a row of
+//! activations, or a sum beyond f32, gives NaN or an infinity, as f32 does; which NaN is not defined.
 
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod amx;
+mod dequantize;
+mod dispatch;
+mod floats;
+mod format;
+mod packed;
+mod rows;
+mod scales;
+mod simd;
+#[cfg(target_arch = "x86_64")]
+mod simd_avx2;
+#[cfg(target_arch = "x86_64")]
+mod simd_avx512;
+mod simd_scalar;
 mod weight;
 
+pub use activations::Activations;
+pub use dequantize::{DequantizeError, dequantize};
+pub use dispatch::{Counts, kernels_run, matmul};
+pub use packed::{PackError, PackedMatrix};
 pub use weight::WeightType;
+#[cfg(test)]
+mod tests;
