@@ -91,6 +91,7 @@ pub fn attend<P: Borrow<KvPage> + Sync>(
             let done = tile * tile_rows;
             let task = Task {
                 shape,
+                group,
                 page: &|i| job.pages[i].borrow(),
                 kv_head,
                 position: job.position + done,
@@ -99,7 +100,7 @@ pub fn attend<P: Borrow<KvPage> + Sync>(
                 out: &out,
                 out_at: (first + done) * width,
             };
-            return dispatch(isa, task);
+            return SCRATCH.with_borrow_mut(|scratch| dispatch(isa, Walk { task, scratch }));
         }
     });
 }
@@ -107,6 +108,8 @@ pub fn attend<P: Borrow<KvPage> + Sync>(
 /// Some rows of one sequence at one KV head.
 struct Task<'a> {
     shape: &'a AttendShape,
+    /// Heads of a query that share a KV head.
+    group: usize,
     page: &'a dyn Fn(usize) -> &'a KvPage,
     kv_head: usize,
     /// Of the first row.
@@ -133,87 +136,88 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-impl Kernel for Task<'_> {
+struct Walk<'t, 's> {
+    task: Task<'t>,
+    scratch: &'s mut Scratch,
+}
+
+impl Kernel for Walk<'_, '_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        SCRATCH.with_borrow_mut(|scratch| self.walk(s, scratch));
-    }
-}
-
-impl Task<'_> {
-    #[inline(always)]
-    fn walk<S: Simd>(&self, s: S, scratch: &mut Scratch) {
-        let &AttendShape { heads, kv_heads, head_dim, .. } = self.shape;
-        let group = heads / kv_heads;
-        let queries = self.rows * group;
+        let Self { task, scratch: Scratch { q, acc, max, sum } } = self;
+        let head_dim = task.shape.head_dim;
+        let queries = task.rows * task.group;
         let blocks = head_dim.div_ceil(LANES);
-        scratch.q.clear();
+        q.resize(queries * head_dim, 0.0);
         for (start, len) in blocks_of::<S>(queries) {
-            for d in 0..head_dim {
-                scratch.q.extend((start..start + len).map(|query| self.query(query)[d]));
+            for i in 0..len {
+                let to = q[start * head_dim..][i..].iter_mut().step_by(len);
+                for (to, from) in to.zip(task.query(start + i)) {
+                    *to = *from;
+                }
             }
         }
-        scratch.acc.clear();
-        scratch.acc.resize(queries * blocks, F32Block::default());
-        scratch.max.clear();
-        scratch.max.resize(queries, f32::NEG_INFINITY);
-        scratch.sum.clear();
-        scratch.sum.resize(queries, 0.0);
+        acc.clear();
+        acc.resize(queries * blocks, F32Block::default());
+        max.clear();
+        max.resize(queries, f32::NEG_INFINITY);
+        sum.clear();
+        sum.resize(queries, 0.0);
 
-        let last = self.position + self.rows - 1;
-        let scores = Scores::new(self.shape);
-        for page in self.visible(self.position).start / PAGE..=last / PAGE {
-            with_store!((self.page)(page).store(), store => {
-                let tile = store.tile(self.kv_head, head_dim);
+        let scores = Scores::new(task.shape);
+        let last = (task.position + task.rows - 1) / PAGE;
+        for page in task.visible(task.position).start / PAGE..=last {
+            let ahead = (task.page)(last.min(page + 1)).store().addresses(task.kv_head, head_dim);
+            with_store!((task.page)(page).store(), store => {
+                let tile = store.tile(task.kv_head, head_dim);
                 for (start, len) in blocks_of::<S>(queries) {
-                    let q = &scratch.q[start * head_dim..][..len * head_dim];
-                    let seen: [Range<usize>; MOST] = std::array::from_fn(|i| {
-                        if i < len { self.visible_in(page, start + i) } else { 0..0 }
-                    });
-                    let seen = &seen[..len];
-                    let max = &mut scratch.max[start..start + len];
-                    let sum = &mut scratch.sum[start..start + len];
-                    let acc = &mut scratch.acc[start * blocks..][..len * blocks];
+                    let seen: &[_] = &task.seen(page, start, len)[..len];
+                    let (max, sum) = (&mut max[start..start + len], &mut sum[start..start + len]);
+                    let acc = &mut acc[start * blocks..][..len * blocks];
                     if seen.iter().all(|seen| !seen.is_empty()) {
-                        s.call(Step { scores: &scores, tile, query: Query { q, seen, max, sum, acc } });
+                        let q = &q[start * head_dim..][..len * head_dim];
+                        s.call(Step { scores: &scores, tile, ahead, query: Query { q, seen, max, sum, acc } });
                         continue;
                     }
                     // Rows on both sides of a page's border: those that see none of it take no step.
                     for i in (0..len).filter(|&i| !seen[i].is_empty()) {
                         let query = Query {
-                            q: self.query(start + i),
+                            q: task.query(start + i),
                             seen: &seen[i..=i],
                             max: &mut max[i..=i],
                             sum: &mut sum[i..=i],
                             acc: &mut acc[i * blocks..][..blocks],
                         };
-                        s.call(Step { scores: &scores, tile, query });
+                        s.call(Step { scores: &scores, tile, ahead, query });
                     }
                 }
             });
         }
-        for query in 0..queries {
-            let (row, head) = (query / group, self.kv_head * group + query % group);
-            let at = self.out_at + (row * heads + head) * head_dim;
+        for (query, sum) in sum.iter().enumerate() {
+            let at = task.out_at + task.at(query);
             // SAFETY: tasks differ in their rows or their KV head, and so in the heads that they write.
-            let out = unsafe { self.out.part(at, head_dim) };
-            let sum = s.splat(scratch.sum[query]);
-            for (out, acc) in out.chunks_mut(LANES).zip(&scratch.acc[query * blocks..]) {
+            let out = unsafe { task.out.part(at, head_dim) };
+            for (out, acc) in out.chunks_mut(LANES).zip(&acc[query * blocks..]) {
                 let mut lanes = [0.0; LANES];
-                s.store(s.div(s.load(&acc.0), sum), &mut lanes);
+                s.store(s.div(s.load(&acc.0), s.splat(*sum)), &mut lanes);
                 out.copy_from_slice(&lanes[..out.len()]);
             }
         }
     }
+}
 
-    /// The values of a query: row by row, within a row the heads of the group.
+impl Task<'_> {
+    /// Where a query's values begin: they stand row by row, within a row the heads of the group.
+    #[inline(always)]
+    fn at(&self, query: usize) -> usize {
+        let head = self.kv_head * self.group + query % self.group;
+        (query / self.group * self.shape.heads + head) * self.shape.head_dim
+    }
+
     #[inline(always)]
     fn query(&self, query: usize) -> &[f32] {
-        let &AttendShape { heads, kv_heads, head_dim, .. } = self.shape;
-        let group = heads / kv_heads;
-        let head = self.kv_head * group + query % group;
-        &self.q[(query / group * heads + head) * head_dim..][..head_dim]
+        &self.q[self.at(query)..][..self.shape.head_dim]
     }
 
     /// The keys that a row at `position` sees.
@@ -223,13 +227,27 @@ impl Task<'_> {
         start..position + 1
     }
 
-    /// The slots of `page` that a query sees.
+    /// The slots of `page` that the queries `start..start + len` see.
     #[inline(always)]
-    fn visible_in(&self, page: usize, query: usize) -> Range<usize> {
-        let group = self.shape.heads / self.shape.kv_heads;
-        let seen = self.visible(self.position + query / group);
-        let slot = |position: usize| position.saturating_sub(page * PAGE).min(PAGE);
-        slot(seen.start)..slot(seen.end)
+    fn seen(&self, page: usize, start: usize, len: usize) -> [Range<usize>; MOST] {
+        let of_row = |row: usize| {
+            let seen = self.visible(self.position + row);
+            let slot = |position: usize| position.saturating_sub(page * PAGE).min(PAGE);
+            slot(seen.start)..slot(seen.end)
+        };
+        let mut row = start / self.group;
+        let mut left = (row + 1) * self.group - start;
+        let mut seen = of_row(row);
+        let mut out = [const { 0..0 }; MOST];
+        for out in &mut out[..len] {
+            if left == 0 {
+                (row, left) = (row + 1, self.group);
+                seen = of_row(row);
+            }
+            *out = seen.clone();
+            left -= 1;
+        }
+        out
     }
 }
 

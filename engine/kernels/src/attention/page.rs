@@ -61,6 +61,23 @@ macro_rules! with_store {
 }
 pub(super) use with_store;
 
+/// Where the keys and the values of one KV head begin: for asking ahead, not for reading.
+#[derive(Clone, Copy)]
+pub(super) struct Addresses {
+    pub keys: *const u8,
+    pub values: *const u8,
+}
+
+impl AnyStore {
+    #[inline(always)]
+    pub(super) fn addresses(&self, kv_head: usize, head_dim: usize) -> Addresses {
+        with_store!(self, store => {
+            let tile = store.tile(kv_head, head_dim);
+            Addresses { keys: tile.keys.as_ptr().cast(), values: tile.values.as_ptr().cast() }
+        })
+    }
+}
+
 /// The numbers of a page. Sums never run across the lanes of a block: along positions for keys, along dimensions for
 /// values.
 #[derive(Clone, Debug)]

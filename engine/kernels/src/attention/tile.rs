@@ -6,9 +6,10 @@ use std::ops::Range;
 
 use super::PAGE;
 use super::job::AttendShape;
-use super::page::{Block, F32Block, Tile};
+use super::page::{Addresses, Block, F32Block, Tile};
 use crate::float::simd::{Kernel, LANES, Simd};
 use crate::float::{Softcap, exp_lanes};
+use crate::memory::LINE;
 
 /// Registers of a page's positions.
 const HALVES: usize = PAGE / LANES;
@@ -49,6 +50,8 @@ type Row = [[f32; LANES]; HALVES];
 pub(super) struct Step<'a, B> {
     pub scores: &'a Scores,
     pub tile: Tile<'a, B>,
+    /// The next page, which is fetched meanwhile.
+    pub ahead: Addresses,
     pub query: Query<'a>,
 }
 
@@ -56,30 +59,38 @@ impl<B: Block> Kernel for Step<'_, B> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { scores, tile, query } = self;
+        let Self { scores, tile, ahead, query } = self;
         let Query { q, seen, max, sum, acc } = query;
         let mut rows = [[[0.0; LANES]; HALVES]; MOST];
         let rows = &mut rows[..seen.len()];
-        dot(s, q, tile.keys, rows);
+        dot(s, q, tile.keys, ahead.keys, rows);
         let factors = s.call(Soften { scores, scales: tile.scales, rows, seen, max, sum });
         let factors = &factors[..seen.len()];
 
         let start = seen.iter().map(|seen| seen.start).max().unwrap_or(0);
         let end = seen.iter().map(|seen| seen.end).min().unwrap_or(0);
         if seen.iter().all(|seen| *seen == (start..end)) {
-            return mix(s, factors, rows, start..end, tile.values, acc);
+            return mix(s, factors, rows, start..end, tile.values, ahead.values, acc);
         }
         // Each query's slots in ascending order: those it sees alone, those that all see, the rest alone.
         let blocks = acc.len() / seen.len();
         let none = end.max(start);
         for (m, seen) in seen.iter().enumerate() {
             let first = seen.start..if start < end { start } else { seen.end };
-            mix(s, &factors[m..=m], &rows[m..=m], first, tile.values, &mut acc[m * blocks..][..blocks]);
+            mix(s, &factors[m..=m], &rows[m..=m], first, tile.values, ahead.values, &mut acc[m * blocks..][..blocks]);
         }
         if start < end {
-            mix(s, &[1.0; MOST][..seen.len()], rows, start..none, tile.values, acc);
+            mix(s, &[1.0; MOST][..seen.len()], rows, start..none, tile.values, ahead.values, acc);
             for (m, seen) in seen.iter().enumerate() {
-                mix(s, &[1.0], &rows[m..=m], none..seen.end, tile.values, &mut acc[m * blocks..][..blocks]);
+                mix(
+                    s,
+                    &[1.0],
+                    &rows[m..=m],
+                    none..seen.end,
+                    tile.values,
+                    ahead.values,
+                    &mut acc[m * blocks..][..blocks],
+                );
             }
         }
     }
@@ -151,23 +162,29 @@ impl Kernel for Soften<'_> {
 
 /// The dot products of the queries, `[head_dim][queries]`, with the keys: along the dimensions in order.
 #[inline(always)]
-fn dot<S: Simd, B: Block>(s: S, q: &[f32], keys: &[[B; HALVES]], rows: &mut [Row]) {
+fn dot<S: Simd, B: Block>(s: S, q: &[f32], keys: &[[B; HALVES]], ahead: *const u8, rows: &mut [Row]) {
     match rows.len() {
-        8 => dot_of::<S, B, 8>(s, q, keys, rows),
-        4 => dot_of::<S, B, 4>(s, q, keys, rows),
-        2 => dot_of::<S, B, 2>(s, q, keys, rows),
-        _ => dot_of::<S, B, 1>(s, q, keys, rows),
+        8 => dot_of::<S, B, 8>(s, q, keys, ahead, rows),
+        4 => dot_of::<S, B, 4>(s, q, keys, ahead, rows),
+        2 => dot_of::<S, B, 2>(s, q, keys, ahead, rows),
+        _ => dot_of::<S, B, 1>(s, q, keys, ahead, rows),
     }
 }
 
 #[inline(always)]
-fn dot_of<S: Simd, B: Block, const M: usize>(s: S, q: &[f32], keys: &[[B; HALVES]], rows: &mut [Row]) {
+fn dot_of<S: Simd, B: Block, const M: usize>(
+    s: S,
+    q: &[f32],
+    keys: &[[B; HALVES]],
+    ahead: *const u8,
+    rows: &mut [Row],
+) {
     let (q, _) = q.as_chunks::<M>();
     if const { M * HALVES <= S::SUMS } {
-        s.call(Dot::<B, M, HALVES> { q, keys, first: 0, rows });
+        s.call(Dot::<B, M, HALVES> { q, keys, first: 0, ahead, rows });
     } else if const { M <= S::SUMS } {
         for first in 0..HALVES {
-            s.call(Dot::<B, M, 1> { q, keys, first, rows });
+            s.call(Dot::<B, M, 1> { q, keys, first, ahead, rows });
         }
     }
 }
@@ -177,6 +194,7 @@ struct Dot<'a, B, const M: usize, const N: usize> {
     keys: &'a [[B; HALVES]],
     /// The first register of positions.
     first: usize,
+    ahead: *const u8,
     rows: &'a mut [Row],
 }
 
@@ -184,9 +202,14 @@ impl<B: Block, const M: usize, const N: usize> Kernel for Dot<'_, B, M, N> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { q, keys, first, rows } = self;
+        let Self { q, keys, first, ahead, rows } = self;
         let mut sums = [[s.splat(0.0); N]; M];
-        for (q, keys) in q.iter().zip(keys) {
+        for (i, (q, keys)) in q.iter().zip(keys).enumerate() {
+            let ahead = ahead.wrapping_add((i * HALVES + first) * size_of::<B>());
+            s.prefetch(ahead);
+            if const { N * size_of::<B>() > LINE } {
+                s.prefetch(ahead.wrapping_add(LINE));
+            }
             let mut k = [s.splat(0.0); N];
             for n in 0..N {
                 k[n] = keys[first + n].widen(s);
@@ -213,13 +236,14 @@ fn mix<S: Simd, B: Block>(
     rows: &[Row],
     slots: Range<usize>,
     values: &[B],
+    ahead: *const u8,
     acc: &mut [F32Block],
 ) {
     match rows.len() {
-        8 => mix_of::<S, B, 8>(s, factors, rows, slots, values, acc),
-        4 => mix_of::<S, B, 4>(s, factors, rows, slots, values, acc),
-        2 => mix_of::<S, B, 2>(s, factors, rows, slots, values, acc),
-        _ => mix_of::<S, B, 1>(s, factors, rows, slots, values, acc),
+        8 => mix_of::<S, B, 8>(s, factors, rows, slots, values, ahead, acc),
+        4 => mix_of::<S, B, 4>(s, factors, rows, slots, values, ahead, acc),
+        2 => mix_of::<S, B, 2>(s, factors, rows, slots, values, ahead, acc),
+        _ => mix_of::<S, B, 1>(s, factors, rows, slots, values, ahead, acc),
     }
 }
 
@@ -230,6 +254,7 @@ fn mix_of<S: Simd, B: Block, const M: usize>(
     rows: &[Row],
     slots: Range<usize>,
     values: &[B],
+    ahead: *const u8,
     acc: &mut [F32Block],
 ) {
     let blocks = acc.len() / M;
@@ -237,13 +262,13 @@ fn mix_of<S: Simd, B: Block, const M: usize>(
     while at < blocks {
         let (slots, left) = (slots.clone(), blocks - at);
         if const { 4 * M <= S::SUMS } && left >= 4 {
-            s.call(Mix::<B, M, 4> { factors, rows, slots, values, acc, at });
+            s.call(Mix::<B, M, 4> { factors, rows, slots, values, ahead, acc, at });
             at += 4;
         } else if const { 2 * M <= S::SUMS } && left >= 2 {
-            s.call(Mix::<B, M, 2> { factors, rows, slots, values, acc, at });
+            s.call(Mix::<B, M, 2> { factors, rows, slots, values, ahead, acc, at });
             at += 2;
         } else if const { M <= S::SUMS } {
-            s.call(Mix::<B, M, 1> { factors, rows, slots, values, acc, at });
+            s.call(Mix::<B, M, 1> { factors, rows, slots, values, ahead, acc, at });
             at += 1;
         }
     }
@@ -255,6 +280,7 @@ struct Mix<'a, B, const M: usize, const N: usize> {
     rows: &'a [Row],
     slots: Range<usize>,
     values: &'a [B],
+    ahead: *const u8,
     acc: &'a mut [F32Block],
     at: usize,
 }
@@ -263,7 +289,7 @@ impl<B: Block, const M: usize, const N: usize> Kernel for Mix<'_, B, M, N> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { factors, rows, slots, values, acc, at } = self;
+        let Self { factors, rows, slots, values, ahead, acc, at } = self;
         let blocks = acc.len() / M;
         let mut sums = [[s.splat(0.0); N]; M];
         for m in 0..M {
@@ -273,6 +299,9 @@ impl<B: Block, const M: usize, const N: usize> Kernel for Mix<'_, B, M, N> {
         }
         for slot in slots {
             let row = &values[slot * blocks + at..][..N];
+            for line in 0..const { (N * size_of::<B>()).div_ceil(LINE) } {
+                s.prefetch(ahead.wrapping_add((slot * blocks + at) * size_of::<B>() + line * LINE));
+            }
             let mut v = [s.splat(0.0); N];
             for n in 0..N {
                 v[n] = row[n].widen(s);

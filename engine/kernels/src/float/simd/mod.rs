@@ -68,6 +68,8 @@ pub(crate) trait Simd: Arith {
     /// `acc + a²` in `f64`: the square is exact, the sum rounds once.
     fn add_square(self, acc: Self::D, a: Self::F) -> Self::D;
     fn store_f64(self, a: Self::D) -> [f64; LANES];
+    /// Asks for the cache line at an address, whatever it is; changes nothing.
+    fn prefetch(self, x: *const u8);
 }
 
 /// A kernel, to be run on one instruction set by [`dispatch`]. `run` and what it calls are `#[inline(always)]`: only

@@ -171,4 +171,6 @@ impl Simd for Scalar {
     fn store_f64(self, a: Self::D) -> [f64; LANES] {
         a
     }
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
 }
