@@ -30,6 +30,7 @@ pub use hparams::Hparams;
 pub use manifest::Manifest;
 pub use models::Architecture;
 pub use runner::Runner;
+pub(crate) use stage::KvBlock;
 pub use stage::{Cache, Segment, Span, Stage};
 
 /// Most rows one call to a stage takes: bounds the memory and the time of a step.

@@ -16,7 +16,7 @@ use super::{
     coordinator::ChainSession,
     models::{Ends, unusable},
     plane::engine_code,
-    serve::{Served, profile_of},
+    serve::{GRACE, Served, profile_of},
     types::{HopReport, InferError},
 };
 
@@ -90,7 +90,7 @@ impl LocalLayers {
         let stage =
             Stage::load(&ends.file.gguf, Span::layers(0..n_layers)).map_err(|e| unusable(&ends.file.name, &e))?;
         let profile = profile_of(&stage);
-        let config = RunnerConfig { kv_pages: runner::pages_for(max_rows), max_sessions: 1, queue: 1 };
+        let config = RunnerConfig { kv_pages: runner::pages_for(max_rows), max_sessions: 1, queue: 1, grace: GRACE };
         let runner = Runner::spawn(stage, config).map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?;
         Self::on(runner, 0..n_layers, ends, profile, max_rows, step_timeout)
     }

@@ -1,6 +1,10 @@
 //! Layers that this node serves: choosing which, and loading them.
 
-use std::{ops::Range, sync::Arc, time::Instant};
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use quelea_engine::{
     KV_PAGE_ROWS, MAX_ROWS, Manifest, Span, Stage,
@@ -29,6 +33,9 @@ const RUNNER_QUEUE: usize = 256;
 /// fewer jobs than [`RUNNER_QUEUE_MIN`], most of which are single rows.
 const RUNNER_QUEUE_BYTES: usize = 128 << 20;
 const RUNNER_QUEUE_MIN: usize = 64;
+
+/// How long a session is idle before it may have to give way: longer than a reader takes over a pause in an answer.
+pub(crate) const GRACE: Duration = Duration::from_secs(30);
 
 /// The most KV pages a stage offers: 256 sessions of 4,096 rows.
 const MAX_KV_PAGES: u64 = 256 * 4096 / KV_PAGE_ROWS as u64;
@@ -118,8 +125,12 @@ pub(crate) async fn load(
     );
     let chunk = MAX_ROWS * stage.hidden() * size_of::<f32>();
     let queue = (RUNNER_QUEUE_BYTES / chunk.max(1)).clamp(RUNNER_QUEUE_MIN, RUNNER_QUEUE);
-    let config =
-        RunnerConfig { kv_pages: u32::try_from(kv_pages).unwrap_or(u32::MAX), max_sessions: RUNNER_SESSIONS, queue };
+    let config = RunnerConfig {
+        kv_pages: u32::try_from(kv_pages).unwrap_or(u32::MAX),
+        max_sessions: RUNNER_SESSIONS,
+        queue,
+        grace: GRACE,
+    };
     let runner = Runner::spawn(stage, config).map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?;
     Ok(Arc::new(Served { file, span, profile, width, queue, runner }))
 }

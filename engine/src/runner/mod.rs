@@ -26,14 +26,24 @@
 //! | jobs accepted and not answered | [`RunnerConfig::queue`] | [`SubmitError::QueueFull`] |
 //! | rows of a job | [`MAX_ROWS`](crate::MAX_ROWS) | [`SubmitError::Rows`] |
 //! | rows of a batch | [`MAX_BATCH_ROWS`](crate::MAX_BATCH_ROWS) | the rest waits for the next tick |
-//! | sessions | [`RunnerConfig::max_sessions`] | [`AdmissionError::Sessions`] |
-//! | KV pages | [`RunnerConfig::kv_pages`] | [`AdmissionError::Pages`] |
+//! | sessions | [`RunnerConfig::max_sessions`] | as above, or [`AdmissionError::Sessions`] |
+//! | KV pages | [`RunnerConfig::kv_pages`] | idle sessions give way, or [`AdmissionError::Pages`] |
+//! | pages kept for prompts that begin alike | what sessions leave of the KV pages | the least recently used goes |
+//! | keys of a prompt | [`MAX_PREFIX_BLOCKS`] | the rest is left out |
 //! | rows of a session | what it was opened for | [`StageError::Context`](crate::StageError::Context) in [`JobError::Stage`] |
 //! | trims waiting | one between two jobs of a session | they are merged |
 //!
-//! Pages are taken when a session is opened, for all the rows it may ever hold, so that none is stopped half way; they
-//! are given back when it is closed. A job whose deadline has passed when its turn comes is answered, not computed.
-//! Nothing here waits for the thread: a handle's calls take a lock that is never held while something is computed.
+//! **Pages.** A session's pages are taken when it is opened, for all the rows it may ever hold, so that none is stopped
+//! half way; they are given back when it is closed. Where numbers do not depend on the batch, the whole pages of a prompt
+//! that [`PrefixKeys`] name are kept: a session of the same group whose prompt begins alike takes them over instead of
+//! computing them, and they count once. Pages that no session uses go, least recently used first, when a session needs
+//! them. When pages or places run out, sessions that have been idle for [`RunnerConfig::grace`] and that hear of it
+//! ([`SessionEvent::Evicted`]) are closed, the longest idle first: of the newcomer's group, or of one that holds more
+//! than the newcomer's would. A session that goes back behind a page that others use, too, needs one of its own; if
+//! there is none, it is closed with the same notice.
+//!
+//! A job whose deadline has passed when its turn comes is answered, not computed. Nothing here waits for the thread: a
+//! handle's calls take a lock that is never held while something is computed.
 
 // Rows, positions and sessions come from other peers.
 #![cfg_attr(
@@ -42,13 +52,19 @@
 )]
 
 mod job;
+mod pages;
+mod prefix;
+mod sessions;
+#[cfg(test)]
+mod sim;
 mod state;
 mod tick;
 mod turns;
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 pub use job::{Input, Job, JobError, Output, Phase, Reply, SessionId, SubmitError, Want};
+pub use prefix::{MAX_PREFIX_BLOCKS, PrefixKey, PrefixKeys};
 use state::Shared;
 
 use crate::{KV_PAGE_ROWS, Stage};
@@ -63,6 +79,54 @@ pub struct RunnerConfig {
     pub max_sessions: usize,
     /// Most jobs accepted and not yet answered.
     pub queue: usize,
+    /// How long a session must have been idle before it may have to give way to another.
+    pub grace: Duration,
+}
+
+/// What happens to a session unasked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SessionEvent {
+    /// It was closed: it was idle, and others needed its pages or its place.
+    Evicted,
+}
+
+/// Hears what happens to a session; called at most once, on any thread: must not block, nor call the runner.
+pub type OnEvent = Box<dyn FnOnce(SessionEvent) + Send>;
+
+/// What a session is opened with.
+#[derive(Default)]
+pub struct SessionSpec {
+    /// Whose it is: groups share the stage evenly and never see each other's prompts.
+    pub group: u64,
+    /// Which of the stage's layers it runs, counted from its first. Its pages count in full, unless it has no layers.
+    pub layers: Range<usize>,
+    /// Most rows it will ever hold.
+    pub max_rows: u32,
+    /// How its prompt begins: pages that are known by these keys are taken over, and others kept for those to come. Of
+    /// no effect where numbers depend on the batch ([`Stage::is_exact`]), nor in a session that hears of nothing.
+    pub prefix: PrefixKeys,
+    /// Without it, the session is never closed unasked.
+    pub on_event: Option<OnEvent>,
+}
+
+impl std::fmt::Debug for SessionSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionSpec")
+            .field("group", &self.group)
+            .field("layers", &self.layers)
+            .field("max_rows", &self.max_rows)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A session that was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// Its name.
+    pub session: SessionId,
+    /// The rows that it holds already: the first job is for this position.
+    pub reused_rows: u32,
 }
 
 /// How busy a runner is.
@@ -70,8 +134,10 @@ pub struct RunnerConfig {
 pub struct Load {
     /// Jobs accepted and not yet answered.
     pub queued: usize,
-    /// Pages that no session has taken.
+    /// Pages that a session could have: those that no session has taken or uses.
     pub kv_pages_free: u32,
+    /// Pages kept for prompts that begin alike, in use or not.
+    pub kv_pages_cached: u32,
     /// All pages.
     pub kv_pages_total: u32,
     /// Open sessions.
@@ -89,6 +155,10 @@ pub struct Totals {
     pub jobs: u64,
     /// Rows computed in them.
     pub rows: u64,
+    /// Rows that sessions took over instead of computing them.
+    pub reused_rows: u64,
+    /// Sessions that had to give way.
+    pub evicted: u64,
 }
 
 /// Why a session was not opened.
@@ -182,7 +252,16 @@ impl Runner {
     /// # Errors
     /// [`AdmissionError`].
     pub fn open_in(&self, group: u64, layers: Range<usize>, max_rows: u32) -> Result<SessionId, AdmissionError> {
-        self.shared.open(group, layers, max_rows)
+        let spec = SessionSpec { group, layers, max_rows, ..SessionSpec::default() };
+        self.open_with(spec).map(|opened| opened.session)
+    }
+
+    /// Opens a session: over which layers, for whom, how its prompt begins, and who hears when it has to give way.
+    ///
+    /// # Errors
+    /// [`AdmissionError`].
+    pub fn open_with(&self, spec: SessionSpec) -> Result<Opened, AdmissionError> {
+        self.shared.open(spec)
     }
 
     /// Queues a job. Does not wait.

@@ -7,7 +7,8 @@ use std::{
 
 use super::{
     Input, JobError, Output, Want,
-    state::{Next, Pending, Shared, Taken},
+    sessions::{Done, Pending, Taken},
+    state::{Next, Shared},
 };
 use crate::{BackendError, Cache, MAX_ROWS, Segment, Stage, StageError};
 
@@ -42,7 +43,7 @@ struct Running {
 
 /// Computes jobs together and answers them. The sessions are whole again, and the jobs counted as answered, before any
 /// reply is called: a reply may lead to the next job at once.
-fn answer(shared: &Shared, taken: Vec<Taken>) {
+fn answer(shared: &Shared, taken: Vec<Taken<Cache>>) {
     if taken.is_empty() {
         return;
     }
@@ -57,12 +58,12 @@ fn answer(shared: &Shared, taken: Vec<Taken>) {
 
     let (mut caches, mut answers) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
     for Running { pending, cache, rows, error } in batch {
-        caches.push((pending.job.session, cache));
+        caches.push(Done { session: pending.job.session, cache, ok: error.is_none() });
         let compute = share(compute, pending.rows, total);
         let queued = start.saturating_duration_since(pending.since);
         answers.push((pending.job.reply, error.map_or(Ok(Output { rows, compute, queued }), Err)));
     }
-    shared.give_back(caches, total, compute);
+    shared.bring_back(caches, total, compute);
     answers.into_iter().for_each(|(reply, answer)| reply(answer));
 }
 
@@ -73,7 +74,7 @@ fn share(time: Duration, rows: usize, total: usize) -> Duration {
 }
 
 /// Checks a job whose turn has come, and looks its tokens up.
-fn begin(stage: &Stage, Taken { mut pending, cache }: Taken, now: Instant) -> Running {
+fn begin(stage: &Stage, Taken { mut pending, cache }: Taken<Cache>, now: Instant) -> Running {
     let job = &mut pending.job;
     // A cache holds no more rows than it was opened for, a u32.
     let expected = u32::try_from(cache.len()).unwrap_or(u32::MAX);

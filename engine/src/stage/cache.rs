@@ -1,6 +1,9 @@
 //! What a session keeps in a stage.
 
+use std::any::Any;
+
 use super::loaded::Pages;
+use crate::KV_PAGE_ROWS;
 
 /// The keys and values of one session in one stage.
 pub struct Cache {
@@ -45,12 +48,35 @@ impl Cache {
         }
     }
 
+    /// The whole page `index` of every layer, to be shared.
+    pub(crate) fn block(&self, index: usize) -> KvBlock {
+        KvBlock(self.pages.share(index))
+    }
+
+    /// Adds a page of rows that another cache of the same stage and layers has computed; says whether it fits there.
+    pub(crate) fn append(&mut self, block: &KvBlock) -> bool {
+        let end = self.len.saturating_add(KV_PAGE_ROWS);
+        let fits = self.len.is_multiple_of(KV_PAGE_ROWS) && end <= self.limit && self.pages.append(&*block.0);
+        if fits {
+            self.len = end;
+        }
+        fits
+    }
+
+    /// Takes a page of the same contents instead of its own; says whether it could.
+    pub(crate) fn replace(&mut self, index: usize, block: &KvBlock) -> bool {
+        self.pages.replace(index, &*block.0)
+    }
+
     /// As [`Cache::truncate`], for layers that may have gone ahead of the cache when a computation broke off.
     pub(crate) fn truncate_layers(&mut self, rows: usize) {
         self.pages.truncate(rows);
         self.len = self.len.min(rows);
     }
 }
+
+/// A page of every layer of a session, which others may share.
+pub(crate) struct KvBlock(pub(super) Box<dyn Any + Send>);
 
 /// Rows of one session in a batch.
 #[derive(Debug)]

@@ -6,12 +6,15 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
-use std::any::Any;
+use std::{any::Any, sync::Arc};
 
 use super::Span;
 use crate::{
     LoadError, StageError,
-    backend::{Backend, Sequence, kv::KvCache},
+    backend::{
+        Backend, Sequence,
+        kv::{KvCache, PagePool},
+    },
     gguf::Gguf,
     hparams::Hparams,
     models::{
@@ -20,6 +23,9 @@ use crate::{
         rope::Rope,
     },
 };
+
+/// Pages of each layer that are kept for use after their sessions have let them go: 2,048 rows.
+const POOLED_PAGES: usize = 64;
 
 /// One session's part in a batch.
 pub(super) struct Part<'a> {
@@ -49,12 +55,30 @@ pub(super) trait Compute: Send + Sync {
 /// A session's keys and values, with the backend's types erased.
 pub(super) trait Pages: Send {
     fn truncate(&mut self, rows: usize);
+    /// The page `index` of every layer.
+    fn share(&self, index: usize) -> Box<dyn Any + Send>;
+    /// Adds a page that was shared; says whether it is of the same kind.
+    fn append(&mut self, page: &(dyn Any + Send)) -> bool;
+    /// Takes a page that was shared instead of its own; says whether it is of the same kind.
+    fn replace(&mut self, index: usize, page: &(dyn Any + Send)) -> bool;
     fn as_any_mut(&mut self) -> &mut dyn Any;
 }
 
 impl<P: Clone + Send + Sync + 'static> Pages for KvCache<P> {
     fn truncate(&mut self, rows: usize) {
         KvCache::truncate(self, rows);
+    }
+
+    fn share(&self, index: usize) -> Box<dyn Any + Send> {
+        Box::new(KvCache::share(self, index))
+    }
+
+    fn append(&mut self, page: &(dyn Any + Send)) -> bool {
+        page.downcast_ref().is_some_and(|page| KvCache::append(self, page).is_ok())
+    }
+
+    fn replace(&mut self, index: usize, page: &(dyn Any + Send)) -> bool {
+        page.downcast_ref().is_some_and(|page| KvCache::replace(self, index, page).is_ok())
     }
 
     fn as_any_mut(&mut self) -> &mut dyn Any {
@@ -70,6 +94,7 @@ pub(super) struct Loaded<B: Backend> {
     embedding: Option<B::Matrix>,
     layers: Vec<Layer<B>>,
     head: Option<Head<B>>,
+    pages: Arc<PagePool<B::Page>>,
 }
 
 struct Head<B: Backend> {
@@ -97,7 +122,8 @@ impl<B: Backend> Loaded<B> {
         };
         let bytes = weights.bytes;
         let rope = Rope::load(gguf, hparams)?;
-        Ok((Self { backend, hidden, rope, embedding, layers, head }, bytes))
+        let pages = Arc::new(PagePool::new(span.layers.len().saturating_mul(POOLED_PAGES)));
+        Ok((Self { backend, hidden, rope, embedding, layers, head, pages }, bytes))
     }
 }
 
@@ -108,7 +134,7 @@ impl<B: Backend> Compute for Loaded<B> {
     }
 
     fn new_pages(&self, layers: usize) -> Box<dyn Pages> {
-        Box::new(KvCache::<B::Page>::new(layers))
+        Box::new(KvCache::with_pool(layers, &self.pages))
     }
 
     fn forward(&self, first: usize, parts: Vec<Part<'_>>, rows: &[f32]) -> Result<Vec<f32>, StageError> {

@@ -14,6 +14,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+pub(crate) use cache::KvBlock;
 pub use cache::{Cache, Segment};
 use loaded::{Compute, Loaded, Part};
 

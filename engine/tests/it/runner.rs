@@ -12,7 +12,7 @@ use quelea_engine::{
 
 use crate::support::{HIDDEN, LAYERS, model, noise};
 
-const CONFIG: RunnerConfig = RunnerConfig { kv_pages: 64, max_sessions: 4, queue: 16 };
+const CONFIG: RunnerConfig = RunnerConfig { kv_pages: 64, max_sessions: 4, queue: 16, grace: Duration::ZERO };
 /// Longer than any test computes.
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -1,0 +1,542 @@
+//! The sessions of a runner, their queues and their pages: everything that needs no stage, no lock and no clock.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use super::{
+    AdmissionError, Job, OnEvent, Phase, RunnerConfig, SessionId, SubmitError, Totals,
+    pages::Pages,
+    prefix::PrefixKey,
+    turns::{Ready, in_turns},
+};
+use crate::{Cache, KV_PAGE_ROWS, KvBlock, MAX_BATCH_ROWS, MAX_ROWS};
+
+/// Rows of decode jobs in a tick: the rest of a batch is kept for a chunk of a prompt.
+pub(super) const MAX_DECODE_ROWS: usize = MAX_BATCH_ROWS - MAX_ROWS;
+
+/// The thread waits at most this part of the last batch's time for sessions that are about to come back with their next
+/// token, so that they share a batch instead of taking turns.
+const GATHER_SHARE: u32 = 4;
+
+/// What a session keeps: rows in pages, some of which may be shared.
+pub(super) trait Rows {
+    /// A page of it.
+    type Block;
+    fn len(&self) -> usize;
+    fn truncate(&mut self, rows: usize);
+    /// The page `index`, which must be whole.
+    fn block(&self, index: usize) -> Self::Block;
+    /// Adds a page to an end that is a page's; says whether it did.
+    fn append(&mut self, block: &Self::Block) -> bool;
+    /// Takes a page of the same contents instead of its own.
+    fn replace(&mut self, index: usize, block: &Self::Block) -> bool;
+}
+
+impl Rows for Cache {
+    type Block = KvBlock;
+
+    fn len(&self) -> usize {
+        Cache::len(self)
+    }
+
+    fn truncate(&mut self, rows: usize) {
+        Cache::truncate(self, rows);
+    }
+
+    fn block(&self, index: usize) -> KvBlock {
+        Cache::block(self, index)
+    }
+
+    fn append(&mut self, block: &KvBlock) -> bool {
+        Cache::append(self, block)
+    }
+
+    fn replace(&mut self, index: usize, block: &KvBlock) -> bool {
+        Cache::replace(self, index, block)
+    }
+}
+
+pub(super) struct Sessions<C: Rows> {
+    config: RunnerConfig,
+    open: BTreeMap<SessionId, Session<C>>,
+    pages: Pages<C::Block>,
+    next_session: u64,
+    next_job: u64,
+    /// Jobs accepted and not answered.
+    queued: usize,
+    /// Jobs of closed sessions, to be answered by the thread.
+    orphans: Vec<Job>,
+    /// The groups whose decode and whose prefill ran last.
+    last_decode: Option<u64>,
+    last_prefill: Option<u64>,
+    /// Prefills taken so far.
+    prefills: u64,
+    totals: Totals,
+    /// How long the last batch took.
+    last_batch: Duration,
+}
+
+struct Session<C> {
+    group: u64,
+    /// When its last prefill was taken, or it was opened, in prefills.
+    prefilled: u64,
+    /// Pages of its own, used or not. With `shared` always as many as it was opened for.
+    own: u32,
+    /// The keys of its first pages, as long as its rows are those that the keys name.
+    keys: Vec<PrefixKey>,
+    /// Of them, those whose pages are the prefix cache's.
+    shared: usize,
+    queue: VecDeque<Item>,
+    /// Absent while the thread computes with it.
+    cache: Option<C>,
+    closing: bool,
+    computed: bool,
+    /// When it was opened, or something was last done for it.
+    active: Instant,
+    /// When its last job was answered, and how long it took to come back with a decode after the one before.
+    answered: Option<Instant>,
+    returns_after: Option<Duration>,
+    on_event: Option<OnEvent>,
+}
+
+enum Item {
+    Run(Pending),
+    Trim(usize),
+}
+
+/// A job with its place in the order of arrival.
+pub(super) struct Pending {
+    pub(super) job: Job,
+    pub(super) since: Instant,
+    pub(super) rows: usize,
+    number: u64,
+}
+
+/// A job taken out of its queue, with the session's cache.
+pub(super) struct Taken<C> {
+    pub(super) pending: Pending,
+    pub(super) cache: C,
+}
+
+/// A job that was computed, or could not be.
+pub(super) struct Done<C> {
+    pub(super) session: SessionId,
+    pub(super) cache: C,
+    pub(super) ok: bool,
+}
+
+/// What a session is opened with.
+pub(super) struct Opening<C> {
+    pub(super) group: u64,
+    pub(super) pages: u32,
+    /// The keys of the prompt's beginning, and how many of its blocks may be taken over.
+    pub(super) keys: Vec<PrefixKey>,
+    pub(super) reuse_blocks: usize,
+    pub(super) cache: C,
+    pub(super) on_event: Option<OnEvent>,
+}
+
+/// Who is to be told that a session is gone.
+pub(super) type Evicted = Vec<OnEvent>;
+
+impl<C: Rows> Sessions<C> {
+    pub(super) fn new(config: RunnerConfig) -> Self {
+        Self {
+            config,
+            open: BTreeMap::new(),
+            pages: Pages::new(config.kv_pages),
+            next_session: 0,
+            next_job: 0,
+            queued: 0,
+            orphans: Vec::new(),
+            last_decode: None,
+            last_prefill: None,
+            prefills: 0,
+            totals: Totals::default(),
+            last_batch: Duration::ZERO,
+        }
+    }
+
+    /// Opens a session: its name, and the rows that it has already. Idle sessions may have to give way, whatever comes
+    /// of it.
+    pub(super) fn open(
+        &mut self,
+        new: Opening<C>,
+        now: Instant,
+        evicted: &mut Evicted,
+    ) -> Result<(SessionId, usize), AdmissionError> {
+        let Opening { group, pages, mut keys, reuse_blocks, mut cache, on_event } = new;
+        if on_event.is_none() {
+            // A session that shares pages may have to go; see `cut`.
+            keys.clear();
+        }
+        let known = keys.iter().take(reuse_blocks).take_while(|key| self.pages.pin(key)).count();
+        let append = |key: &&PrefixKey| self.pages.get(key).is_some_and(|block| cache.append(block));
+        let shared = keys.iter().take(known).take_while(append).count();
+        self.pages.unpin(keys.get(shared..known).unwrap_or_default());
+        let own = pages.saturating_sub(u32::try_from(shared).unwrap_or(u32::MAX));
+
+        if let Err(error) = self.admit(group, own, now, evicted) {
+            self.pages.unpin(keys.get(..shared).unwrap_or_default());
+            return Err(error);
+        }
+        let rows = cache.len();
+        let id = SessionId(self.next_session);
+        self.next_session = self.next_session.wrapping_add(1);
+        self.totals.reused_rows = self.totals.reused_rows.saturating_add(rows as u64);
+        let session = Session {
+            group,
+            prefilled: self.prefills,
+            own,
+            keys,
+            shared,
+            queue: VecDeque::new(),
+            cache: Some(cache),
+            closing: false,
+            computed: false,
+            active: now,
+            answered: None,
+            returns_after: None,
+            on_event,
+        };
+        self.open.insert(id, session);
+        Ok((id, rows))
+    }
+
+    /// Takes a place and pages for a session of `group`.
+    fn admit(
+        &mut self,
+        group: u64,
+        needed_pages: u32,
+        now: Instant,
+        evicted: &mut Evicted,
+    ) -> Result<(), AdmissionError> {
+        if self.open.len() >= self.config.max_sessions {
+            self.make_room(group, 0, 1, now, evicted);
+        }
+        if self.open.len() >= self.config.max_sessions {
+            return Err(AdmissionError::Sessions { max: self.config.max_sessions });
+        }
+        let missing = needed_pages.saturating_sub(self.pages.free());
+        if missing > 0 {
+            self.make_room(group, missing, 0, now, evicted);
+        }
+        let free_pages = self.pages.free();
+        if self.pages.take(needed_pages) { Ok(()) } else { Err(AdmissionError::Pages { needed_pages, free_pages }) }
+    }
+
+    /// Ends idle sessions that hear of it, those first that have been idle longest, until `pages` more are free and
+    /// `places` as well; none when that cannot be reached. Sessions of other groups give way only when their group
+    /// holds more pages than the newcomer's.
+    fn make_room(&mut self, newcomer: u64, pages: u32, places: usize, now: Instant, evicted: &mut Evicted) {
+        let mut held = BTreeMap::<u64, u32>::new();
+        for session in self.open.values() {
+            let all = session.own.saturating_add(u32::try_from(session.shared).unwrap_or(u32::MAX));
+            let group = held.entry(session.group).or_default();
+            *group = group.saturating_add(all);
+        }
+        let pages_of = |group: u64| held.get(&group).copied().unwrap_or(0);
+        let mine = pages_of(newcomer).saturating_add(pages);
+        let mut idle: Vec<(Instant, SessionId, u32)> = self
+            .open
+            .iter()
+            .filter(|(_, session)| {
+                let quiet = now.saturating_duration_since(session.active) >= self.config.grace;
+                let gives_way = session.group == newcomer || pages_of(session.group) > mine;
+                session.is_idle() && session.on_event.is_some() && quiet && gives_way
+            })
+            .map(|(id, session)| (session.active, *id, session.own))
+            .collect();
+        idle.sort_unstable();
+        let (mut freed, mut n) = (0_u32, 0_usize);
+        for (.., own) in &idle {
+            if freed >= pages && n >= places {
+                break;
+            }
+            freed = freed.saturating_add(*own);
+            n = n.saturating_add(1);
+        }
+        if freed >= pages && n >= places {
+            for (_, id, _) in idle.into_iter().take(n) {
+                self.evict(id, evicted);
+            }
+        }
+    }
+
+    fn evict(&mut self, id: SessionId, evicted: &mut Evicted) {
+        let Some(mut session) = self.open.remove(&id) else { return };
+        self.totals.evicted = self.totals.evicted.saturating_add(1);
+        evicted.extend(session.on_event.take());
+        self.orphans.extend(session.queue.drain(..).filter_map(Item::job));
+        self.release(&session);
+    }
+
+    /// Gives a session's pages back.
+    fn release(&mut self, session: &Session<C>) {
+        self.pages.give_back(session.own);
+        self.pages.unpin(session.keys.get(..session.shared).unwrap_or_default());
+    }
+
+    pub(super) fn submit(&mut self, job: Job, rows: usize, now: Instant) -> Result<(), SubmitError> {
+        if self.queued >= self.config.queue {
+            return Err(SubmitError::QueueFull { bound: self.config.queue });
+        }
+        let unknown = SubmitError::UnknownSession { session: job.session };
+        let session = self.open.get_mut(&job.session).filter(|session| !session.closing).ok_or(unknown)?;
+        session.active = now;
+        if job.phase == Phase::Decode && session.queue.is_empty() {
+            session.returns_after = session.answered.take().map(|at| now.saturating_duration_since(at));
+        }
+        session.queue.push_back(Item::Run(Pending { job, since: now, rows, number: self.next_job }));
+        self.next_job = self.next_job.wrapping_add(1);
+        self.queued = self.queued.saturating_add(1);
+        Ok(())
+    }
+
+    pub(super) fn trim(&mut self, id: SessionId, keep: usize, evicted: &mut Evicted) {
+        let Some(session) = self.open.get_mut(&id) else { return };
+        match session.queue.back_mut() {
+            Some(Item::Trim(waiting)) => *waiting = keep.min(*waiting),
+            None if session.cache.is_some() => {
+                if !session.cut(&mut self.pages, keep) {
+                    self.evict(id, evicted);
+                }
+            }
+            _ => session.queue.push_back(Item::Trim(keep)),
+        }
+    }
+
+    pub(super) fn close(&mut self, id: SessionId) {
+        let Some(mut session) = self.open.remove(&id) else { return };
+        self.orphans.extend(session.queue.drain(..).filter_map(Item::job));
+        if session.cache.is_some() {
+            self.release(&session);
+        } else {
+            // The thread computes with its cache: the pages are in use until it brings that back.
+            session.closing = true;
+            self.open.insert(id, session);
+        }
+    }
+
+    /// Jobs of sessions that were closed; they count as answered.
+    pub(super) fn orphans(&mut self) -> Vec<Job> {
+        let jobs = std::mem::take(&mut self.orphans);
+        self.queued = self.queued.saturating_sub(jobs.len());
+        jobs
+    }
+
+    /// Ends all sessions; their jobs.
+    pub(super) fn end(&mut self) -> Vec<Job> {
+        let sessions = std::mem::take(&mut self.open);
+        let mut jobs = self.orphans();
+        jobs.extend(sessions.into_values().flat_map(|session| session.queue).filter_map(Item::job));
+        self.queued = 0;
+        jobs
+    }
+
+    pub(super) fn queued(&self) -> usize {
+        self.queued
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    pub(super) fn pages(&self) -> &Pages<C::Block> {
+        &self.pages
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// The sessions whose next jobs make the next batch: decodes of many, and one prefill.
+    pub(super) fn pick(&mut self) -> Vec<SessionId> {
+        let decodes = in_turns(self.ready(Phase::Decode), self.last_decode, MAX_DECODE_ROWS, MAX_DECODE_ROWS);
+        let prefill = in_turns(self.ready(Phase::Prefill), self.last_prefill, 1, MAX_ROWS);
+        if let Some(last) = decodes.last() {
+            self.last_decode = Some(last.group);
+        }
+        if let Some(only) = prefill.last() {
+            self.last_prefill = Some(only.group);
+            self.prefills = self.prefills.wrapping_add(1);
+            if let Some(session) = self.open.get_mut(&only.key) {
+                session.prefilled = self.prefills;
+            }
+        }
+        decodes.iter().chain(&prefill).map(|job| job.key).collect()
+    }
+
+    /// The next jobs of all sessions, as far as they are of this phase: the oldest decode of a group goes first, or the
+    /// prefill of the session that had none for longest.
+    fn ready(&self, phase: Phase) -> Vec<Ready<SessionId>> {
+        let next = |(id, session): (&SessionId, &Session<C>)| {
+            let pending = session.front().filter(|pending| pending.job.phase == phase)?;
+            let waits_since = if phase == Phase::Prefill { session.prefilled } else { 0 };
+            let rank = (waits_since, pending.number);
+            Some(Ready { key: *id, group: session.group, rank, rows: pending.rows })
+        };
+        self.open.iter().filter_map(next).collect()
+    }
+
+    /// Takes the next job of a session, and lends the session's cache. `None` when it was closed meanwhile.
+    pub(super) fn take(&mut self, id: SessionId) -> Option<Taken<C>> {
+        let session = self.open.get_mut(&id)?;
+        session.front()?;
+        let cache = session.cache.take()?;
+        match session.queue.pop_front() {
+            Some(Item::Run(pending)) => Some(Taken { pending, cache }),
+            other => {
+                // `front` has just seen a job there.
+                session.cache = Some(cache);
+                session.queue.extend(other);
+                None
+            }
+        }
+    }
+
+    /// Brings a batch's caches back and counts its jobs as answered: `rows` rows that took `compute`.
+    pub(super) fn bring_back(
+        &mut self,
+        caches: impl IntoIterator<Item = Done<C>>,
+        rows: usize,
+        compute: Duration,
+        now: Instant,
+        evicted: &mut Evicted,
+    ) {
+        self.last_batch = compute;
+        self.totals.batches = self.totals.batches.saturating_add(1);
+        self.totals.rows = self.totals.rows.saturating_add(rows as u64);
+        for Done { session: id, cache, ok } in caches {
+            self.queued = self.queued.saturating_sub(1);
+            self.totals.jobs = self.totals.jobs.saturating_add(1);
+            let Some(session) = self.open.get_mut(&id) else { continue };
+            session.cache = Some(cache);
+            if session.closing {
+                if let Some(session) = self.open.remove(&id) {
+                    self.release(&session);
+                }
+                continue;
+            }
+            (session.active, session.answered, session.computed) = (now, Some(now), true);
+            if ok {
+                session.publish(&mut self.pages);
+            } else {
+                session.distrust(session.shared);
+            }
+            while let Some(Item::Trim(keep)) = session.queue.front() {
+                let keep = *keep;
+                session.queue.pop_front();
+                if !session.cut(&mut self.pages, keep) {
+                    self.evict(id, evicted);
+                    break;
+                }
+            }
+        }
+    }
+
+    /// For how long to wait for sessions that will soon be back with another token, judging by their last.
+    pub(super) fn others_come(&self, now: Instant) -> Option<Duration> {
+        let patience = self.last_batch.checked_div(GATHER_SHARE)?;
+        let back_in = |session: &Session<C>| {
+            let (at, after) = (session.answered?, session.returns_after?);
+            let until = at.checked_add(after.saturating_mul(2).min(patience))?;
+            (session.is_idle() && after <= patience).then(|| until.saturating_duration_since(now))
+        };
+        self.open.values().filter_map(back_in).max().filter(|soon| !soon.is_zero())
+    }
+}
+
+#[cfg(test)]
+impl<C: Rows> Sessions<C> {
+    /// That the books are right; the pages that each session holds.
+    pub(super) fn check(&self) -> BTreeMap<SessionId, u32> {
+        let mut users = BTreeMap::new();
+        for key in self.open.values().flat_map(|session| &session.keys[..session.shared]) {
+            *users.entry(*key).or_default() += 1;
+        }
+        self.pages.check(self.open.values().map(|session| session.own).sum(), &users);
+        let jobs = |session: &Session<C>| session.queue.iter().filter(|item| matches!(item, Item::Run(_))).count();
+        let waiting: usize = self.open.values().map(jobs).sum();
+        assert_eq!(self.queued, waiting + self.orphans.len(), "jobs that wait");
+        self.open.iter().map(|(id, session)| (*id, session.own + session.shared as u32)).collect()
+    }
+
+    /// The sessions that have a job to do.
+    pub(super) fn waiting(&self) -> Vec<SessionId> {
+        self.open.iter().filter(|(_, session)| session.front().is_some()).map(|(id, _)| *id).collect()
+    }
+}
+
+impl<C: Rows> Session<C> {
+    fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.cache.is_some()
+    }
+
+    /// The next job. Trims never stand first while the cache is here.
+    fn front(&self) -> Option<&Pending> {
+        match self.queue.front() {
+            Some(Item::Run(pending)) if self.cache.is_some() => Some(pending),
+            _ => None,
+        }
+    }
+
+    /// Forgets rows. Pages that were shared become its own again, since other rows may follow: says whether there were
+    /// enough for that.
+    fn cut(&mut self, pages: &mut Pages<C::Block>, keep: usize) -> bool {
+        let Some(cache) = &mut self.cache else { return true };
+        cache.truncate(keep);
+        let whole = cache.len() / KV_PAGE_ROWS;
+        let lost = self.keys.get(whole..self.shared).unwrap_or_default();
+        let n = u32::try_from(lost.len()).unwrap_or(u32::MAX);
+        pages.unpin(lost);
+        self.shared = self.shared.min(whole);
+        self.distrust(whole);
+        let enough = pages.take(n);
+        if enough {
+            self.own = self.own.saturating_add(n);
+        }
+        enough
+    }
+
+    /// From this page on, what comes need not be what the keys name: something has failed, or was taken back. Before the
+    /// first job it is: the session only begins with less than it was given.
+    fn distrust(&mut self, page: usize) {
+        if self.computed {
+            self.keys.truncate(page);
+        }
+    }
+
+    /// Gives the pages that have become whole, and that keys name, to the prefix cache; where that has them already, the
+    /// session uses those and gives its own back.
+    fn publish(&mut self, pages: &mut Pages<C::Block>) {
+        let Some(cache) = &mut self.cache else { return };
+        while let Some(key) = self.keys.get(self.shared) {
+            if cache.len() / KV_PAGE_ROWS <= self.shared || self.own == 0 {
+                return;
+            }
+            if pages.pin(key) {
+                if !pages.get(key).is_some_and(|block| cache.replace(self.shared, block)) {
+                    pages.unpin(&[*key]);
+                    return;
+                }
+                pages.give_back(1);
+            } else {
+                pages.publish(*key, self.shared, cache.block(self.shared));
+            }
+            self.own = self.own.saturating_sub(1);
+            self.shared = self.shared.saturating_add(1);
+        }
+    }
+}
+
+impl Item {
+    fn job(self) -> Option<Job> {
+        match self {
+            Self::Run(pending) => Some(pending.job),
+            Self::Trim(_) => None,
+        }
+    }
+}
