@@ -45,6 +45,12 @@ pub enum LoadError {
         /// The types that would do.
         supported: &'static str,
     },
+    /// A tensor that the family does not have: computing without it would be another function.
+    #[error("tensor '{tensor}' is not part of this model family as it is supported here")]
+    UnknownTensor {
+        /// The tensor's name.
+        tensor: String,
+    },
     /// A weight that is not a number.
     #[error("tensor '{tensor}' has a NaN or an infinity in row {row}; the file is damaged")]
     NotFinite {

@@ -1,11 +1,12 @@
 //! A model's hyper-parameters, read from GGUF metadata and checked against each other.
 
-use crate::{
-    LoadError,
-    backend::AttentionShape,
-    gguf::{Gguf, GgufError, Optional},
-    models::Architecture,
-};
+mod reader;
+mod variant;
+
+use reader::Reader;
+pub use variant::{Experts, LongRope, Variant, Window, Yarn};
+
+use crate::{LoadError, backend::AttentionShape, gguf::Gguf, models::Architecture};
 
 /// More layers than any model has: a bound on what a file can make us allocate and loop over.
 const MAX_LAYERS: u32 = 4096;
@@ -37,14 +38,16 @@ pub struct Hparams {
     pub rope_dims: usize,
     /// Base frequency of the rotation.
     pub rope_base: f32,
-    /// Positions are divided by this (linear RoPE scaling); 1 without scaling.
+    /// Positions are divided by this (linear RoPE scaling; YaRN: in the slow pairs only); 1 without scaling.
     pub rope_scale: f32,
     /// Added to the mean square before the root in RMS norms.
     pub rms_eps: f32,
-    /// Context length in tokens.
+    /// Context length in tokens: what the file says, or less where the function is defined for less only.
     pub context_length: usize,
     /// Size of the vocabulary: rows of `token_embd.weight`.
     pub vocab: usize,
+    /// What only some families or files have.
+    pub variant: Variant,
 }
 
 impl Hparams {
@@ -55,7 +58,7 @@ impl Hparams {
     /// [`LoadError::Gguf`] for a missing or mistyped one.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self, LoadError> {
         let architecture = Architecture::from_name(gguf.get_str("general.architecture")?)?;
-        let reader = Reader { gguf, prefix: architecture.name() };
+        let reader = Reader { gguf, architecture };
         reader.refuse_what_we_do_not_compute()?;
 
         let n_layers = reader.size("block_count", MAX_LAYERS)?;
@@ -92,7 +95,7 @@ impl Hparams {
                 expected: vec![vocab, hidden],
             });
         }
-        Ok(Self {
+        let mut hparams = Self {
             architecture,
             n_layers,
             hidden,
@@ -106,7 +109,11 @@ impl Hparams {
             rms_eps: reader.positive("attention.layer_norm_rms_epsilon", None)?,
             context_length: reader.size_or("context_length", u32::MAX, DEFAULT_CONTEXT as usize)?,
             vocab,
-        })
+            variant: Variant::default(),
+        };
+        hparams.variant = Variant::read(&reader, &hparams)?;
+        hparams.context_length = reader.limited_context(hparams.context_length)?;
+        Ok(hparams)
     }
 
     /// Width of all key (or value) heads of one token.
@@ -114,86 +121,29 @@ impl Hparams {
         self.kv_heads.saturating_mul(self.head_dim)
     }
 
-    /// The sizes of the attention, with the usual scale and without a window.
-    pub(crate) fn attention(&self) -> AttentionShape {
+    /// True when the layer's attention sees only a window.
+    pub(crate) fn is_windowed(&self, layer: usize) -> bool {
+        let window = self.variant.window.as_ref();
+        window.is_some_and(|window| window.layers.get(layer).copied().unwrap_or(false))
+    }
+
+    /// The sizes and rules of a layer's attention.
+    pub(crate) fn attention(&self, layer: usize) -> AttentionShape {
+        let Self { heads, kv_heads, head_dim, ref variant, .. } = *self;
         #[allow(clippy::cast_precision_loss, reason = "a head is a few hundred wide")]
-        let scale = 1.0 / (self.head_dim as f32).sqrt();
-        let Self { heads, kv_heads, head_dim, .. } = *self;
-        AttentionShape { heads, kv_heads, head_dim, scale, soft_cap: None, window: None }
+        let scale = variant.attention_scale.unwrap_or_else(|| 1.0 / (head_dim as f32).sqrt());
+        let window = variant.window.as_ref().filter(|_| self.is_windowed(layer)).map(|window| window.size);
+        AttentionShape { heads, kv_heads, head_dim, scale, soft_cap: variant.attention_cap, window }
+    }
+
+    /// What embeddings are multiplied by, in the families that do so.
+    pub(crate) fn embedding_scale(&self) -> Option<f32> {
+        #[allow(clippy::cast_precision_loss, reason = "at most 2^20, which is exact")]
+        self.architecture.is_gemma().then(|| (self.hidden as f32).sqrt())
     }
 
     /// Bytes of KV cache that one token takes in one layer: a key and a value row of `f32`.
     pub fn kv_bytes_per_row_per_layer(&self) -> u64 {
         2 * size_of::<f32>() as u64 * self.kv_width() as u64
-    }
-}
-
-/// Reads `<architecture>.<name>` keys.
-struct Reader<'a> {
-    gguf: &'a Gguf,
-    prefix: &'static str,
-}
-
-impl Reader<'_> {
-    fn key(&self, name: &str) -> String {
-        format!("{}.{name}", self.prefix)
-    }
-
-    fn bad(&self, name: &str, reason: String) -> LoadError {
-        LoadError::Hyperparameter { key: self.key(name), reason }
-    }
-
-    fn optional_size(&self, name: &str, max: u32) -> Result<Option<usize>, LoadError> {
-        match self.gguf.get_u32(&self.key(name)).optional()? {
-            None => Ok(None),
-            Some(n) if n >= 1 && n <= max => Ok(Some(n as usize)),
-            Some(n) => Err(self.bad(name, format!("{n} is not between 1 and {max}"))),
-        }
-    }
-
-    fn size_or(&self, name: &str, max: u32, default: usize) -> Result<usize, LoadError> {
-        Ok(self.optional_size(name, max)?.unwrap_or(default))
-    }
-
-    fn size(&self, name: &str, max: u32) -> Result<usize, LoadError> {
-        self.optional_size(name, max)?.ok_or_else(|| GgufError::MissingKey { key: self.key(name) }.into())
-    }
-
-    fn positive(&self, name: &str, default: Option<f32>) -> Result<f32, LoadError> {
-        let value = match (self.gguf.get_f32(&self.key(name)).optional()?, default) {
-            (Some(value), _) | (None, Some(value)) => value,
-            (None, None) => return Err(GgufError::MissingKey { key: self.key(name) }.into()),
-        };
-        if value.is_finite() && value > 0.0 {
-            Ok(value)
-        } else {
-            Err(self.bad(name, format!("{value} is not a positive number")))
-        }
-    }
-
-    fn rope_scale(&self) -> Result<f32, LoadError> {
-        match self.gguf.get_str(&self.key("rope.scaling.type")).optional()? {
-            Some("linear") => self.positive("rope.scaling.factor", None),
-            // Files older than the `type` key name a linear factor alone.
-            None => self.positive("rope.scale_linear", Some(1.0)),
-            Some("none") => Ok(1.0),
-            Some(other) => Err(self.bad("rope.scaling.type", format!("'{other}' is not supported, only linear is"))),
-        }
-    }
-
-    /// Settings that change the function: better refused than ignored.
-    fn refuse_what_we_do_not_compute(&self) -> Result<(), LoadError> {
-        if let Some(experts) = self.gguf.get_u32(&self.key("expert_count")).optional()?
-            && experts > 0
-        {
-            return Err(self.bad("expert_count", format!("mixtures of experts ({experts}) are not supported")));
-        }
-        if let Some(files) = self.gguf.get_u32("split.count").optional()?
-            && files > 1
-        {
-            let reason = format!("the model is split into {files} files; merge them with `gguf-split --merge`");
-            return Err(LoadError::Hyperparameter { key: "split.count".to_owned(), reason });
-        }
-        Ok(())
     }
 }

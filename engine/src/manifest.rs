@@ -14,6 +14,7 @@ use minicbor::{Encode, Encoder, encode::Write};
 use crate::{
     Hparams, LoadError,
     gguf::{DType, Gguf, Optional, TensorView},
+    hparams::{LongRope, Variant, Window},
 };
 
 /// What stands first in the canonical form, so that its hash can be nothing else's.
@@ -116,7 +117,9 @@ impl<C> Encode<C> for Manifest {
     fn encode<W: Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), minicbor::encode::Error<W::Error>> {
         let h = &self.hparams;
         e.array(10)?.str(DOMAIN)?.u16(VERSION)?.str(&self.architecture)?;
-        e.array(12)?;
+        // A plain dense model has twelve numbers; what goes beyond that is a thirteenth entry.
+        let plain = h.variant == Variant::default();
+        e.array(if plain { 12 } else { 13 })?;
         for size in [h.n_layers, h.hidden, h.feed_forward, h.heads, h.kv_heads, h.head_dim, h.rope_dims] {
             e.u64(size as u64)?;
         }
@@ -124,6 +127,9 @@ impl<C> Encode<C> for Manifest {
             e.u32(float.to_bits())?;
         }
         e.u64(h.context_length as u64)?.u64(h.vocab as u64)?;
+        if !plain {
+            e.encode(&h.variant)?;
+        }
         e.bytes(&self.tokenizer)?.str(&self.quantisation)?;
         e.encode(self.embedding)?;
         e.array(self.layers.len() as u64)?;
@@ -131,6 +137,32 @@ impl<C> Encode<C> for Manifest {
             e.encode(layer)?;
         }
         e.encode(self.head)?.encode(self.shared)?.ok()
+    }
+}
+
+impl<C> Encode<C> for Variant {
+    fn encode<W: Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), minicbor::encode::Error<W::Error>> {
+        let bits = |float: Option<f32>| float.map(f32::to_bits);
+        e.array(8)?;
+        e.encode(self.experts.map(|x| [x.count as u64, x.used as u64, x.feed_forward as u64]))?;
+        match &self.window {
+            Some(Window { size, layers, rope }) => {
+                e.array(3)?.u64(*size as u64)?.encode(layers)?;
+                e.encode(rope.map(|(base, scale)| [base.to_bits(), scale.to_bits()]))?;
+            }
+            None => {
+                e.null()?;
+            }
+        }
+        for float in [self.attention_scale, self.attention_cap, self.logit_cap, self.rope_magnitude] {
+            e.encode(bits(float))?;
+        }
+        e.encode(self.long_rope.map(|list| list == LongRope::Long))?;
+        let yarn = self.yarn.map(|yarn| {
+            let floats = [yarn.ext_factor, yarn.beta_fast, yarn.beta_slow, yarn.log_multiplier];
+            (yarn.original_context as u64, floats.map(f32::to_bits))
+        });
+        e.encode(yarn)?.ok()
     }
 }
 

@@ -1,9 +1,12 @@
-//! What the families share: reading weights with their shapes checked, projections, the gated feed-forward part.
+//! What the families share: reading weights with their shapes checked, projections, the feed-forward part.
 
+use std::{collections::HashSet, ops::Range};
+
+use super::{Architecture, experts::Experts};
 use crate::{
     BackendError, LoadError,
     backend::{Activation, AttentionShape, Backend},
-    gguf::{Gguf, TensorView},
+    gguf::{Gguf, TensorHandle, TensorView},
     hparams::Hparams,
 };
 
@@ -13,11 +16,12 @@ pub(crate) struct Weights<'a, B: Backend> {
     pub(crate) backend: &'a B,
     /// Bytes of all tensors taken so far, as the file stores them.
     pub(crate) bytes: u64,
+    taken: HashSet<String>,
 }
 
 impl<'a, B: Backend> Weights<'a, B> {
     pub(crate) fn new(gguf: &'a Gguf, backend: &'a B) -> Self {
-        Self { gguf, backend, bytes: 0 }
+        Self { gguf, backend, bytes: 0, taken: HashSet::new() }
     }
 
     fn take(&mut self, name: &str, expected: &[usize]) -> Result<TensorView<'a>, LoadError> {
@@ -29,7 +33,9 @@ impl<'a, B: Backend> Weights<'a, B> {
                 expected: expected.to_vec(),
             });
         }
-        self.bytes = self.bytes.saturating_add(tensor.bytes());
+        if self.taken.insert(name.to_owned()) {
+            self.bytes = self.bytes.saturating_add(tensor.bytes());
+        }
         Ok(tensor)
     }
 
@@ -43,12 +49,68 @@ impl<'a, B: Backend> Weights<'a, B> {
         self.backend.load_vector(&tensor)
     }
 
-    /// The vector, when the file has it.
-    pub(crate) fn optional_vector(&mut self, name: &str, len: usize) -> Result<Option<B::Vector>, LoadError> {
-        match self.gguf.tensor(name) {
-            Ok(_) => self.vector(name, len).map(Some),
-            Err(_) => Ok(None),
+    /// Some of the rows of a matrix with `outputs` of them.
+    fn matrix_rows(
+        &mut self,
+        name: &str,
+        outputs: usize,
+        inputs: usize,
+        rows: Range<usize>,
+    ) -> Result<B::Matrix, LoadError> {
+        let tensor = self.take(name, &[outputs, inputs])?;
+        self.backend.load_matrix(&tensor.rows(rows)?)
+    }
+
+    /// Some of the values of a vector of `len`, when the file has it.
+    fn optional_vector_rows(
+        &mut self,
+        name: &str,
+        len: usize,
+        values: Range<usize>,
+    ) -> Result<Option<B::Vector>, LoadError> {
+        if self.gguf.tensor(name).is_err() {
+            return Ok(None);
         }
+        let tensor = self.take(name, &[len])?;
+        let value = tensor.data.len().checked_div(len).unwrap_or(0);
+        let range = values.start.saturating_mul(value)..values.end.saturating_mul(value);
+        let data = tensor.data.get(range).unwrap_or_default();
+        self.backend.load_vector(&TensorView::new(name, tensor.dtype, &[values.len()], data)?).map(Some)
+    }
+
+    /// A tensor to be read later. Checks its shape, and that the backend computes with its type.
+    pub(crate) fn later(&mut self, name: &str, expected: &[usize]) -> Result<TensorHandle, LoadError> {
+        let tensor = self.take(name, expected)?;
+        let inputs = expected.last().copied().unwrap_or(0);
+        let zeros = vec![0; tensor.dtype.bytes_for(inputs as u64).and_then(|n| n.try_into().ok()).unwrap_or(0)];
+        self.backend.load_matrix(&TensorView::new(name, tensor.dtype, &[1, inputs], &zeros)?)?;
+        Ok(self.gguf.handle(name)?)
+    }
+
+    /// Refuses tensors of the file that nobody took: a model with more than its family has is another function. Layers
+    /// outside of `layers` are other spans' business, and so are embedding and head.
+    pub(crate) fn refuse_the_rest(&self, layers: &Range<usize>) -> Result<(), LoadError> {
+        const ELSEWHERE: &[&str] = &[
+            "token_embd.weight",
+            "output_norm.weight",
+            "output.weight",
+            "rope_freqs.weight",
+            "rope_factors_long.weight",
+            "rope_factors_short.weight",
+        ];
+        // Frequencies that early converters wrote down; they follow from the metadata.
+        const SPARE: &str = ".attn_rot_embd.weight";
+        for tensor in self.gguf.tensors() {
+            let layer = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+            let known = match layer.and_then(|(layer, _)| layer.parse::<usize>().ok()) {
+                Some(layer) => !layers.contains(&layer) || tensor.name.ends_with(SPARE),
+                None => ELSEWHERE.contains(&tensor.name),
+            };
+            if !known && !self.taken.contains(tensor.name) {
+                return Err(LoadError::UnknownTensor { tensor: tensor.name.to_owned() });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -66,9 +128,20 @@ impl<B: Backend> Linear<B> {
         outputs: usize,
         inputs: usize,
     ) -> Result<Self, LoadError> {
+        Self::load_rows(weights, name, outputs, inputs, 0..outputs)
+    }
+
+    /// As [`Linear::load`], for some of the outputs of a matrix that is several in one.
+    fn load_rows(
+        weights: &mut Weights<'_, B>,
+        name: &str,
+        outputs: usize,
+        inputs: usize,
+        rows: Range<usize>,
+    ) -> Result<Self, LoadError> {
         Ok(Self {
-            weight: weights.matrix(&format!("{name}.weight"), outputs, inputs)?,
-            bias: weights.optional_vector(&format!("{name}.bias"), outputs)?,
+            weight: weights.matrix_rows(&format!("{name}.weight"), outputs, inputs, rows.clone())?,
+            bias: weights.optional_vector_rows(&format!("{name}.bias"), outputs, rows)?,
         })
     }
 
@@ -125,18 +198,21 @@ pub(crate) struct Projections<B: Backend> {
 }
 
 impl<B: Backend> Projections<B> {
+    /// Loads `attn_q`, `attn_k` and `attn_v`, or the three below each other in `attn_qkv`, and `attn_output`.
     pub(crate) fn load(weights: &mut Weights<'_, B>, hparams: &Hparams, layer: usize) -> Result<Self, LoadError> {
         let (hidden, kv) = (hparams.hidden, hparams.kv_width());
         let q = hparams.heads.saturating_mul(hparams.head_dim);
-        let mut linear =
-            |part: &str, outputs, inputs| Linear::load(weights, &format!("blk.{layer}.attn_{part}"), outputs, inputs);
-        Ok(Self {
-            q: linear("q", q, hidden)?,
-            k: linear("k", kv, hidden)?,
-            v: linear("v", kv, hidden)?,
-            output: linear("output", hidden, q)?,
-            shape: hparams.attention(),
-        })
+        let name = |part: &str| format!("blk.{layer}.attn_{part}");
+        let (queries, keys, values) = if weights.gguf.tensor(&format!("{}.weight", name("qkv"))).is_ok() {
+            let (k_end, v_end) = (q.saturating_add(kv), q.saturating_add(kv).saturating_add(kv));
+            let mut rows = |rows| Linear::load_rows(weights, &name("qkv"), v_end, hidden, rows);
+            (rows(0..q)?, rows(q..k_end)?, rows(k_end..v_end)?)
+        } else {
+            let mut linear = |part, outputs| Linear::load(weights, &name(part), outputs, hidden);
+            (linear("q", q)?, linear("k", kv)?, linear("v", kv)?)
+        };
+        let output = Linear::load(weights, &name("output"), hidden, q)?;
+        Ok(Self { q: queries, k: keys, v: values, output, shape: hparams.attention(layer) })
     }
 
     /// Queries, keys and values of rows, as wide as their heads together.
@@ -145,28 +221,63 @@ impl<B: Backend> Projections<B> {
     }
 }
 
-/// The gated feed-forward part: `down(silu(gate(x)) * up(x))`.
-pub(crate) struct FeedForward<B: Backend> {
-    gate: Linear<B>,
-    up: Linear<B>,
-    down: Linear<B>,
+/// What follows a layer's attention.
+pub(crate) enum FeedForward<B: Backend> {
+    Dense(Gated<B>),
+    Sparse(Experts<B>),
 }
 
 impl<B: Backend> FeedForward<B> {
+    /// Loads the experts of a model that has them, else the one feed-forward part, with SiLU.
     pub(crate) fn load(weights: &mut Weights<'_, B>, hparams: &Hparams, layer: usize) -> Result<Self, LoadError> {
+        match hparams.variant.experts {
+            Some(sizes) => Experts::load(weights, hparams, sizes, layer).map(Self::Sparse),
+            None => Gated::load(weights, hparams, layer, Activation::Silu).map(Self::Dense),
+        }
+    }
+
+    /// Adds to `rows` what it makes of `x`.
+    pub(crate) fn add_to(&self, backend: &B, rows: B::Rows, x: &B::Rows) -> Result<B::Rows, BackendError> {
+        match self {
+            Self::Dense(gated) => backend.add(rows, &gated.forward(backend, x)?),
+            Self::Sparse(experts) => experts.add_to(backend, rows, x),
+        }
+    }
+}
+
+/// The gated feed-forward part: `down(activation(gate(x)) * up(x))`.
+pub(crate) struct Gated<B: Backend> {
+    gate: Linear<B>,
+    up: Linear<B>,
+    down: Linear<B>,
+    activation: Activation,
+}
+
+impl<B: Backend> Gated<B> {
+    /// Loads `ffn_gate`, `ffn_up` and `ffn_down`; without the first, `ffn_up` holds both, the gate first.
+    pub(crate) fn load(
+        weights: &mut Weights<'_, B>,
+        hparams: &Hparams,
+        layer: usize,
+        activation: Activation,
+    ) -> Result<Self, LoadError> {
         let (hidden, inner) = (hparams.hidden, hparams.feed_forward);
-        let mut linear =
-            |part: &str, outputs, inputs| Linear::load(weights, &format!("blk.{layer}.ffn_{part}"), outputs, inputs);
-        Ok(Self {
-            gate: linear("gate", inner, hidden)?,
-            up: linear("up", inner, hidden)?,
-            down: linear("down", hidden, inner)?,
-        })
+        let name = |part: &str| format!("blk.{layer}.ffn_{part}");
+        let separate = weights.gguf.tensor(&format!("{}.weight", name("gate"))).is_ok();
+        let (gate, up) = if separate || hparams.architecture != Architecture::Phi3 {
+            let mut linear = |part| Linear::load(weights, &name(part), inner, hidden);
+            (linear("gate")?, linear("up")?)
+        } else {
+            let both = inner.saturating_mul(2);
+            let mut rows = |rows| Linear::load_rows(weights, &name("up"), both, hidden, rows);
+            (rows(0..inner)?, rows(inner..both)?)
+        };
+        Ok(Self { gate, up, down: Linear::load(weights, &name("down"), hidden, inner)?, activation })
     }
 
     pub(crate) fn forward(&self, backend: &B, x: &B::Rows) -> Result<B::Rows, BackendError> {
         let [gate, up] = products(backend, x, [&self.gate, &self.up])?;
-        self.down.forward(backend, &backend.gate(gate, &up, Activation::Silu)?)
+        self.down.forward(backend, &backend.gate(gate, &up, self.activation)?)
     }
 }
 

@@ -1,5 +1,5 @@
-//! Llama: RMS norms, rotary attention with grouped heads, gated feed-forward. Some files carry biases on the
-//! projections; they are used when there.
+//! Llama: RMS norms, rotary attention with grouped heads, gated feed-forward, or experts (Mixtral). Some files carry
+//! biases on the projections; they are used when there. Mistral has the same graph.
 
 use super::{
     Step,
@@ -38,7 +38,6 @@ impl<B: Backend> Layer<B> {
         let rows = backend.add(rows, &self.attention.output.forward(backend, &mixed)?)?;
 
         let x = self.feed_forward_norm.forward(backend, &rows)?;
-        let y = self.feed_forward.forward(backend, &x)?;
-        backend.add(rows, &y)
+        self.feed_forward.add_to(backend, rows, &x)
     }
 }

@@ -44,7 +44,6 @@ impl<B: Backend> Layer<B> {
         let rows = backend.add(rows, &self.attention.output.forward(backend, &mixed)?)?;
 
         let x = self.feed_forward_norm.forward(backend, &rows)?;
-        let y = self.feed_forward.forward(backend, &x)?;
-        backend.add(rows, &y)
+        self.feed_forward.add_to(backend, rows, &x)
     }
 }

@@ -1,4 +1,5 @@
-//! Qwen3: no biases; queries and keys are normed head by head before they are rotated.
+//! Qwen3: no biases; queries and keys are normed head by head before they are rotated. With one feed-forward part, or
+//! with experts (`qwen3moe`).
 
 use super::{
     Step,
@@ -46,7 +47,6 @@ impl<B: Backend> Layer<B> {
         let rows = backend.add(rows, &self.attention.output.forward(backend, &mixed)?)?;
 
         let x = self.feed_forward_norm.forward(backend, &rows)?;
-        let y = self.feed_forward.forward(backend, &x)?;
-        backend.add(rows, &y)
+        self.feed_forward.add_to(backend, rows, &x)
     }
 }

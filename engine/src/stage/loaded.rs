@@ -92,13 +92,19 @@ pub(super) struct Loaded<B: Backend> {
     hidden: usize,
     rope: Rope,
     embedding: Option<B::Matrix>,
+    /// What the embedding's rows are multiplied by.
+    embedding_scale: Option<f32>,
     layers: Vec<Layer<B>>,
+    /// For each layer, whether its attention sees a window.
+    windowed: Vec<bool>,
     head: Option<Head<B>>,
     pages: Arc<PagePool<B::Page>>,
 }
 
 struct Head<B: Backend> {
     norm: Norm<B>,
+    /// Soft cap of the logits.
+    cap: Option<f32>,
     /// The output matrix, unless it is the embedding that is loaded anyway.
     output: Option<B::Matrix>,
 }
@@ -116,21 +122,30 @@ impl<B: Backend> Loaded<B> {
             let name = if tied { "token_embd.weight" } else { "output.weight" };
             let norm = Norm::load(&mut weights, "output_norm.weight", hidden, hparams.rms_eps)?;
             let shared = tied && span.embedding;
-            Some(Head { norm, output: if shared { None } else { Some(weights.matrix(name, vocab, hidden)?) } })
+            let output = if shared { None } else { Some(weights.matrix(name, vocab, hidden)?) };
+            Some(Head { norm, cap: hparams.variant.logit_cap, output })
         } else {
             None
         };
+        weights.refuse_the_rest(&span.layers)?;
         let bytes = weights.bytes;
         let rope = Rope::load(gguf, hparams)?;
+        let windowed = span.layers.clone().map(|layer| hparams.is_windowed(layer)).collect();
+        let embedding_scale = hparams.embedding_scale();
         let pages = Arc::new(PagePool::new(span.layers.len().saturating_mul(POOLED_PAGES)));
-        Ok((Self { backend, hidden, rope, embedding, layers, head, pages }, bytes))
+        Ok((Self { backend, hidden, rope, embedding, embedding_scale, layers, windowed, head, pages }, bytes))
     }
 }
 
 impl<B: Backend> Compute for Loaded<B> {
     fn embed(&self, ids: &[u32]) -> Result<Vec<f32>, StageError> {
         let table = self.embedding.as_ref().ok_or(StageError::NotLoaded { part: "embedding" })?;
-        Ok(self.backend.download(self.backend.lookup(table, ids)?)?)
+        let rows = self.backend.lookup(table, ids)?;
+        let rows = match self.embedding_scale {
+            Some(scale) => self.backend.scale(rows, scale)?,
+            None => rows,
+        };
+        Ok(self.backend.download(rows)?)
     }
 
     fn new_pages(&self, layers: usize) -> Box<dyn Pages> {
@@ -145,10 +160,12 @@ impl<B: Backend> Compute for Loaded<B> {
             layers = cache.layers();
             sequences.push(Sequence { pos, rows, cache });
         }
-        let rotation = self.rope.at(sequences.iter().map(|sequence| (sequence.pos, sequence.rows)))?;
+        let rotations = self.rope.at(sequences.iter().map(|sequence| (sequence.pos, sequence.rows)))?;
         let mut rows = self.backend.upload(rows, self.hidden)?;
-        for (index, layer) in self.layers.iter().skip(first).take(layers).enumerate() {
-            let mut step = Step { rotation: &rotation, layer: index, sequences: &mut sequences };
+        let layers = self.layers.iter().zip(&self.windowed).skip(first).take(layers);
+        for (index, (layer, windowed)) in layers.enumerate() {
+            let rotation = rotations.of(*windowed);
+            let mut step = Step { rotation, layer: index, sequences: &mut sequences };
             rows = layer.forward(&self.backend, rows, &mut step)?;
         }
         Ok(self.backend.download(rows)?)
@@ -160,6 +177,10 @@ impl<B: Backend> Compute for Loaded<B> {
         let rows = self.backend.upload(rows, self.hidden)?;
         let rows = head.norm.forward(&self.backend, &rows)?;
         let [logits] = self.backend.matmul(&rows, [output])?;
+        let logits = match head.cap {
+            Some(cap) => self.backend.soft_cap(logits, cap)?,
+            None => logits,
+        };
         Ok(self.backend.download(logits)?)
     }
 }

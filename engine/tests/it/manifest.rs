@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use quelea_engine::{Architecture, Gguf, Hparams, Manifest, manifest::Part};
+use quelea_engine::{Architecture, Gguf, Hparams, Manifest, hparams::Variant, manifest::Part};
 
 use crate::support::{LAYERS, model, models};
 
@@ -21,6 +21,7 @@ fn example() -> Manifest {
         rms_eps: 1e-6,
         context_length: 2048,
         vocab: 1024,
+        variant: Variant::default(),
     };
     let part = |n: u8| Part { root: [n; 32], bytes: u64::from(n) * 1000 };
     Manifest {

@@ -77,8 +77,8 @@ fn a_span_reads_only_its_own_tensors() {
         .into();
     // Tied embeddings count once where embedding and head are together.
     assert_eq!(parts.iter().map(Stage::weight_bytes).sum::<u64>(), whole.weight_bytes());
-    let gguf = model("llama").edit(4, |tensor| tensor.name = "lost".to_owned()).open();
-    assert_eq!(gguf.tensors().nth(4).unwrap().name, "lost");
+    let gguf = model("llama").edit(4, |tensor| tensor.name = "blk.0.lost".to_owned()).open();
+    assert_eq!(gguf.tensors().nth(4).unwrap().name, "blk.0.lost");
     let error = Stage::load(&gguf, Span::layers(0..1)).unwrap_err().to_string();
     assert_eq!(error, "tensor 'blk.0.attn_k.weight' is missing");
     Stage::load(&gguf, Span::layers(1..LAYERS)).unwrap();
