@@ -11,4 +11,5 @@ mod reference;
 mod runner;
 mod split;
 mod support;
+mod variants;
 mod write;

@@ -4,7 +4,7 @@ use std::fs;
 
 use quelea_engine::{Chain, Gguf, Hparams, PREFILL_CHUNK, Span, Stage, logits_for};
 
-use crate::support::{LAYERS, ids, model, models, noise};
+use crate::support::{LAYERS, ids, model, models, noise, sparse};
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
@@ -23,8 +23,12 @@ fn run(gguf: &Gguf, cuts: &[usize], prompt: &[u32]) -> Vec<Vec<u32>> {
 
 #[test]
 fn every_cut_gives_the_same_bits() {
-    for arch in ["llama", "qwen2", "qwen3"] {
-        let gguf = model(arch).open();
+    let expert = |expert: usize, i: usize| 0.3 * noise(1000 + expert as u64, i);
+    let sparse = sparse("qwen3moe", true, expert);
+    for (arch, model) in
+        ["llama", "qwen2", "qwen3"].map(|arch| (arch, model(arch))).into_iter().chain([("qwen3moe", sparse)])
+    {
+        let gguf = model.open();
         let prompt = ids(PREFILL_CHUNK + 9);
         let whole = run(&gguf, &[], &prompt);
         for cuts in [vec![1], vec![2], vec![1, 2]] {

@@ -139,6 +139,39 @@ const INNER: usize = 64;
 
 /// A model of some family with random weights, tied embeddings and no tokenizer.
 pub fn model(arch: &str) -> Builder {
+    small(arch, None)
+}
+
+/// Experts in each layer of the models below, and how many of them a row goes through.
+pub const EXPERTS: usize = 4;
+pub const USED: usize = 2;
+
+/// A model with experts whose router finds them all equally good, so that every row goes through the first ones.
+/// `joined`: all experts of a layer in one tensor, or each in its own. The weights come from expert and index.
+pub fn sparse(arch: &str, joined: bool, weight: fn(usize, usize) -> f32) -> Builder {
+    let add = move |mut b: Builder, layer: usize| {
+        b = b.tensor(&format!("blk.{layer}.ffn_gate_inp.weight"), &[EXPERTS, HIDDEN], |_| 0.0);
+        for (part, outputs, inputs) in [("gate", INNER, HIDDEN), ("up", INNER, HIDDEN), ("down", HIDDEN, INNER)] {
+            let size = outputs * inputs;
+            if joined {
+                let name = format!("blk.{layer}.ffn_{part}_exps.weight");
+                b = b.tensor(&name, &[EXPERTS, outputs, inputs], |i| weight(i / size, i % size));
+                continue;
+            }
+            for expert in 0..EXPERTS {
+                let name = format!("blk.{layer}.ffn_{part}.{expert}.weight");
+                b = b.tensor(&name, &[outputs, inputs], |i| weight(expert, i));
+            }
+        }
+        b
+    };
+    small(arch, Some(&add))
+        .u32(&format!("{arch}.expert_count"), EXPERTS as u32)
+        .u32(&format!("{arch}.expert_used_count"), USED as u32)
+        .u32(&format!("{arch}.expert_feed_forward_length"), INNER as u32)
+}
+
+fn small(arch: &str, feed_forward: Option<&dyn Fn(Builder, usize) -> Builder>) -> Builder {
     let key = |name: &str| format!("{arch}.{name}");
     let mut b = Builder::default()
         .str("general.architecture", arch)
@@ -172,12 +205,18 @@ pub fn model(arch: &str) -> Builder {
             ("ffn_up", INNER, HIDDEN),
             ("ffn_down", HIDDEN, INNER),
         ] {
+            if part.starts_with("ffn") && feed_forward.is_some() {
+                continue;
+            }
             b = random(b, &name(&format!("{part}.weight")), &[outputs, inputs], 0.0, 0.3);
             if arch == "qwen2" && ["attn_q", "attn_k", "attn_v"].contains(&part) {
                 b = random(b, &name(&format!("{part}.bias")), &[outputs], 0.0, 0.2);
             }
         }
-        if arch == "qwen3" {
+        if let Some(add) = feed_forward {
+            b = add(b, layer);
+        }
+        if arch.starts_with("qwen3") {
             for norm in ["attn_q_norm.weight", "attn_k_norm.weight"] {
                 b = random(b, &name(norm), &[HEAD_DIM], 1.0, 0.1);
             }
