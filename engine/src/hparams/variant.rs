@@ -207,10 +207,9 @@ fn local_rope(reader: &Reader<'_>, hparams: &Hparams) -> Result<Option<(f32, f32
 }
 
 fn long_rope(reader: &Reader<'_>, hparams: &Hparams) -> Result<Option<LongRope>, LoadError> {
-    let present = reader.gguf.tensor(LongRope::Short.tensor()).is_ok();
-    let named = reader.scaling_type()? == Some("longrope");
     // Phi-3's files have the lists and name no type.
-    if !named && !(present && hparams.architecture == Architecture::Phi3) {
+    let unnamed = hparams.architecture == Architecture::Phi3 && reader.gguf.tensor(LongRope::Short.tensor()).is_ok();
+    if reader.scaling_type()? != Some("longrope") && !unnamed {
         return Ok(None);
     }
     let original = original_context(reader, hparams)?;

@@ -142,8 +142,9 @@ pub fn model(arch: &str) -> Builder {
     small(arch, None)
 }
 
-/// Experts in each layer of the models below, and how many of them a row goes through.
-pub const EXPERTS: usize = 4;
+/// Experts in each layer of the models below.
+const EXPERTS: usize = 4;
+/// How many of them a row goes through.
 pub const USED: usize = 2;
 
 /// A model with experts whose router finds them all equally good, so that every row goes through the first ones.

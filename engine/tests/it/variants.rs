@@ -3,7 +3,7 @@
 
 use quelea_engine::{Chain, Gguf, Hparams, Span, Stage, hparams::LongRope};
 
-use crate::support::{Builder, EXPERTS, HIDDEN, LAYERS, USED, ids, model, noise, sparse};
+use crate::support::{Builder, HIDDEN, LAYERS, USED, ids, model, noise, sparse};
 
 fn last_logits(gguf: &Gguf) -> Vec<f32> {
     Chain::load(gguf, &[]).unwrap().advance(&ids(7)).unwrap()
@@ -42,7 +42,6 @@ fn experts_that_no_row_goes_to_are_never_read() {
             assert!(error.contains(&format!("expert 1: tensor '{name}' has a NaN")), "{error}");
         }
     }
-    assert!(EXPERTS > USED);
 }
 
 #[test]
