@@ -48,6 +48,7 @@ class Shape:
     window: int | None = None
     window_pattern: int | list | None = None
     caps: tuple | None = None
+    brief: bool = False  # leave out what readers know a default for
 
 
 def metadata(writer, s):
@@ -58,13 +59,14 @@ def metadata(writer, s):
     writer.add_block_count(s.layers)
     writer.add_feed_forward_length(s.inner * (3 if s.arch == "qwen3moe" else 1))
     writer.add_head_count(s.heads)
-    writer.add_head_count_kv(s.kv_heads)
-    writer.add_key_length(s.head_dim)
-    writer.add_value_length(s.head_dim)
     writer.add_layer_norm_rms_eps(s.eps)
-    writer.add_rope_freq_base(s.rope_base)
-    writer.add_rope_dimension_count(s.rope_dim or s.head_dim)
-    writer.add_vocab_size(s.vocab)
+    if not s.brief:
+        writer.add_head_count_kv(s.kv_heads)
+        writer.add_key_length(s.head_dim)
+        writer.add_value_length(s.head_dim)
+        writer.add_rope_freq_base(s.rope_base)
+        writer.add_rope_dimension_count(s.rope_dim or s.head_dim)
+        writer.add_vocab_size(s.vocab)
     if s.experts:
         writer.add_expert_count(s.experts)
         writer.add_expert_used_count(2)
@@ -199,7 +201,7 @@ SPM, PREFIX = "spm", "spm-prefix"
 FAMILIES = {
     "llama3": Shape("llama", 1, pre="llama-bpe", rope_base=500000.0, rope_freqs=llama3_factors(16, 500000.0)),
     "llama-odd": Shape("llama", 2, tokenizer=PREFIX, heads=3, kv_heads=1, head_dim=48, hidden=72, inner=136, tied=True),
-    "llama-linear": Shape("llama", 3, layers=2, scaling=("linear", 4.0, None), kv_heads=4),
+    "llama-linear": Shape("llama", 3, layers=2, scaling=("linear", 4.0, None), kv_heads=4, brief=True),
     "llama-yarn": Shape("llama", 4, layers=2, scaling=("yarn", 4.0, 128), rope_base=1000000.0, head_dim=32),
     "mistral": Shape("llama", 5, layers=2, tokenizer=PREFIX, heads=6, kv_heads=3, head_dim=16, rope_base=1000000.0),
     "mixtral": Shape("llama", 6, layers=2, tokenizer=PREFIX, experts=4, inner=64, rope_base=1000000.0),
