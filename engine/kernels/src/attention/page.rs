@@ -168,15 +168,7 @@ impl Block for Q8Block {
     }
     #[inline(always)]
     fn narrow<S: Simd>(s: S, x: S::F) -> Self {
-        /// 1.5 · 2^23: added and taken away again, it rounds to a whole number.
-        const ROUND: f32 = 12_582_912.0;
-        let mut codes = [0.0; LANES];
-        s.store(s.sub(s.add(x, s.splat(ROUND)), s.splat(ROUND)), &mut codes);
-        let mut out = Self::default();
-        for (out, code) in out.0.iter_mut().zip(codes) {
-            *out = code as i8;
-        }
-        out
+        Self(s.narrow_i8(x))
     }
     #[inline(always)]
     fn put(&mut self, lane: usize, from: &Self, from_lane: usize) {

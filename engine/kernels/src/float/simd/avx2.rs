@@ -170,6 +170,19 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn narrow_i8(self, a: Pair) -> [i8; LANES] {
+        let mut out = [0; LANES];
+        // SAFETY: `self` proves that the processor has the features; there is room for 16 bytes at `out`.
+        unsafe {
+            // Packing works on halves of 128 bits: their middle quarters change places first.
+            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(a.0), _mm256_cvtps_epi32(a.1));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
+        }
+        out
+    }
+    #[inline(always)]
     fn zero_f64(self) -> Self::D {
         // SAFETY: `self` proves that the processor has the features.
         [unsafe { _mm256_setzero_pd() }; 4]

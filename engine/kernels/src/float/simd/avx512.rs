@@ -121,6 +121,13 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
     }
     #[inline(always)]
+    fn narrow_i8(self, a: __m512) -> [i8; LANES] {
+        let mut out = [0; LANES];
+        // SAFETY: `self` proves that the processor has the features; there is room for 16 bytes at `out`.
+        unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a))) };
+        out
+    }
+    #[inline(always)]
     fn zero_f64(self) -> Self::D {
         // SAFETY: `self` proves that the processor has the features.
         [unsafe { _mm512_setzero_pd() }; 2]

@@ -64,6 +64,8 @@ pub(crate) trait Simd: Arith {
     fn narrow_f16(self, a: Self::F) -> [u16; LANES];
     /// Whole numbers as `f32`: exact.
     fn widen_i8(self, x: &[i8; LANES]) -> Self::F;
+    /// The nearest whole number, ties to even, for lanes in ±127.
+    fn narrow_i8(self, a: Self::F) -> [i8; LANES];
     fn zero_f64(self) -> Self::D;
     /// `acc + a²` in `f64`: the square is exact, the sum rounds once.
     fn add_square(self, acc: Self::D, a: Self::F) -> Self::D;

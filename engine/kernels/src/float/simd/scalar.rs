@@ -155,6 +155,10 @@ impl Simd for Scalar {
         x.map(f32::from)
     }
     #[inline(always)]
+    fn narrow_i8(self, a: Self::F) -> [i8; LANES] {
+        a.map(|a| a.round_ties_even() as i8)
+    }
+    #[inline(always)]
     fn zero_f64(self) -> Self::D {
         [0.0; LANES]
     }
