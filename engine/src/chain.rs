@@ -1,6 +1,6 @@
 //! All stages of a model in one process: the unsplit run that a swarm's answer is compared with, and the diagnostics.
 
-use crate::{Cache, Gguf, Hparams, LoadError, PREFILL_CHUNK, Span, Stage, StageError};
+use crate::{Cache, Gguf, Hparams, LoadError, PREFILL_CHUNK, Span, Stage, StageError, StageOptions};
 
 /// Why a model could not be run in this process.
 #[derive(Debug, thiserror::Error)]
@@ -38,15 +38,23 @@ impl Chain {
     /// # Errors
     /// [`ChainError::Cuts`] or [`ChainError::Load`].
     pub fn load(gguf: &Gguf, cuts: &[usize]) -> Result<Self, ChainError> {
+        Self::load_with(gguf, cuts, &StageOptions::default())
+    }
+
+    /// As [`Chain::load`], computed as `options` say.
+    ///
+    /// # Errors
+    /// As [`Chain::load`].
+    pub fn load_with(gguf: &Gguf, cuts: &[usize], options: &StageOptions) -> Result<Self, ChainError> {
         let layers = Hparams::from_gguf(gguf)?.n_layers;
         let bounds: Vec<usize> = std::iter::once(0).chain(cuts.iter().copied()).chain([layers]).collect();
         if bounds.windows(2).any(|pair| pair.first() >= pair.last()) {
             return Err(ChainError::Cuts { cuts: cuts.to_vec(), layers });
         }
-        let ends = Stage::load(gguf, Span::ends())?;
+        let ends = Stage::load_with(gguf, Span::ends(), options)?;
         let mut stages = Vec::with_capacity(bounds.len());
         for (start, end) in bounds.iter().zip(bounds.iter().skip(1)) {
-            let stage = Stage::load(gguf, Span::layers(*start..*end))?;
+            let stage = Stage::load_with(gguf, Span::layers(*start..*end), options)?;
             let cache = stage.new_cache();
             stages.push((stage, cache));
         }

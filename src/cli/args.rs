@@ -2,16 +2,55 @@
 
 mod sampling;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use libp2p::Multiaddr;
+use quelea_engine::{Device, KvFormat, StageOptions, UnknownDevice};
 
 pub(crate) use self::sampling::SamplingArgs;
 use crate::{
     address::{PeerAddress, parse_multiaddr, parse_peer_address},
     inference::serve::LayerChoice,
 };
+
+/// On what models are computed, and how.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct ComputeArgs {
+    /// What computes: 'cpu' with exact kernels, or 'candle'
+    #[arg(help_heading = COMPUTE, long, value_name = "DEVICE", default_value = "cpu", value_parser = parse_device)]
+    pub(crate) device: Device,
+    /// Threads that compute [default: one for each core]
+    #[arg(help_heading = COMPUTE, long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// How keys and values are kept: f32, f16 or q8. All stages of a chain must agree
+    #[arg(help_heading = COMPUTE, long, value_name = "FORMAT", default_value = "f32", value_parser = parse_kv)]
+    pub(crate) kv: KvFormat,
+}
+
+impl ComputeArgs {
+    /// As the engine wants it.
+    pub(crate) fn options(self) -> StageOptions {
+        let Self { device, threads, kv } = self;
+        StageOptions { device, threads, kv, isa: None }
+    }
+}
+
+/// Where flags of computing stand in `--help`.
+const COMPUTE: &str = "Computing";
+
+fn parse_device(name: &str) -> Result<Device, UnknownDevice> {
+    name.parse()
+}
+
+fn parse_kv(name: &str) -> Result<KvFormat, String> {
+    match name {
+        "f32" => Ok(KvFormat::F32),
+        "f16" => Ok(KvFormat::F16),
+        "q8" => Ok(KvFormat::Q8),
+        other => Err(format!("there is no format '{other}'; there are f32, f16 and q8")),
+    }
+}
 
 /// Exit codes, as `--help` shows them.
 const EXIT_CODES: &str = "Exit codes: 0 ok · 1 failed · 2 usage · 3 daemon unreachable · 4 access denied · 5 not found · \
@@ -129,6 +168,8 @@ pub(crate) struct DaemonArgs {
     /// Memory for weights and caches, like 2G or 500M [default: half of what is free]
     #[arg(long, value_name = "SIZE", requires = "model", value_parser = parse_size)]
     pub(crate) memory: Option<u64>,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
     /// Relay traffic for peers behind NAT
     #[arg(long)]
     pub(crate) relay_server: bool,
@@ -185,6 +226,8 @@ pub(crate) struct InferArgs {
     /// Name of the network, with --bootstrap
     #[arg(long, default_value = "main")]
     pub(crate) network: String,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
     /// 'auto' asks the swarm, 'local' runs the whole model here
     #[arg(long, value_enum, default_value_t = RouteArg::Auto)]
     pub(crate) route: RouteArg,

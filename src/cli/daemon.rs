@@ -97,6 +97,7 @@ fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
         upnp: args.upnp,
         mdns: args.mdns,
         serve: args.model.map(|model| ServeSpec { model, layers: args.layers, memory: args.memory }),
+        compute: args.compute.options(),
         metrics: Some(bind(args.metrics_listen, METRICS_PORT)),
         api: Some(loopback_only(bind(args.api_listen, API_PORT))?),
     })

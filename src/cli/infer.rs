@@ -90,7 +90,9 @@ fn absolute(model: &str) -> String {
 }
 
 async fn as_passing_peer(args: InferArgs, request: InferRequest, show: Show) -> Result<ExitCode, CliError> {
-    let node = Node::start(Settings::passing(&args.network, args.bootstrap.clone())).await?;
+    let mut settings = Settings::passing(&args.network, args.bootstrap.clone());
+    settings.compute = args.compute.options();
+    let node = Node::start(settings).await?;
     let reached =
         async { if args.bootstrap.is_empty() { Ok(()) } else { node.wait_for_bootstrap(&args.bootstrap).await } };
     let reached = tokio::select! {

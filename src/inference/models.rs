@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use quelea_engine::{Gguf, GgufError, Manifest, Span, Stage, template::ChatTemplate, tokenizer::Tokenizer};
+use quelea_engine::{
+    Gguf, GgufError, Manifest, Span, Stage, StageOptions, template::ChatTemplate, tokenizer::Tokenizer,
+};
 use quelea_wire::{ErrorCode, ModelId};
 use tokio::sync::Mutex;
 
@@ -71,21 +73,23 @@ pub(crate) struct Ends {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) template: Option<ChatTemplate>,
     pub(crate) stage: Stage,
+    /// How the layers are computed when this process runs them.
+    pub(crate) compute: StageOptions,
 }
 
 impl Ends {
     /// Loads tokenizer, template, embedding and head. Blocking.
-    pub(crate) fn load(file: ModelFile) -> Result<Self, InferError> {
+    pub(crate) fn load(file: ModelFile, compute: StageOptions) -> Result<Self, InferError> {
         let tokenizer = Tokenizer::from_gguf(&file.gguf).map_err(|e| unusable(&file.name, &e))?;
         let template = ChatTemplate::from_gguf(&file.gguf, &tokenizer).map_err(|e| unusable(&file.name, &e))?;
-        let stage = Stage::load(&file.gguf, Span::ends()).map_err(|e| unusable(&file.name, &e))?;
-        Ok(Self { file, tokenizer, template, stage })
+        let stage = Stage::load_with(&file.gguf, Span::ends(), &compute).map_err(|e| unusable(&file.name, &e))?;
+        Ok(Self { file, tokenizer, template, stage, compute })
     }
 }
 
 /// Opens models on demand and keeps the last few.
-#[derive(Default)]
 pub(crate) struct Models {
+    compute: StageOptions,
     /// Most recently used last. The lock is held while a file is opened, so that two requests do not load it twice.
     open: Mutex<Vec<(Source, Arc<Ends>)>>,
     /// Files that this node serves, by which an id alone finds its file.
@@ -100,6 +104,11 @@ enum Source {
 }
 
 impl Models {
+    /// No models yet; those to come are computed like this.
+    pub(crate) fn new(compute: StageOptions) -> Self {
+        Self { compute, open: Mutex::default(), served: std::sync::Mutex::default() }
+    }
+
     /// Remembers a file that this node serves layers of.
     pub(crate) fn add_served(&self, file: ModelFile) {
         let mut served = self.served.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -118,7 +127,8 @@ impl Models {
             open.push(entry);
             return Ok(ends);
         }
-        let ends = tokio::task::spawn_blocking(move || Ends::load(ModelFile::open(&reference)?))
+        let compute = self.compute;
+        let ends = tokio::task::spawn_blocking(move || Ends::load(ModelFile::open(&reference)?, compute))
             .await
             .map_err(|e| InferError::new(ErrorCode::Internal, format!("loading the model failed: {e}")))??;
         let ends = Arc::new(ends);

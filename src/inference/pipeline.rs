@@ -87,8 +87,8 @@ impl LocalLayers {
     /// Loads every layer of the model for this request alone. Blocking.
     pub(crate) fn load(ends: &Ends, max_rows: u32, step_timeout: Duration) -> Result<Self, InferError> {
         let n_layers = ends.file.manifest.n_layers;
-        let stage =
-            Stage::load(&ends.file.gguf, Span::layers(0..n_layers)).map_err(|e| unusable(&ends.file.name, &e))?;
+        let stage = Stage::load_with(&ends.file.gguf, Span::layers(0..n_layers), &ends.compute)
+            .map_err(|e| unusable(&ends.file.name, &e))?;
         let profile = profile_of(&stage);
         let config = RunnerConfig { kv_pages: runner::pages_for(max_rows), max_sessions: 1, queue: 1, grace: GRACE };
         let runner = Runner::spawn(stage, config).map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?;

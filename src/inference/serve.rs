@@ -7,7 +7,7 @@ use std::{
 };
 
 use quelea_engine::{
-    KV_PAGE_ROWS, MAX_ROWS, Manifest, Span, Stage,
+    KV_PAGE_ROWS, MAX_ROWS, Manifest, Span, Stage, StageOptions,
     runner::{Runner, RunnerConfig},
 };
 use quelea_wire::{ErrorCode, Profile, SpanRange};
@@ -74,7 +74,12 @@ impl Served {
 /// The wire's name of a stage's arithmetic.
 pub(crate) fn profile_of(stage: &Stage) -> Profile {
     match stage.profile() {
+        "exact" => Profile::Exact,
+        "exact-kv-f16" => Profile::ExactKvF16,
+        "exact-kv-q8" => Profile::ExactKvQ8,
         "candle-cpu-f32" => Profile::CandleCpu,
+        "candle-cuda-f32" => Profile::CandleCuda,
+        "candle-metal-f32" => Profile::CandleMetal,
         // A backend without a number of its own talks to nobody but itself.
         _ => Profile::Other(0),
     }
@@ -86,6 +91,7 @@ pub(crate) async fn load(
     file: ModelFile,
     choice: LayerChoice,
     memory: Option<u64>,
+    compute: &StageOptions,
 ) -> Result<Arc<Served>, InferError> {
     let layers = file.layers();
     let budget = memory.unwrap_or_else(half_of_free_memory);
@@ -102,8 +108,8 @@ pub(crate) async fn load(
         }
     };
     let started = Instant::now();
-    let gguf = file.gguf.clone();
-    let stage = tokio::task::spawn_blocking(move || Stage::load(&gguf, Span::layers(span.as_usize())))
+    let (gguf, compute) = (file.gguf.clone(), *compute);
+    let stage = tokio::task::spawn_blocking(move || Stage::load_with(&gguf, Span::layers(span.as_usize()), &compute))
         .await
         .map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?
         .map_err(|e| unusable(&file.name, &format!("layers {span}: {e}")))?;

@@ -140,7 +140,7 @@ impl Node {
         let plane = Plane::new(handle.clone(), network, telemetry.clone());
         tokio::spawn(plane.clone().run(streams));
         let own = Arc::default();
-        let asker = Arc::new(Asker { models: Models::default(), plane: plane.clone(), own });
+        let asker = Arc::new(Asker { models: Models::new(settings.compute), plane: plane.clone(), own });
         let (life, stopping) = watch::channel(Life::Running);
         bootstrap::spawn(&handle, &telemetry, settings.bootstrap.clone(), db.clone(), notices, stopping.clone());
 
@@ -195,7 +195,7 @@ impl Node {
             // `--layers auto` asks around, and our announcement wants somebody to hear it.
             bootstrap::wait(&self.handle, &settings.bootstrap).await;
         }
-        let served = serve::load(&self.plane, file.clone(), spec.layers, spec.memory).await?;
+        let served = serve::load(&self.plane, file.clone(), spec.layers, spec.memory, &settings.compute).await?;
         self.telemetry.ok(Component::Model, format!("layers {} of {}", served.span, served.file.id.short()));
         self.plane.add_served(served);
         self.asker.models.add_served(file);

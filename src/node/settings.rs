@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use libp2p::Multiaddr;
 use quelea_behaviours::KadMode;
+use quelea_engine::StageOptions;
 
 use crate::{address::PeerAddress, home::Home, inference::serve::LayerChoice};
 
@@ -61,6 +62,8 @@ pub(crate) struct Settings {
     pub(crate) upnp: bool,
     pub(crate) mdns: bool,
     pub(crate) serve: Option<ServeSpec>,
+    /// On what stages compute, and how.
+    pub(crate) compute: StageOptions,
     /// Where metrics and health are served.
     pub(crate) metrics: Option<Bind>,
     /// Where the control API is served besides the socket in the data directory.
@@ -80,6 +83,7 @@ impl Settings {
             upnp: false,
             mdns: false,
             serve: None,
+            compute: StageOptions::default(),
             metrics: None,
             api: None,
         }

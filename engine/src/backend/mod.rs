@@ -5,6 +5,7 @@
 //! rows of one sequence stand together. An operation that takes its argument by value may reuse its memory.
 
 pub mod candle;
+pub mod cpu;
 pub mod kv;
 
 use kv::KvCache;
@@ -28,6 +29,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Whether a row's bits depend on nothing but the rows of its sequence up to it: not on what else is in the batch,
     /// nor on how a prompt is cut.
     fn is_exact(&self) -> bool;
+
+    /// Bytes of keys and values that one token takes in one layer.
+    fn kv_row_bytes(&self, shape: &AttentionShape) -> u64;
 
     /// Takes a weight matrix; its shape has been checked.
     ///

@@ -8,6 +8,7 @@
 
 mod cache;
 mod loaded;
+mod options;
 
 use std::{
     ops::Range,
@@ -17,6 +18,7 @@ use std::{
 pub(crate) use cache::KvBlock;
 pub use cache::{Cache, Segment};
 use loaded::{Compute, Loaded, Part};
+pub use options::{Device, Isa, KvFormat, StageOptions, UnknownDevice};
 
 use crate::{
     LoadError, MAX_BATCH_ROWS, MAX_ROWS, StageError,
@@ -60,6 +62,8 @@ pub struct Stage {
     profile: &'static str,
     exact: bool,
     weight_bytes: u64,
+    /// Bytes of keys and values that one token takes in one layer.
+    kv_row: u64,
     /// Tells this stage's caches from another's.
     id: u64,
     inner: Box<dyn Compute>,
@@ -72,22 +76,39 @@ impl std::fmt::Debug for Stage {
 }
 
 impl Stage {
-    /// Loads a span on the CPU. Only the span's tensors are read.
+    /// Loads a span with the default options. Only the span's tensors are read.
     ///
     /// # Errors
-    /// [`LoadError`]: an unknown family, a span the model does not have, a tensor that is missing, of the wrong shape
-    /// or of a type the backend does not compute with.
+    /// As [`Stage::load_with`].
     pub fn load(gguf: &Gguf, span: Span) -> Result<Self, LoadError> {
+        Self::load_with(gguf, span, &StageOptions::default())
+    }
+
+    /// Loads a span. Only the span's tensors are read.
+    ///
+    /// # Errors
+    /// [`LoadError`]: an unknown family, a span the model does not have, a tensor that is missing, of the wrong shape,
+    /// of a type the backend does not compute with, or with weights that are no numbers; an instruction set that the
+    /// machine does not have.
+    pub fn load_with(gguf: &Gguf, span: Span, options: &StageOptions) -> Result<Self, LoadError> {
         let hparams = Hparams::from_gguf(gguf)?;
         if span.layers.start > span.layers.end || span.layers.end > hparams.n_layers {
             let Range { start, end } = span.layers;
             return Err(LoadError::Span { start, end, layers: hparams.n_layers });
         }
-        let (inner, weight_bytes) = Loaded::load(Candle::cpu(), gguf, &hparams, &span)?;
+        match options.device {
+            Device::Cpu => Self::on(options.cpu()?, gguf, hparams, span),
+            Device::Candle => Self::on(Candle::cpu(), gguf, hparams, span),
+        }
+    }
+
+    fn on<B: Backend>(backend: B, gguf: &Gguf, hparams: Hparams, span: Span) -> Result<Self, LoadError> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
+        let (inner, weight_bytes) = Loaded::load(backend, gguf, &hparams, &span)?;
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let (profile, exact) = (inner.backend.profile(), inner.backend.is_exact());
-        Ok(Self { hparams, span, profile, exact, weight_bytes, id, inner: Box::new(inner) })
+        let kv_row = inner.backend.kv_row_bytes(&hparams.attention());
+        Ok(Self { hparams, span, profile, exact, weight_bytes, kv_row, id, inner: Box::new(inner) })
     }
 
     /// The model's hyper-parameters.
@@ -128,7 +149,7 @@ impl Stage {
 
     /// Bytes that one token takes in a session's cache.
     pub fn kv_bytes_per_row(&self) -> u64 {
-        self.hparams.kv_bytes_per_row_per_layer().saturating_mul(self.span.layers.len() as u64)
+        self.kv_row.saturating_mul(self.span.layers.len() as u64)
     }
 
     /// An empty cache for one session, which may grow to the model's context length.

@@ -3,7 +3,7 @@
 
 use std::{fs, path::PathBuf};
 
-use quelea_engine::{Chain, ChainError, Gguf, log_probs, tokenizer::Tokenizer};
+use quelea_engine::{Chain, ChainError, Device, Gguf, StageOptions, log_probs, tokenizer::Tokenizer};
 
 use crate::reference::{Case, cases, distance};
 
@@ -13,12 +13,19 @@ const SAME: f64 = 1e-4;
 /// How a model gets onto a backend.
 struct Engine {
     name: &'static str,
-    load: fn(&Gguf) -> Result<Chain, ChainError>,
+    device: Device,
     /// It computes the function of the stored weights to rounding, quantised or not.
     rounds_only: bool,
 }
 
-const ENGINES: &[Engine] = &[Engine { name: "candle", load: |gguf| Chain::load(gguf, &[]), rounds_only: true }];
+const ENGINES: &[Engine] = &[
+    Engine { name: "cpu", device: Device::Cpu, rounds_only: false },
+    Engine { name: "candle", device: Device::Candle, rounds_only: true },
+];
+
+fn load(gguf: &Gguf, engine: &Engine) -> Result<Chain, ChainError> {
+    Chain::load_with(gguf, &[], &StageOptions { device: engine.device, ..StageOptions::default() })
+}
 
 fn folder() -> PathBuf {
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/models").into()
@@ -81,7 +88,7 @@ fn every_file_answers_as_the_reference_does() {
         let truth = if exact { cases(&file("ref.json")) } else { cases(&file("true.json")) };
         let theirs: Vec<_> = reference.iter().zip(&truth).map(|(reference, truth)| theirs(reference, truth)).collect();
         for engine in ENGINES {
-            let mut chain = match (engine.load)(&gguf) {
+            let mut chain = match load(&gguf, engine) {
                 Ok(chain) => chain,
                 Err(error) => {
                     wrong.push(format!("{name} on {}: {error}", engine.name));

@@ -119,6 +119,16 @@ impl<'b, C> minicbor::Decode<'b, C> for ModelId {
 pub enum Profile {
     /// Candle on the CPU, f32 residual stream.
     CandleCpu,
+    /// The exact kernels: one function, bit for bit, on every processor. Keys and values are kept as f32.
+    Exact,
+    /// The exact kernels; keys and values are kept as f16.
+    ExactKvF16,
+    /// The exact kernels; keys and values are kept in 8 bits.
+    ExactKvQ8,
+    /// Candle on a CUDA device.
+    CandleCuda,
+    /// Candle on a Metal device.
+    CandleMetal,
     /// A profile this version does not know.
     Other(u16),
 }
@@ -129,6 +139,11 @@ impl Profile {
     pub fn to_u16(self) -> u16 {
         match self {
             Self::CandleCpu => 1,
+            Self::Exact => 2,
+            Self::ExactKvF16 => 3,
+            Self::ExactKvQ8 => 4,
+            Self::CandleCuda => 5,
+            Self::CandleMetal => 6,
             Self::Other(n) => n,
         }
     }
@@ -138,6 +153,11 @@ impl Profile {
     pub fn from_u16(n: u16) -> Self {
         match n {
             1 => Self::CandleCpu,
+            2 => Self::Exact,
+            3 => Self::ExactKvF16,
+            4 => Self::ExactKvQ8,
+            5 => Self::CandleCuda,
+            6 => Self::CandleMetal,
             n => Self::Other(n),
         }
     }
@@ -147,6 +167,11 @@ impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::CandleCpu => f.write_str("candle-cpu"),
+            Self::Exact => f.write_str("exact"),
+            Self::ExactKvF16 => f.write_str("exact-kv-f16"),
+            Self::ExactKvQ8 => f.write_str("exact-kv-q8"),
+            Self::CandleCuda => f.write_str("candle-cuda"),
+            Self::CandleMetal => f.write_str("candle-metal"),
             Self::Other(n) => write!(f, "profile-{n}"),
         }
     }
@@ -193,7 +218,7 @@ mod tests {
 
     #[test]
     fn unknown_profiles_keep_their_number() {
-        for n in [0, 1, 2, u16::MAX] {
+        for n in (0..10).chain([u16::MAX]) {
             assert_eq!(Profile::from_u16(n).to_u16(), n);
         }
     }

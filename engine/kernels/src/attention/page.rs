@@ -5,9 +5,10 @@ use crate::Isa;
 use crate::float::simd::{Kernel, LANES, Simd, dispatch};
 
 /// How keys and values are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum KvFormat {
     /// As they are: 4 bytes a value.
+    #[default]
     F32,
     /// Half precision, to nearest even: 2 bytes a value. Beyond ±65504 a value becomes ±65504.
     F16,

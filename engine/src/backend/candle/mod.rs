@@ -53,6 +53,11 @@ impl Backend for Candle {
         false
     }
 
+    fn kv_row_bytes(&self, shape: &AttentionShape) -> u64 {
+        // A key and a value of f32.
+        (shape.kv_heads as u64).saturating_mul(shape.head_dim as u64).saturating_mul(2 * size_of::<f32>() as u64)
+    }
+
     fn load_matrix(&self, tensor: &TensorView<'_>) -> Result<Matrix, LoadError> {
         Matrix::load(tensor, &self.device)
     }

@@ -1,0 +1,96 @@
+//! On what a stage computes, and how.
+
+use std::{
+    collections::BTreeMap,
+    num::NonZeroUsize,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use quelea_kernels::Pool;
+pub use quelea_kernels::{Isa, attention::KvFormat};
+
+use crate::{BackendError, LoadError, backend::cpu::Cpu};
+
+/// How a stage computes. The default is what a user wants: the exact kernels on all cores.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StageOptions {
+    /// Where.
+    pub device: Device,
+    /// The instruction set of the exact kernels; the best that the machine has when absent. No result depends on it.
+    pub isa: Option<Isa>,
+    /// Threads of the exact kernels; one for each core when absent. No result depends on it.
+    pub threads: Option<NonZeroUsize>,
+    /// How the exact kernels keep keys and values; part of the numeric profile.
+    pub kv: KvFormat,
+}
+
+impl StageOptions {
+    /// The exact kernels as these options ask for them.
+    pub(super) fn cpu(&self) -> Result<Cpu, LoadError> {
+        let isa = self.isa.unwrap_or_else(Isa::best);
+        if !isa.is_available() {
+            let available = Isa::available().iter().map(Isa::to_string).collect::<Vec<_>>().join(", ");
+            return Err(BackendError(format!("this machine does not have {isa}; it has {available}")).into());
+        }
+        Ok(Cpu::new(isa, pool(self.threads), self.kv))
+    }
+}
+
+/// What computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Device {
+    /// The exact kernels on the processor.
+    #[default]
+    Cpu,
+    /// Candle on the processor.
+    Candle,
+}
+
+impl Device {
+    /// The names there are.
+    pub const NAMES: &'static [&'static str] = &["cpu", "candle"];
+
+    /// The name of the device.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Candle => "candle",
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = UnknownDevice;
+
+    fn from_str(name: &str) -> Result<Self, UnknownDevice> {
+        match name {
+            "cpu" => Ok(Self::Cpu),
+            "candle" => Ok(Self::Candle),
+            other => Err(UnknownDevice { name: other.to_owned() }),
+        }
+    }
+}
+
+/// A device that this build does not have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no device '{name}'; there are {}", Device::NAMES.join(", "))]
+pub struct UnknownDevice {
+    /// The name given.
+    pub name: String,
+}
+
+/// The pool of this many threads; all stages of a process share it, as they would share the cores anyway.
+fn pool(threads: Option<NonZeroUsize>) -> Arc<Pool> {
+    static POOLS: Mutex<BTreeMap<NonZeroUsize, Weak<Pool>>> = Mutex::new(BTreeMap::new());
+    let threads = threads.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
+    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(pool) = pools.get(&threads).and_then(Weak::upgrade) {
+        return pool;
+    }
+    pools.retain(|_, pool| pool.strong_count() > 0);
+    let pool = Arc::new(Pool::new(threads));
+    pools.insert(threads, Arc::downgrade(&pool));
+    pool
+}
