@@ -107,7 +107,7 @@ impl Stage {
         let (inner, weight_bytes) = Loaded::load(backend, gguf, &hparams, &span)?;
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let (profile, exact) = (inner.backend.profile(), inner.backend.is_exact());
-        let kv_row = inner.backend.kv_row_bytes(&hparams.attention());
+        let kv_row = inner.backend.kv_row_bytes(&hparams.attention(0));
         Ok(Self { hparams, span, profile, exact, weight_bytes, kv_row, id, inner: Box::new(inner) })
     }
 
