@@ -322,7 +322,14 @@ pub(crate) enum ModelCommand {
     /// Write a GGUF of a real model's shape with random weights, for measuring speed
     #[command(after_help = SYNTH_EXAMPLES)]
     Synth(super::make::SynthArgs),
+    /// Write a model of floats as a GGUF of smaller types
+    #[command(after_help = QUANTIZE_EXAMPLES)]
+    Quantize(super::make::QuantizeArgs),
 }
+
+const QUANTIZE_EXAMPLES: &str = "Examples:
+  quelea model quantize model-f16.gguf -o model-q4_k_m.gguf
+  quelea model quantize model-f16.gguf -o model-q8_0.gguf --type q8_0";
 
 const SYNTH_EXAMPLES: &str = "Examples:
   quelea model synth --list

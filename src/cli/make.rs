@@ -13,7 +13,7 @@ use std::{
 use clap::Args;
 use quelea_engine::{
     gguf::write::WriteError,
-    quantize::Mix,
+    quantize::{Mix, Plan, QuantizeError},
     synth::{ModelShape, SHAPES, Synth},
 };
 use quelea_wire::ErrorCode;
@@ -24,6 +24,7 @@ use super::{
     exit::{CliError, Exit},
     output::{data_line, note},
 };
+use crate::inference::models::{open_gguf, unusable};
 
 #[derive(Debug, Args)]
 pub(crate) struct SynthArgs {
@@ -76,6 +77,42 @@ pub(super) async fn synth(global: &Global, args: SynthArgs) -> Result<(), CliErr
     })
     .await?;
     report(global, &output, shape.name, args.mix, size, started)
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QuantizeArgs {
+    /// A GGUF file of F32, F16 or BF16 weights
+    file: String,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Types of the weights, by llama.cpp's names: q8_0, q4_0, q4_k_m, q6_k …
+    #[arg(long = "type", value_name = "MIX", default_value = "q4_k_m", value_parser = parse_mix)]
+    mix: Mix,
+    /// Replace a file of that name
+    #[arg(short, long)]
+    force: bool,
+}
+
+/// `quelea model quantize`.
+pub(super) async fn quantize(global: &Global, args: QuantizeArgs) -> Result<(), CliError> {
+    let started = Instant::now();
+    let gguf = open_gguf(&args.file)?;
+    let refused = |error: QuantizeError| CliError::from(unusable(&args.file, &error));
+    let size = Plan::new(&gguf, args.mix).map_err(refused)?.size();
+    check_space(&args.output, size)?;
+    let (file, path, mix, force) = (args.file.clone(), args.output.clone(), args.mix, args.force);
+    let mut bar = Bar::new(global, size);
+    interruptible(move |stop| {
+        let plan = Plan::new(&gguf, mix).map_err(|error| CliError::from(unusable(&file, &error)))?;
+        plan.write_file(&path, force, |done| {
+            bar.show(done);
+            if stop.load(Ordering::Relaxed) { Err(interrupted()) } else { Ok(()) }
+        })
+        .map_err(write_error)
+    })
+    .await?;
+    report(global, &args.output, &args.file, args.mix, size, started)
 }
 
 fn list(global: &Global, mix: Mix) -> Result<(), CliError> {
@@ -144,6 +181,10 @@ fn write_error(error: WriteError) -> CliError {
         WriteError::Exists { .. } => CliError::new(ErrorCode::Usage, message).hint("--force replaces it"),
         WriteError::Io { source, .. } if source.get_ref().is_some_and(|inner| inner.is::<Interrupted>()) => {
             CliError::new(ErrorCode::Cancelled, message).exit(Exit::Interrupted)
+        }
+        // Weights that cannot be stored in the types asked for.
+        WriteError::Io { source, .. } if source.kind() == io::ErrorKind::InvalidData => {
+            CliError::new(ErrorCode::ModelFile, source.to_string())
         }
         WriteError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
             CliError::new(ErrorCode::StorageFull, message)

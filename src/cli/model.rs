@@ -30,6 +30,7 @@ pub(super) async fn run(global: &Global, command: ModelCommand) -> Result<ExitCo
             logits(global, &gguf, &file, &ids, &split, top)
         }
         ModelCommand::Synth(args) => make::synth(global, args).await,
+        ModelCommand::Quantize(args) => make::quantize(global, args).await,
     }
     .map(|()| ExitCode::SUCCESS)
 }

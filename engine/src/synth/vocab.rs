@@ -19,11 +19,16 @@ pub(super) const MIN_VOCAB: usize = 512;
 
 /// Strings of small letters: "a" … "z", "aa" … "zz", "aaa" …; each after the first 26 is an earlier one and a letter.
 fn words() -> impl Iterator<Item = String> {
-    let letters = || ('a'..='z').map(String::from);
-    std::iter::successors(Some(letters().collect::<Vec<_>>()), move |shorter| {
-        Some(shorter.iter().flat_map(|word| letters().map(move |letter| format!("{word}{letter}"))).collect())
+    (1usize..).map(|mut n| {
+        // Counting in base 26 with the digits 1 to 26.
+        let mut letters = Vec::new();
+        while n > 0 {
+            n -= 1;
+            letters.push(char::from(b'a' + (n % 26) as u8));
+            n /= 26;
+        }
+        letters.into_iter().rev().collect()
     })
-    .flatten()
 }
 
 /// Writes the `tokenizer.*` keys of a vocabulary of exactly `size` tokens, at least [`MIN_VOCAB`].
@@ -83,4 +88,23 @@ fn byte_char(byte: u8) -> char {
     }
     let hidden_before = (0..byte).filter(|b| !visible(*b)).count();
     u32::try_from(hidden_before).ok().and_then(|n| char::from_u32(n.saturating_add(256))).unwrap_or(' ')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_counted_in_letters() {
+        let words: Vec<String> = words().take(30_000).collect();
+        assert_eq!((&*words[0], &*words[25], &*words[26], &*words[27]), ("a", "z", "aa", "ab"));
+        assert_eq!((&*words[701], &*words[702], &*words[18_277], &*words[18_278]), ("zz", "aaa", "zzz", "aaaa"));
+        let known: std::collections::HashSet<&str> = words.iter().map(String::as_str).collect();
+        assert!(words[26..].iter().all(|word| known.contains(&word[..word.len() - 1])));
+    }
+
+    #[test]
+    fn bytes_have_their_characters() {
+        assert_eq!([0, b' ', b'a', 0x7f, 0xad, 0xff].map(byte_char), ['\u{100}', 'Ġ', 'a', '\u{121}', '\u{143}', 'ÿ']);
+    }
 }

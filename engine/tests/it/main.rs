@@ -7,6 +7,7 @@ mod families;
 mod gguf;
 mod manifest;
 mod models;
+mod quantize;
 mod reference;
 mod runner;
 mod split;

@@ -218,14 +218,7 @@ fn mixes_are_those_of_the_reference() {
                 continue;
             }
             let gguf = Gguf::open(&path).unwrap();
-            let arch = gguf.get_str("general.architecture").unwrap().to_owned();
-            let number = |key: &str| gguf.get_u32(&format!("{arch}.{key}")).unwrap_or(0) as usize;
-            let facts = Facts {
-                layers: number("block_count"),
-                heads_per_kv: number("attention.head_count") / number("attention.head_count_kv").max(1),
-                experts: number("expert_count"),
-                tied: gguf.tensor("output.weight").is_err(),
-            };
+            let facts = Facts::of(&gguf);
             for tensor in gguf.tensors() {
                 let expected = mix.dtype_of(tensor.name, &tensor.shape, &facts);
                 assert_eq!(tensor.dtype, expected.unwrap_or(DType::F32), "{name}: {}", tensor.name);
