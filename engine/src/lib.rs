@@ -13,6 +13,7 @@ pub mod chain;
 pub mod error;
 pub mod gguf;
 pub mod hparams;
+pub mod huggingface;
 pub mod manifest;
 pub mod models;
 pub mod quantize;

@@ -28,6 +28,7 @@ pub use dtype::DType;
 pub use error::{GgufError, Optional};
 pub(crate) use map::Store;
 use parse::{Header, Key, Tensor};
+pub(crate) use tensor::Piece;
 pub use tensor::{Shape, TensorHandle, TensorView};
 pub use value::{Array, Value, ValueType};
 
@@ -73,6 +74,33 @@ impl Gguf {
     fn new(store: Store) -> Result<Self, GgufError> {
         let header = Header::parse(store.as_slice())?;
         Ok(Self(Arc::new(Inner { stores: vec![store], header })))
+    }
+
+    /// A model put together: `header` is a file's beginning with no tensor data after it, `pieces` says for each of its
+    /// tensors where the bytes are, by the stores' numbers: 1 is the first of `stores`.
+    pub(crate) fn assemble(header: Vec<u8>, stores: Vec<Store>, pieces: Vec<Vec<Piece>>) -> Result<Self, GgufError> {
+        let mut parsed = Header::alone(&header)?;
+        let stores: Vec<Store> = std::iter::once(Store::Owned(header)).chain(stores).collect();
+        for (tensor, pieces) in parsed.tensors.iter_mut().zip(pieces) {
+            let len = |piece: &Piece| stores.get(piece.store)?.as_slice().get(piece.start..piece.end).map(<[u8]>::len);
+            let found: Option<usize> = pieces.iter().map(len).sum();
+            let needed = tensor.shape.elements().and_then(|elements| tensor.dtype.bytes_for(elements));
+            if found.map(|found| found as u64) != needed {
+                let asked = format!("{} bytes in its files", needed.unwrap_or(0));
+                return Err(GgufError::Slice { tensor: tensor.name.clone(), asked });
+            }
+            tensor.pieces = pieces;
+        }
+        Ok(Self(Arc::new(Inner { stores, header: parsed })))
+    }
+
+    /// The file that `file` is open on.
+    ///
+    /// # Errors
+    /// As [`Gguf::open`].
+    pub(crate) fn from_file(file: &std::fs::File) -> Result<Self, GgufError> {
+        let path = || std::path::PathBuf::from("a temporary file");
+        Self::new(Store::map_file(file).map_err(|source| GgufError::Io { path: path(), source })?)
     }
 
     /// The bytes of the file that holds the header.

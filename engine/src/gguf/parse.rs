@@ -57,6 +57,16 @@ pub(super) struct Header {
 
 impl Header {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, GgufError> {
+        Self::read(bytes, Some(bytes.len()))
+    }
+
+    /// A header whose tensors' bytes are elsewhere: they come out without pieces.
+    pub(super) fn alone(bytes: &[u8]) -> Result<Self, GgufError> {
+        Self::read(bytes, None)
+    }
+
+    /// `data` is the length of the file that the tensors lie in.
+    fn read(bytes: &[u8], data: Option<usize>) -> Result<Self, GgufError> {
         let mut cursor = Cursor::at(bytes, 0);
         let magic = cursor.array::<4>("the magic number")?;
         if magic != MAGIC {
@@ -72,7 +82,7 @@ impl Header {
 
         let (keys, key_index) = read_keys(&mut cursor, n_keys)?;
         let alignment = alignment(bytes, &keys, &key_index)?;
-        let (tensors, tensor_index) = read_tensors(&mut cursor, n_tensors, alignment, bytes.len())?;
+        let (tensors, tensor_index) = read_tensors(&mut cursor, n_tensors, alignment, data)?;
         check_overlap(&tensors)?;
         Ok(Self { version, alignment, keys, key_index, tensors, tensor_index })
     }
@@ -145,7 +155,7 @@ struct Record {
     at: usize,
 }
 
-fn read_tensors(cursor: &mut Cursor<'_>, n: u64, alignment: u64, len: usize) -> Result<Tensors, GgufError> {
+fn read_tensors(cursor: &mut Cursor<'_>, n: u64, alignment: u64, data: Option<usize>) -> Result<Tensors, GgufError> {
     let mut records = Vec::new();
     for i in 0..n {
         records.push(read_record(cursor, i, alignment)?);
@@ -154,24 +164,33 @@ fn read_tensors(cursor: &mut Cursor<'_>, n: u64, alignment: u64, len: usize) -> 
     let mut tensors = Vec::with_capacity(records.len());
     let mut index = HashMap::with_capacity(records.len());
     for record in records {
-        let start = data_start.checked_add(record.offset);
-        let end = start.and_then(|start| start.checked_add(record.bytes)).filter(|end| *end <= len as u64);
-        let range = start.and_then(|s| usize::try_from(s).ok()).zip(end.and_then(|e| usize::try_from(e).ok()));
-        let Some((start, end)) = range else {
-            return Err(GgufError::TensorRange {
-                tensor: record.name,
-                offset: data_start.saturating_add(record.offset),
-                needed: record.bytes,
-                len: len as u64,
-            });
+        let pieces = match data {
+            Some(len) => vec![piece(&record, data_start, len)?],
+            None => Vec::new(),
         };
         let Record { name, dtype, shape, at, .. } = record;
         if index.insert(name.clone(), tensors.len()).is_some() {
             return Err(invalid(format!("tensor '{name}'"), at, "a second record", "each name once"));
         }
-        tensors.push(Tensor { name, dtype, shape, pieces: vec![Piece { store: 0, start, end }] });
+        tensors.push(Tensor { name, dtype, shape, pieces });
     }
     Ok((tensors, index))
+}
+
+/// Where a tensor's bytes lie in a file of `len` bytes.
+fn piece(record: &Record, data_start: u64, len: usize) -> Result<Piece, GgufError> {
+    let start = data_start.checked_add(record.offset);
+    let end = start.and_then(|start| start.checked_add(record.bytes)).filter(|end| *end <= len as u64);
+    let range = start.and_then(|s| usize::try_from(s).ok()).zip(end.and_then(|e| usize::try_from(e).ok()));
+    let Some((start, end)) = range else {
+        return Err(GgufError::TensorRange {
+            tensor: record.name.clone(),
+            offset: data_start.saturating_add(record.offset),
+            needed: record.bytes,
+            len: len as u64,
+        });
+    };
+    Ok(Piece { store: 0, start, end })
 }
 
 fn read_record(cursor: &mut Cursor<'_>, i: u64, alignment: u64) -> Result<Record, GgufError> {

@@ -65,11 +65,11 @@ impl PartialEq<&[usize]> for Shape {
 
 /// A run of bytes in one of a model's stores.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Piece {
+pub(crate) struct Piece {
     /// Which store.
-    pub(super) store: usize,
-    pub(super) start: usize,
-    pub(super) end: usize,
+    pub(crate) store: usize,
+    pub(crate) start: usize,
+    pub(crate) end: usize,
 }
 
 /// One tensor: its description and its bytes.
