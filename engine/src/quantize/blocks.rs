@@ -138,9 +138,8 @@ fn nearest(x: &[f32], levels: f32, most: f32, (d, m): (f32, f32), wanted: (f32, 
 
 pub(super) fn q2_k(x: &[f32; SUPER], out: &mut [u8; 84]) {
     let block = sub_blocks::<16>(x, 3.0, 15.0);
-    for i in 0..16 {
-        out[i] = block.scales[i] | block.minima[i] << 4;
-    }
+    let scales = block.scales.iter().zip(&block.minima);
+    out.iter_mut().zip(scales).for_each(|(byte, (scale, minimum))| *byte = scale | minimum << 4);
     pairs_of_bits(&block.codes, &mut out[16..80]);
     out[80..82].copy_from_slice(&block.scale);
     out[82..].copy_from_slice(&block.minimum);

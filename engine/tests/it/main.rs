@@ -5,6 +5,7 @@
 mod demo;
 mod families;
 mod gguf;
+mod huggingface;
 mod manifest;
 mod models;
 mod quantize;
