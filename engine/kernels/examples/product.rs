@@ -5,7 +5,7 @@
 //!     [--rows 1,8,128] [--shape 5632x2048] [--repeat 20]
 //! ```
 //!
-//! Prints the best single call of all repeats: bytes of weights read per second (what decoding is bound by) and
+//! Prints the best single call of all repeats, and what quantising the rows took once for all matrices: bytes of weights read per second (what decoding is bound by) and
 //! operations per second (two per weight and row; what prefill is bound by). Enough copies of each matrix are walked
 //! through that no cache holds them.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
@@ -109,7 +109,10 @@ fn main() -> ExitCode {
     let pool = Pool::new(o.threads);
     let (outputs, inputs) = o.shape;
     println!("{} threads, {outputs} x {inputs}, memory reads {:.1} GB/s", pool.threads(), memory_rate(&pool, o.repeat));
-    println!("{:>6} {:>7} {:>5} {:>9} {:>9} {:>11}", "type", "path", "rows", "GB/s", "GOP/s", "µs/matrix");
+    println!(
+        "{:>6} {:>7} {:>5} {:>9} {:>9} {:>11} {:>9}",
+        "type", "path", "rows", "GB/s", "GOP/s", "µs/matrix", "µs/rows"
+    );
     for &ty in &o.types {
         let bytes = random_matrix(ty, outputs, inputs);
         let start = Instant::now();
@@ -134,8 +137,9 @@ fn main() -> ExitCode {
             let mut out = vec![0.0; rows * outputs];
             for &isa in &o.isas {
                 let mut activations = Activations::default();
+                let quantised = timed(|| activations.set(isa, &pool, &x, inputs))
+                    .min(timed(|| activations.set(isa, &pool, &x, inputs)));
                 let mut call = |matrix: &PackedMatrix| {
-                    activations.set(isa, &pool, &x, inputs);
                     matmul(isa, &pool, &activations, &mut [(matrix, &mut out)]);
                 };
                 let cycle = (0..o.repeat).flat_map(|_| &matrices);
@@ -144,10 +148,11 @@ fn main() -> ExitCode {
                 let times = cycle.take(calls).map(|matrix| timed(|| call(matrix)));
                 let time = times.min().unwrap_or_default().as_secs_f64();
                 println!(
-                    "{ty:>6} {isa:>7} {rows:>5} {:>9.1} {:>9.1} {:>11.1}",
+                    "{ty:>6} {isa:>7} {rows:>5} {:>9.1} {:>9.1} {:>11.1} {:>9.1}",
                     matrices[0].bytes() as f64 / time / 1e9,
                     2.0 * (rows * outputs * inputs) as f64 / time / 1e9,
                     time * 1e6,
+                    quantised.as_secs_f64() * 1e6,
                 );
             }
         }

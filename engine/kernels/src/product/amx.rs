@@ -11,9 +11,10 @@ use super::rows::Out;
 use super::scales::{head, minimum, scale};
 use super::simd::{Simd, quads};
 use super::simd_avx512::Avx512;
+use crate::memory::LINE;
 
-/// Fewest rows for which tiles are worth their set-up.
-pub(crate) const FEWEST_ROWS: usize = 4;
+/// Fewest rows for which tiles are worth the unpacking: up to eight, one pass in registers is as fast.
+pub(crate) const FEWEST_ROWS: usize = 9;
 
 /// Tiles of activations that share one unpacking: 128 rows, whose sums take 8 KiB.
 pub(crate) const TILES: usize = 8;
@@ -31,7 +32,7 @@ struct Scratch {
     codes: [[u8; CODES]; UNPACKED],
     scales: [[f32; GROUP]; 2 * UNPACKED],
     minimums: [[f32; GROUP]; 2 * UNPACKED],
-    /// Integer sums of two steps: the tiles fill one while the other is scaled.
+    /// Integer sums of two steps: one is stored while the other is scaled.
     products: [[[i32; GROUP]; GROUP]; 2],
     sums: [[[f32; GROUP]; GROUP]; TILES],
 }
@@ -46,36 +47,36 @@ struct Configuration {
     rows: [u8; 16],
 }
 
-/// Tile registers: sums, activations, weights; and sums and activations of tiles that are one row less tall.
-const TMM_SUMS: usize = 0;
-const TMM_ACTIVATIONS: usize = 1;
-const TMM_WEIGHTS: usize = 2;
-const TMM_LOW_SUMS: usize = 3;
-const TMM_LOW_ACTIVATIONS: usize = 4;
-
-/// This thread's tile registers, set up for one matrix and one cut of the rows; released when dropped.
+/// This thread's tile registers; released when dropped. Two sets of three take turns: sums, activations, weights. No code
+/// but this module's touches them, so what is in them stays from one instruction to the next.
 pub(crate) struct Tiles {
-    tall: usize,
+    subs: usize,
+    rows: usize,
 }
 
 impl Tiles {
-    /// For tiles of `tall` rows, at most 16, or one less, and sub-blocks of `32 / subs` inputs.
+    /// Registers for sub-blocks of `32 / subs` inputs.
     ///
     /// # Safety
     /// The machine has AMX and the process the permission to use it.
-    pub unsafe fn configure(tall: usize, subs: usize) -> Self {
+    pub unsafe fn new(subs: usize) -> Self {
+        Self { subs, rows: 0 }
+    }
+
+    /// Sets the registers up for tiles of `rows` rows, if they are not.
+    #[inline(always)]
+    fn set_rows(&mut self, rows: usize) {
+        if rows == self.rows {
+            return;
+        }
+        self.rows = rows;
         let mut c = Configuration { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        let mut shape = |tile: usize, rows: usize, bytes: usize| {
+        let shapes = [(rows, QUAD), (rows, BLOCK / self.subs), (8 / self.subs, QUAD)];
+        for (tile, (rows, bytes)) in shapes.into_iter().cycle().take(6).enumerate() {
             (c.rows[tile], c.row_bytes[tile]) = (rows as u8, bytes as u16);
-        };
-        let low = (tall - 1).max(1);
-        shape(TMM_SUMS, tall, QUAD);
-        shape(TMM_ACTIVATIONS, tall, BLOCK / subs);
-        shape(TMM_WEIGHTS, 8 / subs, QUAD);
-        shape(TMM_LOW_SUMS, low, QUAD);
-        shape(TMM_LOW_ACTIVATIONS, low, BLOCK / subs);
-        asm!("ldtilecfg [{}]", in(reg) &c, options(nostack, readonly, preserves_flags));
-        Self { tall }
+        }
+        // SAFETY: whoever made this has AMX, and the shapes are within 16 rows of 64 bytes.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &c, options(nostack, readonly, preserves_flags)) };
     }
 }
 
@@ -90,11 +91,10 @@ impl Drop for Tiles {
 ///
 /// # Safety
 /// `weights` points to the records of `blocks` blocks, the tiles hold as many blocks, `out` is good for the rows of the
-/// first tile on (row 0 being the first tile's first), the machine has AMX, and `registers` were configured for these
-/// tiles and [`Format::SUBS`].
+/// first tile on (row 0 being the first tile's first), the machine has AMX, and `registers` are for [`Format::SUBS`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(crate) unsafe fn product<F: Format>(
-    registers: &Tiles,
+    registers: &mut Tiles,
     weights: *const u8,
     blocks: usize,
     tiles: &[Tile],
@@ -109,7 +109,12 @@ pub(crate) unsafe fn product<F: Format>(
         for (index, tile) in tiles.iter().enumerate() {
             let sums = (&raw mut (*scratch).sums[index]).cast::<f32>();
             let multiply = if F::MINIMUMS { HEIGHTS_MINIMUMS } else { HEIGHTS };
-            multiply[F::SUBS - 1][tile.rows - 1](registers, scratch, tile, from, count, sums);
+            registers.set_rows(tile.rows);
+            // Each tile fetches its share of what is unpacked next, in this group or the one behind it.
+            let bytes = count.div_ceil(F::BLOCKS) * F::RECORD;
+            let share = bytes / tiles.len();
+            let next = weights.wrapping_add(from / F::BLOCKS * F::RECORD + bytes + index * share);
+            multiply[F::SUBS - 1][tile.rows - 1](scratch, tile, from, count, sums, Ahead { next, bytes: share });
         }
         from += count;
     }
@@ -157,7 +162,14 @@ unsafe fn unpack<F: Format>(weights: *const u8, from: usize, count: usize, to: *
 }
 
 /// Multiplies what is unpacked by one tile, adding to its sums.
-type Multiply = unsafe fn(&Tiles, *mut Scratch, &Tile, usize, usize, *mut f32);
+type Multiply = unsafe fn(*mut Scratch, &Tile, usize, usize, *mut f32, Ahead);
+
+/// Weights that will be read soon. They are hints: any address will do.
+#[derive(Clone, Copy)]
+struct Ahead {
+    next: *const u8,
+    bytes: usize,
+}
 
 macro_rules! heights {
     ($subs:literal, $minimums:literal) => {
@@ -186,14 +198,17 @@ macro_rules! heights {
 const HEIGHTS: [[Multiply; GROUP]; 2] = [heights!(1, false), heights!(2, false)];
 const HEIGHTS_MINIMUMS: [[Multiply; GROUP]; 2] = [heights!(1, true), heights!(2, true)];
 
+/// Step by step (block by block, or half by half), with the tiles two steps ahead of the scaling: while step `s` is scaled,
+/// the sums of `s + 1` are stored, those of `s + 2` computed, and the tiles of `s + 3` loaded. Each of the three takes tens of
+/// cycles, and a processor that runs two threads does not look far enough ahead to overlap them by itself.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn multiply<const M: usize, const SUBS: usize, const MINIMUMS: bool>(
-    registers: &Tiles,
     scratch: *mut Scratch,
     tile: &Tile,
     from: usize,
     count: usize,
     sums: *mut f32,
+    ahead: Ahead,
 ) {
     let sums = sums.cast::<__m512>();
     let mut acc = [_mm512_setzero_ps(); M];
@@ -202,20 +217,32 @@ unsafe fn multiply<const M: usize, const SUBS: usize, const MINIMUMS: bool>(
             *acc = sums.add(r).read();
         }
     }
-    let low = tile.rows != registers.tall;
     let (_, scaled_sums) = tile.sums(SUBS);
-    let products = |step: usize| (&raw mut (*scratch).products[step % 2]).cast::<i32>();
-    let start = |step: usize| {
-        let (b, sub) = (step / SUBS, step % SUBS);
-        let activations = tile.codes.add((from + b) * M * BLOCK + sub * (BLOCK / SUBS));
-        let codes = (&raw const (*scratch).codes[b]).cast::<u8>().add(sub * (CODES / SUBS));
-        integer_product(low, activations, codes, products(step));
-    };
     let steps = count * SUBS;
-    start(0);
+    let products = |step: usize| (&raw mut (*scratch).products[step % 2]).cast::<i32>();
+    let load = |step: usize| {
+        if step < steps {
+            let (b, sub) = (step / SUBS, step % SUBS);
+            let activations = tile.codes.add((from + b) * M * BLOCK + sub * (BLOCK / SUBS));
+            let codes = (&raw const (*scratch).codes[b]).cast::<u8>().add(sub * (CODES / SUBS));
+            load_tiles(step % 2, activations, codes);
+        }
+    };
+    load(0);
+    multiply_tiles(0);
+    load(1);
+    store_tile(0, products(0));
+    multiply_tiles(1);
+    load(2);
     for step in 0..steps {
-        if step + 1 < steps {
-            start(step + 1);
+        // Past the last step the registers hold sums of no use, which nobody reads.
+        store_tile((step + 1) % 2, products(step + 1));
+        multiply_tiles(step % 2);
+        load(step + 3);
+        let mut line = ahead.bytes * step / steps / LINE;
+        while line < ahead.bytes * (step + 1) / steps / LINE {
+            _mm_prefetch::<_MM_HINT_T1>(ahead.next.wrapping_add(line * LINE).cast());
+            line += 1;
         }
         let dw = _mm512_load_ps((&raw const (*scratch).scales[step]).cast());
         let mw =
@@ -236,38 +263,54 @@ unsafe fn multiply<const M: usize, const SUBS: usize, const MINIMUMS: bool>(
     }
 }
 
-/// `products[row][output] = Σ activation · code` over a sub-block, in i32.
+/// Loads the activations and the weights of a step.
 #[inline(always)]
-unsafe fn integer_product(low: bool, activations: *const i8, codes: *const u8, products: *mut i32) {
-    if low {
-        asm!(
-            "tileloadd tmm2, [{codes} + {line}]",
-            "tilezero tmm3",
-            "tileloadd tmm4, [{activations} + {block}]",
-            "tdpbssd tmm3, tmm4, tmm2",
-            "tilestored [{products} + {line}], tmm3",
-            codes = in(reg) codes,
-            activations = in(reg) activations,
-            products = in(reg) products,
-            line = in(reg) QUAD,
-            block = in(reg) BLOCK,
-            out("tmm2") _, out("tmm3") _, out("tmm4") _,
-            options(nostack, preserves_flags),
-        );
-    } else {
-        asm!(
-            "tileloadd tmm2, [{codes} + {line}]",
-            "tilezero tmm0",
-            "tileloadd tmm1, [{activations} + {block}]",
-            "tdpbssd tmm0, tmm1, tmm2",
-            "tilestored [{products} + {line}], tmm0",
-            codes = in(reg) codes,
-            activations = in(reg) activations,
-            products = in(reg) products,
-            line = in(reg) QUAD,
-            block = in(reg) BLOCK,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _,
-            options(nostack, preserves_flags),
-        );
+unsafe fn load_tiles(set: usize, activations: *const i8, codes: *const u8) {
+    macro_rules! load {
+        ($activations:tt, $weights:tt) => {
+            asm!(
+                concat!("tileloadd ", $weights, ", [{codes} + {line}]"),
+                concat!("tileloadd ", $activations, ", [{activations} + {block}]"),
+                codes = in(reg) codes,
+                activations = in(reg) activations,
+                line = in(reg) QUAD,
+                block = in(reg) BLOCK,
+                out($activations) _, out($weights) _,
+                options(nostack, readonly, preserves_flags),
+            )
+        };
     }
+    if set == 0 { load!("tmm1", "tmm2") } else { load!("tmm4", "tmm5") }
+}
+
+/// `sums[row][output] = Σ activation · code` over a sub-block, in i32.
+#[inline(always)]
+unsafe fn multiply_tiles(set: usize) {
+    macro_rules! multiply {
+        ($sums:tt, $activations:tt, $weights:tt) => {
+            asm!(
+                concat!("tilezero ", $sums),
+                concat!("tdpbssd ", $sums, ", ", $activations, ", ", $weights),
+                out($sums) _,
+                options(nomem, nostack, preserves_flags),
+            )
+        };
+    }
+    if set == 0 { multiply!("tmm0", "tmm1", "tmm2") } else { multiply!("tmm3", "tmm4", "tmm5") }
+}
+
+/// Stores the sums of a step.
+#[inline(always)]
+unsafe fn store_tile(set: usize, products: *mut i32) {
+    macro_rules! store {
+        ($sums:tt) => {
+            asm!(
+                concat!("tilestored [{products} + {line}], ", $sums),
+                products = in(reg) products,
+                line = in(reg) QUAD,
+                options(nostack, preserves_flags),
+            )
+        };
+    }
+    if set == 0 { store!("tmm0") } else { store!("tmm3") }
 }

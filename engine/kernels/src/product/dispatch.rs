@@ -145,7 +145,7 @@ impl Job<'_> {
         use super::amx;
 
         // SAFETY: `matmul` has checked that AMX is there and granted.
-        let registers = unsafe { amx::Tiles::configure(tiling.low + usize::from(tiling.taller > 0), F::SUBS) };
+        let mut registers = unsafe { amx::Tiles::new(F::SUBS) };
         for group in groups {
             let mut tiles: [Tile; amx::TILES] = [x.tile(0); amx::TILES];
             for first in (0..tiling.tiles).step_by(amx::TILES) {
@@ -154,10 +154,10 @@ impl Job<'_> {
                     *tile = x.tile(first + index);
                 }
                 let out = self.matrix.out(group, self.out.wrapping_add(tiles[0].start * self.matrix.outputs()));
-                // SAFETY: as in `run`, and the registers were configured for this cut and format.
+                // SAFETY: as in `run`, and the registers are for this format.
                 unsafe {
                     let weights = self.matrix.group(group);
-                    amx::product::<F>(&registers, weights, self.matrix.inputs() / BLOCK, &tiles[..count], out);
+                    amx::product::<F>(&mut registers, weights, self.matrix.inputs() / BLOCK, &tiles[..count], out);
                 }
             }
         }
