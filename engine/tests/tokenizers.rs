@@ -80,8 +80,9 @@ fn settings_follow_the_file_and_the_family() {
         ("gpt-2", false, 50256, vec![50256]),
         ("llama-bpe", true, 128_001, vec![128_001, 128_009]),
         ("llama-spm", true, 2, vec![2]),
-        ("phi-3", true, 32000, vec![32000, 32007]),
-        ("qwen2", false, 151_643, vec![151_643, 151_645]),
+        ("phi-3", true, 32000, vec![2, 32000, 32007]),
+        // `</s>` ends a generation wherever it is a token, as in llama.cpp.
+        ("qwen2", false, 151_643, vec![128_247, 151_643, 151_645]),
     ] {
         let Some(tokenizer) = vocabulary(name) else { return };
         assert_eq!(tokenizer.defaults(), EncodeOptions { parse_special: true, add_bos }, "{name}");
@@ -148,7 +149,14 @@ fn broken_vocabularies_are_refused() {
     let odd = TokenizerData { bos: Some(9), eos: Some(9), add_bos: Some(true), ..data("llama", &["a"], &[]) };
     let tokenizer = Tokenizer::new(&odd).unwrap();
     assert_eq!((tokenizer.bos(), tokenizer.eos_ids()), (None, &[][..]));
-    assert_eq!(tokenizer.encode_input("a"), [0], "`▁` is no token, and there is none for the unknown");
+    assert_eq!(
+        tokenizer.encode_input("a"),
+        [0; 4],
+        "`▁` is no token: each of its bytes is unknown, SentencePiece's first token"
+    );
+    let unknown = TokenizerData { pre: Some("no-such".to_owned()), ..data("gpt2", &["a"], &[]) };
+    let message = refused(unknown).to_string();
+    assert!(message.contains("'no-such'") && message.contains("llama-bpe, "), "{message}");
 }
 
 /// A small byte-level vocabulary with a few merges, so that the properties need no fixtures.
@@ -189,7 +197,7 @@ fn text() -> impl Strategy<Value = String> {
     prop_oneof![any::<String>(), prop::collection::vec(parts, 0..24).prop_map(|parts| parts.concat())]
 }
 
-const PRES: [&str; 8] = ["default", "gpt-2", "llama-bpe", "qwen2", "qwen35", "smollm", "tekken", "never-heard-of"];
+const PRES: [&str; 8] = ["default", "gpt-2", "llama-bpe", "qwen2", "qwen35", "smollm", "tekken", "deepseek-v3"];
 
 proptest! {
     #[test]

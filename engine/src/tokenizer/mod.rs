@@ -1,26 +1,35 @@
 //! Text to token ids and back, from what a GGUF file says of its vocabulary.
 //!
-//! Two kinds are read: byte-level byte-pair encoding (`tokenizer.ggml.model` = `gpt2`, with the pre-tokenizer that
-//! `tokenizer.ggml.pre` names) and SentencePiece with scores and byte fallback (`llama`). The ids are those of
-//! llama.cpp, which the tests hold against its own vectors.
+//! Two kinds are read: byte-pair encoding (`tokenizer.ggml.model` = `gpt2`, with the pre-tokenizer that
+//! `tokenizer.ggml.pre` names, or `gemma4`) and SentencePiece with scores and byte fallback (`llama`). The ids are those
+//! of llama.cpp, which the tests hold against its own vectors; an unknown pre-tokenizer is refused, as there, and a file
+//! that names none gets `default`. [`Tokenizer::from_hf`] reads a Hugging Face `tokenizer.json`.
+//!
+//! Decoding gives the text that was encoded: the spaces that some tokenizers' clean-up drops before punctuation stay.
 
 mod bpe;
 mod decode;
+mod hf;
 mod pretokenize;
+mod roles;
 mod special;
 mod spm;
 mod vocab;
+mod words;
 
 use std::{borrow::Cow, sync::Arc};
 
 pub use decode::Decoder;
+pub use hf::HfError;
 pub use vocab::TokenType;
 
 use crate::gguf::{Gguf, GgufError};
-use bpe::Bpe;
+use bpe::{Bpe, Units, Whole};
+use hf::Normalizer;
 use pretokenize::PreTokenizer;
-use special::{Fragment, Matcher};
+use special::{Fragment, Matcher, Precedence, Strip};
 use vocab::{Spelling, Vocab};
+use words::Words;
 
 /// Why a vocabulary cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -31,12 +40,23 @@ pub enum TokenizerError {
     Gguf(#[from] GgufError),
     /// A kind of tokenizer that this engine does not have.
     #[error(
-        "tokenizer model '{found}' is not supported; supported are gpt2 (byte-level BPE) and llama (SentencePiece)"
+        "tokenizer model '{found}' is not supported; supported are gpt2 and gemma4 (BPE) and llama (SentencePiece)"
     )]
     UnsupportedModel {
         /// `tokenizer.ggml.model` of the file.
         found: String,
     },
+    /// A pre-tokenizer that this engine does not have. Guessing would cut words where the model never saw it done.
+    #[error("pre-tokenizer '{found}' is not supported; supported are {supported}")]
+    UnsupportedPreTokenizer {
+        /// `tokenizer.ggml.pre` of the file.
+        found: String,
+        /// The names there are.
+        supported: String,
+    },
+    /// A `tokenizer.json` that cannot be used.
+    #[error(transparent)]
+    Hf(#[from] HfError),
     /// No tokens at all, or absurdly many.
     #[error("a vocabulary of {tokens} tokens and {merges} merges; expected 1 to {max} tokens and at most {max} merges")]
     Size {
@@ -70,8 +90,10 @@ pub enum TokenizerError {
 /// What a tokenizer is made of. [`TokenizerData::from_gguf`] reads it from a file; tests write it by hand.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TokenizerData {
-    /// Kind of tokenizer: `gpt2` or `llama`.
+    /// Kind of tokenizer: `gpt2`, `gemma4` or `llama`.
     pub model: String,
+    /// Name of the model. Those of Phi-3 take the white space after special tokens away.
+    pub name: Option<String>,
     /// Name of the pre-tokenizer.
     pub pre: Option<String>,
     /// Texts by id.
@@ -90,6 +112,8 @@ pub struct TokenizerData {
     pub eot: Option<u32>,
     /// End of a message.
     pub eom: Option<u32>,
+    /// Further ends of a generation, such as the padding for filling in the middle.
+    pub ends: Vec<u32>,
     /// Stands for what has no token.
     pub unknown: Option<u32>,
     /// Whether prompts start with BOS, when the file says.
@@ -116,8 +140,13 @@ impl TokenizerData {
         let id = |key: &str| optional(gguf, key, |k| gguf.get_u32(k));
         let flag = |key: &str| optional(gguf, key, |k| gguf.get_bool(k));
         let strings = |key: &str| gguf.str_array(key).map(|all| all.into_iter().map(str::to_owned).collect::<Vec<_>>());
+        let mut ends = Vec::new();
+        for role in ["pad", "rep", "sep"] {
+            ends.extend(id(&format!("tokenizer.ggml.fim_{role}_token_id"))?);
+        }
         Ok(Self {
             model: gguf.get_str("tokenizer.ggml.model")?.to_owned(),
+            name: optional(gguf, "general.name", |k| gguf.get_str(k).map(str::to_owned))?,
             pre: optional(gguf, "tokenizer.ggml.pre", |k| gguf.get_str(k).map(str::to_owned))?,
             tokens: strings("tokenizer.ggml.tokens")?,
             types: optional(gguf, "tokenizer.ggml.token_type", |k| gguf.i32_array(k))?.unwrap_or_default(),
@@ -127,6 +156,7 @@ impl TokenizerData {
             eos: id("tokenizer.ggml.eos_token_id")?,
             eot: id("tokenizer.ggml.eot_token_id")?,
             eom: id("tokenizer.ggml.eom_token_id")?,
+            ends,
             unknown: id("tokenizer.ggml.unknown_token_id")?,
             add_bos: flag("tokenizer.ggml.add_bos_token")?,
             add_eos: flag("tokenizer.ggml.add_eos_token")?,
@@ -144,9 +174,13 @@ pub struct EncodeOptions {
     pub add_bos: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Model {
-    Bpe(Box<Bpe>),
+    /// Byte-pair encoding as in GGUF; `escape`: spaces are written `▁`.
+    Bpe { bpe: Arc<Bpe>, escape: bool },
+    /// Byte-pair encoding as in `tokenizer.json`.
+    Published { bpe: Arc<Bpe>, normalizer: Normalizer },
+    /// SentencePiece.
     SentencePiece { add_space_prefix: bool },
 }
 
@@ -154,7 +188,7 @@ enum Model {
 #[derive(Clone, Debug)]
 pub struct Tokenizer(Arc<Inner>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Inner {
     vocab: Arc<Vocab>,
     model: Model,
@@ -167,6 +201,16 @@ struct Inner {
     defaults: EncodeOptions,
     add_eos: bool,
     end_of_generation: Vec<u32>,
+}
+
+/// What a kind of file makes a tokenizer of.
+struct Parts {
+    vocab: Vocab,
+    model: Model,
+    strip: Strip,
+    precedence: Precedence,
+    /// Whether prompts start with BOS.
+    add_bos: bool,
 }
 
 impl Tokenizer {
@@ -184,42 +228,65 @@ impl Tokenizer {
     /// [`TokenizerError`] when they do not fit together.
     pub fn new(data: &TokenizerData) -> Result<Self, TokenizerError> {
         let (vocab, model, add_bos) = match data.model.as_str() {
-            "gpt2" => {
-                let pre = pre_tokenizer(data.pre.as_deref());
-                let add_bos = pre.add_bos;
-                let vocab = Vocab::new(data, Spelling::ByteLevel)?;
-                let bpe = Bpe::new(&vocab, &data.merges, pre)?;
-                (vocab, Model::Bpe(Box::new(bpe)), add_bos)
-            }
+            "gpt2" => byte_pairs(data, data.pre.as_deref())?,
+            "gemma4" => byte_pairs(data, Some("gemma4"))?,
             "llama" => {
                 let add_space_prefix = data.add_space_prefix.unwrap_or(true);
-                (Vocab::new(data, Spelling::SentencePiece)?, Model::SentencePiece { add_space_prefix }, true)
+                let mut vocab = Vocab::new(data, Spelling::SentencePiece)?;
+                // The id that SentencePiece gives.
+                vocab.or_unknown(0);
+                (vocab, Model::SentencePiece { add_space_prefix }, data.add_bos.unwrap_or(true))
             }
             other => return Err(TokenizerError::UnsupportedModel { found: other.to_owned() }),
         };
-        let [bos, eos] = [("BOS", data.bos), ("EOS", data.eos)].map(|(name, id)| {
+        let strip = strip(data, &vocab);
+        Ok(Self::assemble(data, Parts { vocab, model, strip, precedence: Precedence::Longest, add_bos }))
+    }
+
+    /// A tokenizer around its model, with what `data` says of special tokens.
+    fn assemble(data: &TokenizerData, parts: Parts) -> Self {
+        let Parts { mut vocab, model, strip, precedence, add_bos } = parts;
+        let default = |id| Some(id).filter(|_| matches!(model, Model::SentencePiece { .. }));
+        let [bos, eos] = [("BOS", data.bos, default(1)), ("EOS", data.eos, default(2))].map(|(name, id, default)| {
             if let Some(id) = id.filter(|id| *id >= vocab.len()) {
                 tracing::warn!(id, name, "special token is outside the vocabulary; ignored");
             }
-            id.filter(|id| *id < vocab.len())
+            id.filter(|id| *id < vocab.len()).or(default.filter(|id| *id < vocab.len()))
         });
-        let defaults = EncodeOptions { parse_special: true, add_bos: data.add_bos.unwrap_or(add_bos) && bos.is_some() };
-        let add_eos = data.add_eos.unwrap_or(false);
-        let user_defined = Matcher::new(&vocab, &[TokenType::UserDefined]);
-        let special = Matcher::new(&vocab, &[TokenType::UserDefined, TokenType::Control, TokenType::Unknown]);
-        let end_of_generation = special::end_of_generation(&vocab, &[eos, data.eot, data.eom]);
-        let vocab = Arc::new(vocab);
-        Ok(Self(Arc::new(Inner {
-            vocab,
+        let defaults = EncodeOptions { parse_special: true, add_bos: add_bos && bos.is_some() };
+        let named: Vec<Option<u32>> =
+            [eos, data.eot, data.eom].into_iter().chain(data.ends.iter().copied().map(Some)).collect();
+        let end_of_generation = match model {
+            Model::Published { .. } => roles::ends(&vocab, &named),
+            Model::Bpe { .. } | Model::SentencePiece { .. } => roles::assign(&mut vocab, &named),
+        };
+        let matcher = |kinds: &[TokenType]| Matcher::new(&vocab, kinds, precedence, strip.clone());
+        let user_defined = matcher(&[TokenType::UserDefined]);
+        let special = matcher(&[TokenType::UserDefined, TokenType::Control, TokenType::Unknown]);
+        Self(Arc::new(Inner {
+            vocab: Arc::new(vocab),
             model,
             user_defined,
             special,
             bos,
             eos,
             defaults,
-            add_eos,
+            add_eos: data.add_eos.unwrap_or(false),
             end_of_generation,
-        })))
+        }))
+    }
+
+    /// The same tokenizer with further ends of a generation: `eos_token_id` of a `generation_config.json`.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Hf`] when the file is not valid.
+    pub fn with_generation_config(self, json: &[u8]) -> Result<Self, TokenizerError> {
+        let more = hf::ends(json)?;
+        let mut inner = Arc::try_unwrap(self.0).unwrap_or_else(|shared| Inner::clone(&shared));
+        inner.end_of_generation.extend(more.into_iter().filter(|id| *id < inner.vocab.len()));
+        inner.end_of_generation.sort_unstable();
+        inner.end_of_generation.dedup();
+        Ok(Self(Arc::new(inner)))
     }
 
     /// How this model's prompts are encoded: BOS as the file says (else as its family does), special tokens parsed.
@@ -250,10 +317,16 @@ impl Tokenizer {
         let mut ids = Vec::new();
         ids.extend(inner.bos.filter(|_| options.add_bos));
         let mut after_special = true;
-        for fragment in matcher.split(text) {
+        for (at, fragment) in matcher.split(text).into_iter().enumerate() {
             match (fragment, &inner.model) {
                 (Fragment::Token(id), _) => ids.push(id),
-                (Fragment::Text(text), Model::Bpe(bpe)) => bpe.encode(&inner.vocab, text, &mut ids),
+                (Fragment::Text(text), Model::Bpe { bpe, escape: false }) => bpe.encode(&inner.vocab, text, &mut ids),
+                (Fragment::Text(text), Model::Bpe { bpe, escape: true }) => {
+                    bpe.encode(&inner.vocab, &text.replace(' ', spm::SPACE), &mut ids);
+                }
+                (Fragment::Text(text), Model::Published { bpe, normalizer }) => {
+                    bpe.encode(&inner.vocab, &normalizer.apply(text, at == 0), &mut ids);
+                }
                 (Fragment::Text(text), Model::SentencePiece { add_space_prefix }) => {
                     let prefix = if *add_space_prefix && after_special { spm::SPACE } else { "" };
                     spm::encode(&inner.vocab, &[prefix, &text.replace(' ', spm::SPACE)].concat(), &mut ids);
@@ -269,7 +342,12 @@ impl Tokenizer {
         let mut decoder = self.decoder();
         let mut text: String = ids.iter().map(|id| decoder.push(*id)).collect();
         text.push_str(&decoder.finish());
-        if matches!(self.0.model, Model::SentencePiece { add_space_prefix: true }) && text.starts_with(' ') {
+        let led = match &self.0.model {
+            Model::SentencePiece { add_space_prefix } => *add_space_prefix,
+            Model::Published { normalizer, .. } => normalizer.leads(),
+            Model::Bpe { .. } => false,
+        };
+        if led && text.starts_with(' ') {
             text.remove(0);
         }
         text
@@ -321,16 +399,51 @@ impl Tokenizer {
     }
 }
 
-fn pre_tokenizer(name: Option<&str>) -> PreTokenizer {
-    match name.map(|name| (name, PreTokenizer::from_name(name))) {
-        Some((_, Some(pre))) => pre,
-        Some((name, None)) => {
-            tracing::warn!(name, "unknown pre-tokenizer; using 'default', which may cut words differently");
-            PreTokenizer::fallback()
-        }
+/// Byte-pair encoding with the pre-tokenizer of that name, and whether prompts start with BOS.
+fn byte_pairs(data: &TokenizerData, pre: Option<&str>) -> Result<(Vocab, Model, bool), TokenizerError> {
+    let pre = match pre.filter(|name| !name.is_empty()) {
+        Some(name) => PreTokenizer::from_name(name).ok_or_else(|| TokenizerError::UnsupportedPreTokenizer {
+            found: name.to_owned(),
+            supported: PreTokenizer::names().collect::<Vec<_>>().join(", "),
+        })?,
         None => {
             tracing::warn!("the file names no pre-tokenizer; using 'default', which may cut words differently");
             PreTokenizer::fallback()
         }
+    };
+    let escape = pre.raw;
+    // Files of Gemma 4 were made that say otherwise.
+    let add_bos = if pre.newline_tokens { true } else { data.add_bos.unwrap_or(pre.add_bos) };
+    let (spelling, units) = if escape {
+        (Spelling::SentencePiece, Units::Characters { byte_tokens: true, fuse: false })
+    } else {
+        (Spelling::ByteLevel, Units::Bytes)
+    };
+    let whole = match (pre.ignore_merges, pre.newline_tokens) {
+        (true, _) => Whole::Always,
+        (false, true) => Whole::Newlines,
+        (false, false) => Whole::Never,
+    };
+    let vocab = Vocab::new(data, spelling)?;
+    let merges: Vec<(&str, &str)> = (0_u32..).zip(&data.merges).map(bpe::sides).collect::<Result<_, _>>()?;
+    let bpe = Bpe::new(&vocab, merges.into_iter(), Words::Named(pre), units, whole);
+    Ok((vocab, Model::Bpe { bpe: Arc::new(bpe), escape }, add_bos))
+}
+
+/// The tokens that take white space with them. Files do not say; llama.cpp goes by names, and so do we.
+fn strip(data: &TokenizerData, vocab: &Vocab) -> Strip {
+    let name = data.name.as_deref().unwrap_or_default().to_ascii_lowercase();
+    let pre = data.pre.as_deref().unwrap_or_default();
+    let mut strip = Strip::default();
+    if ["jina-v2-de", "jina-v2-es", "jina-v2-code"].iter().any(|jina| pre.contains(jina)) {
+        strip.left.extend(vocab.id("<mask>"));
+    } else if name.contains("phi-3") || name.contains("phi3") {
+        let kinds = [TokenType::Control, TokenType::UserDefined, TokenType::Unknown];
+        strip.right.extend(kinds.iter().flat_map(|kind| vocab.of_kind(*kind)).chain(vocab.id("</s>")));
+        let keep = ["<unk>", "<s>", "<|endoftext|>"].map(|text| vocab.id(text));
+        strip.right.retain(|id| !keep.contains(&Some(*id)));
+    } else if name.contains("modern-bert") {
+        strip.left.extend(vocab.id("[MASK]"));
     }
+    strip
 }

@@ -1,8 +1,15 @@
-//! Finding special tokens in text, and knowing which of them end a generation.
+//! Finding special tokens in text.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap, HashMap},
+};
 
 use super::vocab::{TokenType, Vocab};
+
+/// Longest text of a special token that is looked for. A match costs its length at every position; the longest in use
+/// have some 60 bytes.
+const MAX_LENGTH: usize = 512;
 
 /// A stretch of the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,100 +18,208 @@ pub(super) enum Fragment<'t> {
     Token(u32),
 }
 
-/// Finds the texts of special tokens: the longest first wherever they stand, then leftmost. One lookup for each
-/// position and each length there is, so the work grows with the text, not with the number of tokens.
-#[derive(Debug)]
+/// Which of two overlapping matches counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Precedence {
+    /// The longest wherever it stands, then the leftmost: llama.cpp's.
+    Longest,
+    /// The leftmost, then the longest: that of Hugging Face's tokenizers.
+    Leftmost,
+}
+
+/// White space beside a token that goes with it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Strip {
+    /// Tokens that take the white space before them.
+    pub left: Vec<u32>,
+    /// Tokens that take the white space after them.
+    pub right: Vec<u32>,
+    /// All of Unicode's white space, not ASCII's only.
+    pub unicode: bool,
+}
+
+impl Strip {
+    fn blank(&self, c: char) -> bool {
+        if self.unicode { c.is_whitespace() } else { c.is_ascii_whitespace() || c == '\u{b}' }
+    }
+}
+
+/// Finds the texts of special tokens. One walk along a trie from each position, so the work grows with the text, not
+/// with the number of tokens.
+#[derive(Clone, Debug)]
 pub(super) struct Matcher {
-    by_text: HashMap<Box<str>, u32>,
-    /// Lengths in bytes, longest first.
-    lengths: Vec<usize>,
+    /// Children by node and byte; the root is node 0.
+    children: HashMap<(u32, u8), u32>,
+    /// Tokens by the node where their text ends.
+    ends: HashMap<u32, u32>,
     starts: [bool; 256],
+    precedence: Precedence,
+    strip: Strip,
 }
 
 impl Matcher {
-    pub fn new(vocab: &Vocab, kinds: &[TokenType]) -> Self {
+    /// A matcher for the tokens of these types.
+    pub fn new(vocab: &Vocab, kinds: &[TokenType], precedence: Precedence, strip: Strip) -> Self {
         let ids = kinds.iter().flat_map(|kind| vocab.of_kind(*kind));
-        let by_text: HashMap<Box<str>, u32> = ids.filter_map(|id| Some((vocab.text(id)?.into(), id))).collect();
-        let lengths: BTreeSet<usize> = by_text.keys().map(|text| text.len()).collect();
-        let mut starts = [false; 256];
-        for first in by_text.keys().filter_map(|text| text.bytes().next()) {
-            starts[usize::from(first)] = true;
-        }
-        Self { by_text, lengths: lengths.into_iter().rev().collect(), starts }
+        let texts = ids.filter_map(|id| Some((vocab.text(id)?, id)));
+        Self::of(texts, precedence, strip)
     }
 
-    pub fn split<'t>(&self, text: &'t str) -> Vec<Fragment<'t>> {
-        let candidates: Vec<usize> =
-            text.bytes().enumerate().filter(|(_, byte)| self.starts[usize::from(*byte)]).map(|(at, _)| at).collect();
-        // Start → (end, id) of what was found; no two overlap.
-        let mut found: std::collections::BTreeMap<usize, (usize, u32)> = std::collections::BTreeMap::new();
-        for length in &self.lengths {
-            for &start in &candidates {
-                let end = start + length;
-                let Some(id) = text.get(start..end).and_then(|slice| self.by_text.get(slice)) else { continue };
-                let free = found.range(..end).next_back().is_none_or(|(_, (taken, _))| *taken <= start);
-                if free {
-                    found.insert(start, (end, *id));
-                }
+    /// A matcher for these texts; of two that are the same the first counts.
+    pub fn of<'t>(texts: impl Iterator<Item = (&'t str, u32)>, precedence: Precedence, strip: Strip) -> Self {
+        let mut matcher =
+            Self { children: HashMap::new(), ends: HashMap::new(), starts: [false; 256], precedence, strip };
+        let mut nodes = 0_u32;
+        for (text, id) in texts.filter(|(text, _)| (1..=MAX_LENGTH).contains(&text.len())) {
+            let mut node = 0;
+            for byte in text.bytes() {
+                node = *matcher.children.entry((node, byte)).or_insert_with(|| {
+                    // Fewer than the bytes of a file's vocabulary, which 32 bits hold.
+                    nodes = nodes.saturating_add(1);
+                    nodes
+                });
+            }
+            matcher.ends.entry(node).or_insert(id);
+            if let Some(first) = text.bytes().next() {
+                matcher.starts[usize::from(first)] = true;
             }
         }
+        matcher
+    }
+
+    /// The longest match at `start` of no more than `most` bytes: its length and token.
+    fn longest(&self, text: &[u8], start: usize, most: usize) -> Option<(usize, u32)> {
+        let mut node = 0;
+        let mut found = None;
+        for (at, byte) in text.get(start..)?.iter().take(most).enumerate() {
+            let Some(next) = self.children.get(&(node, *byte)) else { break };
+            node = *next;
+            if let Some(id) = self.ends.get(&node) {
+                found = Some((at + 1, *id));
+            }
+        }
+        found
+    }
+
+    /// Cuts `text` into tokens and what lies between.
+    pub fn split<'t>(&self, text: &'t str) -> Vec<Fragment<'t>> {
+        let found = match self.precedence {
+            Precedence::Longest => self.longest_first(text.as_bytes()),
+            Precedence::Leftmost => self.leftmost_first(text.as_bytes()),
+        };
         let mut fragments = Vec::with_capacity(2 * found.len() + 1);
         let mut from = 0;
-        for (start, (end, id)) in found {
-            if from < start {
-                fragments.push(Fragment::Text(&text[from..start]));
-            }
-            fragments.push(Fragment::Token(id));
-            from = end;
+        let mut before = None;
+        let mut push = |text: &'t str, before: Option<u32>, token: Option<u32>| {
+            let blank = |c| self.strip.blank(c);
+            let text = if before.is_some_and(|id| self.strip.right.contains(&id)) {
+                text.trim_start_matches(blank)
+            } else {
+                text
+            };
+            let text =
+                if token.is_some_and(|id| self.strip.left.contains(&id)) { text.trim_end_matches(blank) } else { text };
+            fragments.extend((!text.is_empty()).then_some(Fragment::Text(text)));
+            fragments.extend(token.map(Fragment::Token));
+        };
+        for (start, length, id) in found {
+            push(&text[from..start], before, Some(id));
+            from = start + length;
+            before = Some(id);
         }
-        if from < text.len() {
-            fragments.push(Fragment::Text(&text[from..]));
-        }
+        push(&text[from..], before, None);
         fragments
     }
-}
 
-/// Texts that end a generation in the models that have them, whether or not the file says so.
-const END_OF_GENERATION: &[&str] = &[
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<end_of_turn>",
-    "<|fim_pad|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-    "<EOT>",
-    "<｜end▁of▁sentence｜>",
-];
+    fn leftmost_first(&self, text: &[u8]) -> Vec<(usize, usize, u32)> {
+        let mut found = Vec::new();
+        let mut at = 0;
+        while let Some(byte) = text.get(at) {
+            match self.starts[usize::from(*byte)].then(|| self.longest(text, at, MAX_LENGTH)).flatten() {
+                Some((length, id)) => {
+                    found.push((at, length, id));
+                    at += length;
+                }
+                None => at += 1,
+            }
+        }
+        found
+    }
 
-/// The ids that end a generation: those the file names, and the well-known ones that it holds as special tokens.
-pub(super) fn end_of_generation(vocab: &Vocab, named: &[Option<u32>]) -> Vec<u32> {
-    let special = |id: &u32| matches!(vocab.kind(*id), Some(TokenType::Control | TokenType::UserDefined));
-    let known = END_OF_GENERATION.iter().filter_map(|text| vocab.id(text)).filter(special);
-    let named = named.iter().flatten().copied().filter(|id| *id < vocab.len());
-    known.chain(named).collect::<BTreeSet<_>>().into_iter().collect()
+    fn longest_first(&self, text: &[u8]) -> Vec<(usize, usize, u32)> {
+        let starts = text.iter().enumerate().filter(|(_, byte)| self.starts[usize::from(**byte)]);
+        let longest = |start: usize, most: usize| {
+            let (length, id) = self.longest(text, start, most)?;
+            Some((length, Reverse(start), id))
+        };
+        let mut queue: BinaryHeap<_> = starts.filter_map(|(start, _)| longest(start, MAX_LENGTH)).collect();
+        // Start → (length, token) of what was found; no two overlap.
+        let mut found: BTreeMap<usize, (usize, u32)> = BTreeMap::new();
+        while let Some((length, Reverse(start), id)) = queue.pop() {
+            if found.range(..=start).next_back().is_some_and(|(at, (length, _))| at + length > start) {
+                continue;
+            }
+            let free = found.range(start..).next().map_or(usize::MAX, |(next, _)| next - start);
+            if length <= free {
+                found.insert(start, (length, id));
+            } else {
+                queue.extend(longest(start, free));
+            }
+        }
+        found.into_iter().map(|(start, (length, id))| (start, length, id)).collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{super::TokenizerData, super::vocab::Spelling, *};
+    use super::*;
 
-    fn matcher(texts: &[&str]) -> Matcher {
-        let tokens = texts.iter().map(ToString::to_string).collect();
-        let data = TokenizerData { tokens, types: vec![3; texts.len()], ..TokenizerData::default() };
-        Matcher::new(&Vocab::new(&data, Spelling::ByteLevel).unwrap(), &[TokenType::Control])
+    fn split<'t>(tokens: &[&str], precedence: Precedence, text: &'t str) -> Vec<Fragment<'t>> {
+        let tokens = tokens.iter().zip(0..).map(|(text, id)| (*text, id));
+        Matcher::of(tokens, precedence, Strip::default()).split(text)
     }
 
     #[test]
     fn longest_first_then_leftmost() {
         use Fragment::{Text, Token};
-        let m = matcher(&["<a>", "<a><b>", "aa", "ß"]);
-        assert_eq!(m.split("x<a><b><a>y"), [Text("x"), Token(1), Token(0), Text("y")]);
-        assert_eq!(m.split("aaa"), [Token(2), Text("a")]);
-        assert_eq!(m.split("aßé"), [Text("a"), Token(3), Text("é")]);
-        assert_eq!(m.split(""), []);
+        let tokens = &["<a>", "<a><b>", "aa", "ß"];
+        let split = |text| split(tokens, Precedence::Longest, text);
+        assert_eq!(split("x<a><b><a>y"), [Text("x"), Token(1), Token(0), Text("y")]);
+        assert_eq!(split("aaa"), [Token(2), Text("a")]);
+        assert_eq!(split("aßé"), [Text("a"), Token(3), Text("é")]);
+        assert_eq!(split(""), []);
+    }
+
+    #[test]
+    fn the_two_precedences_differ_where_matches_overlap() {
+        use Fragment::{Text, Token};
+        let tokens = &["ab", "bcd", "b"];
+        assert_eq!(split(tokens, Precedence::Longest, "abcd"), [Text("a"), Token(1)]);
+        assert_eq!(split(tokens, Precedence::Leftmost, "abcd"), [Token(0), Text("cd")]);
+        // The longest at a place is taken by its neighbour; a shorter one still fits.
+        assert_eq!(split(&["xab", "abbb", "x"], Precedence::Longest, "xabbb"), [Token(2), Token(1)]);
+    }
+
+    #[test]
+    fn white_space_goes_with_the_tokens_that_take_it() {
+        use Fragment::{Text, Token};
+        let strip = Strip { left: vec![1], right: vec![0], unicode: false };
+        let tokens = [("<r>", 0), ("<l>", 1)];
+        let matcher = Matcher::of(tokens.into_iter(), Precedence::Longest, strip);
+        assert_eq!(
+            matcher.split(" <r> \n x \t<l> <r>\u{a0} "),
+            [Text(" "), Token(0), Text("x"), Token(1), Text(" "), Token(0), Text("\u{a0} ")]
+        );
+        assert_eq!(matcher.split("<r>  <l>"), [Token(0), Token(1)]);
+    }
+
+    /// Nested tokens and a text of nothing else: the walks are bounded by the longest.
+    #[test]
+    fn hostile_tokens_cost_no_more_than_their_length() {
+        let texts: Vec<String> = (1..=2 * MAX_LENGTH).map(|length| "a".repeat(length)).collect();
+        let tokens = texts.iter().zip(0..).map(|(text, id)| (text.as_str(), id));
+        let matcher = Matcher::of(tokens, Precedence::Longest, Strip::default());
+        let text = "a".repeat(100_000);
+        assert_eq!(matcher.split(&text).len(), 100_000_usize.div_ceil(MAX_LENGTH));
     }
 }

@@ -41,6 +41,18 @@ impl TokenType {
             _ => Self::Unused,
         }
     }
+
+    /// GGUF's number.
+    pub(super) fn id(self) -> i32 {
+        match self {
+            Self::Normal => 1,
+            Self::Unknown => 2,
+            Self::Control => 3,
+            Self::UserDefined => 4,
+            Self::Unused => 5,
+            Self::Byte => 6,
+        }
+    }
 }
 
 /// The two ways of writing bytes as text.
@@ -135,6 +147,13 @@ impl Vocab {
         self.types.get(id as usize).copied()
     }
 
+    /// Gives a token another type. Nothing happens to ids outside the vocabulary.
+    pub fn set_kind(&mut self, id: u32, kind: TokenType) {
+        if let Some(known) = self.types.get_mut(id as usize) {
+            *known = kind;
+        }
+    }
+
     pub fn score(&self, id: u32) -> f32 {
         self.scores.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY)
     }
@@ -142,6 +161,11 @@ impl Vocab {
     /// Length of the longest text in bytes.
     pub fn longest(&self) -> usize {
         self.longest
+    }
+
+    /// Makes `id` the unknown token of a vocabulary that has none.
+    pub fn or_unknown(&mut self, id: u32) {
+        self.unknown = self.unknown.or(Some(id).filter(|id| *id < self.len()));
     }
 
     pub fn unknown(&self) -> Option<u32> {
@@ -186,7 +210,7 @@ fn from_byte_level(text: &str) -> Vec<u8> {
 }
 
 /// The byte that `<0x0A>` stands for.
-fn byte_text(text: &str) -> Option<u8> {
+pub(super) fn byte_text(text: &str) -> Option<u8> {
     u8::from_str_radix(text.strip_prefix("<0x")?.strip_suffix('>')?, 16).ok()
 }
 

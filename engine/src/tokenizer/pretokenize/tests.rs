@@ -60,20 +60,71 @@ static EXPRESSIONS: LazyLock<Vec<(&str, Vec<Regex>)>> = LazyLock::new(|| {
     let gpt2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
     let rest = r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
     let lead = r"[^\r\n\p{L}\p{N}]?";
-    let llama3 = format!(r"'[sStTmMdD]|'[rRvV][eE]|'[lL][lL]|{lead}\p{{L}}+|{rest}");
+    let short = r"(?:'[sStTmMdD]|'[rRvV][eE]|'[lL][lL])";
+    let llama3 = format!(r"{short}|{lead}\p{{L}}+|{rest}");
+    let jais2 = llama3.replace(
+        r"\s+(?!\S)|\s+",
+        r"\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s",
+    );
     let qwen2 = llama3.replace("{1,3}", "");
+    let ufakzeka = qwen2.replace(&format!("{short}|"), "");
+    let seed_coder = qwen2.replace(r"[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}]+");
+    let minicpm5 = llama3.replace("{1,3}", "+");
+    let exaone = llama3
+        .replace("{1,3}", "")
+        .replace(&format!(r"{lead}\p{{L}}+"), &format!(r"{lead}(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+"))
+        .replace(r"[\r\n]*", r"[\r\n/]?");
     let qwen35 = qwen2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}", r"[^\s\p{L}\p{M}");
+    let rest = rest.replace("[\\r\\n]*", "[\\r\\n/]*");
+    let tekken_rest = rest.replace("{1,3}", "");
     let (upper, lower) = (r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])");
-    let rest = rest.replace("{1,3}", "").replace("[\\r\\n]*", "[\\r\\n/]*");
-    let tekken = format!("{lead}{upper}*{lower}+|{lead}{upper}+{lower}*|{rest}");
-    let all: [(&str, &[&str]); 7] = [
+    let tekken = format!("{lead}{upper}*{lower}+|{lead}{upper}+{lower}*|{tekken_rest}");
+    let gpt4o = format!("{lead}{upper}*{lower}+{short}?|{lead}{upper}+{lower}*{short}?|{rest}");
+    let granite = gpt4o.replace(r"(?=\p{L})", r"(?=[\p{L}\p{M}])");
+    let youtu = format!(r"{lead}[\p{{L}}\p{{M}}]+{short}?|{tekken_rest}");
+    let punctuation = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"##;
+    let deepseek3 = format!(
+        r"{punctuation}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    );
+    let spark = deepseek3.replace(r"+[\r\n]*", "+").replace(r"\s*[\r\n]+", r"[\r\n]");
+    let kana = "[一-龥぀-ゟ゠-ヿ]+";
+    let asian = "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+";
+    let all: [(&str, &[&str]); 25] = [
         ("default", &[r"[\p{P}\$\+<=>\^~\|]+", gpt2, r"\p{N}+", "[0-9][0-9][0-9]"]),
+        ("falcon", &[r"[\p{P}\$\+<=>\^~\|`]+", gpt2, "[0-9][0-9][0-9]"]),
         ("gpt-2", &[gpt2]),
         ("smollm", &[r"\p{N}", gpt2]),
         ("llama-bpe", &[&llama3]),
+        ("jais-2", &[&jais2]),
         ("qwen2", &[&qwen2]),
+        ("laguna", &[r"[^\n]+|[\n]+", &qwen2]),
+        ("ufakzeka", &[&ufakzeka]),
+        ("seed-coder", &[&seed_coder]),
+        ("minicpm5", &[r"\p{N}{1,3}", &minicpm5]),
+        ("exaone-moe", &[&exaone]),
         ("qwen35", &[&qwen35]),
         ("tekken", &[&tekken]),
+        ("gpt-4o", &[&gpt4o]),
+        ("granite-embed-multi-97m", &[&granite]),
+        ("youtu", &[asian, &youtu]),
+        ("deepseek-v3", &[r"\p{N}{1,3}", kana, &deepseek3]),
+        ("spark2_5", &[r"\p{N}{1,3}", kana, &spark, r"\p{N}"]),
+        ("deepseek-coder", &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"(?:(?!\s)[一-龥ࠀ-一가-퟿])+", r"\p{N}"]),
+        ("poro-chat", &[r" ?[^(\s|.,!?…。，、।۔،)]+"]),
+        ("viking", &[r" ?[^(\s|.,!?…。，、।۔،)]+", r"\p{N}"]),
+        (
+            "chameleon",
+            &[
+                "<sentinel:[0-9]+>",
+                "(?:IMGIMG)(?:(?:A|B|C|D|E|F|G|H|I){1,4})Z",
+                "(?:[\\t\\n]|    |  )",
+                r"\p{N}",
+                r"[\p{P}!-/:-@\[-`{-~]",
+                gpt2,
+            ],
+        ),
+        ("superbpe", &[r"\p{N}+", r"(?=(?:[0-9]{3})+(?![0-9]))"]),
+        ("gemma4", &[r"[^\n]+|[\n]+"]),
     ];
     all.map(|(name, list)| (name, list.iter().map(|e| Regex::new(e).unwrap()).collect())).into()
 });
@@ -98,9 +149,51 @@ fn by_expression(expressions: &[Regex], text: &str) -> Vec<String> {
 
 fn text() -> impl Strategy<Value = String> {
     let parts = prop::sample::select(vec![
-        " ", "  ", "\n", "\r\n", "\t", "'s", "'LL", "'vE", "'", "the", "A", "1", "123", "２", "½", "é", "\u{301}",
-        "中", "🦙", ".", "!?", "=", "+", "`", "$", "_", "/", "ABC", "Éa", "\u{a0}", "\u{3000}", "\0", "\u{ad}",
+        " ",
+        "  ",
+        "\n",
+        "\r\n",
+        "\t",
+        "'s",
+        "'LL",
+        "'vE",
+        "'",
+        "the",
+        "A",
+        "1",
+        "123",
+        "２",
+        "½",
+        "é",
+        "\u{301}",
+        "中",
+        "🦙",
+        ".",
+        "!?",
+        "=",
+        "+",
+        "`",
+        "$",
+        "_",
+        "/",
+        "ABC",
+        "Éa",
+        "\u{a0}",
+        "\u{3000}",
+        "\0",
+        "\u{ad}",
         "\u{e000}",
+        "//",
+        "e a b",
+        "1234567",
+        "\u{2028}",
+        "か",
+        "한",
+        "ㄱ",
+        "、",
+        "<sentinel:12>",
+        "IMGIMGABZ",
+        "    ",
     ]);
     prop::collection::vec(parts, 0..16).prop_map(|parts| parts.concat())
 }
@@ -118,4 +211,40 @@ proptest! {
 fn unknown_names_are_told() {
     assert!(PreTokenizer::from_name("no-such").is_none());
     assert!(PreTokenizer::from_name("llama-bpe").unwrap().add_bos);
+    for name in PreTokenizer::names() {
+        assert!(PreTokenizer::from_name(name).is_some(), "{name}: names are looked up in order");
+    }
+}
+
+/// Where llama.cpp departs from the expressions it stands for: what precedes a number stays with its first digits.
+#[test]
+fn numbers_in_threes_from_the_right() {
+    assert_eq!(words("superbpe", "a 1234567 b12"), ["a ", "1", "234", "567", " b", "12"]);
+    assert_eq!(words("afmoe", "\n1234567"), ["\n", "1", "234", "567"]);
+    assert_eq!(words("afmoe", "\u{0}1234 x"), ["\u{0}1", "234", " x"]);
+    assert_eq!(words("tiny_aya", "ab 1234"), ["ab", " ", "1", "234"]);
+}
+
+#[test]
+fn kimi_keeps_han_apart() {
+    assert_eq!(words("kimi-k2", "x漢字y's 1234"), ["x", "漢字", "y's", " ", "123", "4"]);
+}
+
+#[test]
+fn deepseek_llm_cuts_scripts_apart() {
+    assert_eq!(
+        words("deepseek-llm", "Hello, Вася 漢字 123  \n x "),
+        ["Hello", ",", " Вася", " ", "漢字", " ", "123", "  ", "\n", " x", " "]
+    );
+}
+
+/// Twenty thousand bytes of what makes matchers look far ahead; the test would not end if they took the square.
+#[test]
+fn all_are_linear() {
+    let hostile = [" ", "a", "A", "1", "\n", "É", "ÉA", " \t", "<sentinel:1", "IMGIMGA", "\u{301}A", " \n", "中", "!"];
+    for name in PreTokenizer::names() {
+        for pattern in hostile {
+            words(name, &pattern.repeat(20_000 / pattern.len()));
+        }
+    }
 }
