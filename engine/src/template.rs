@@ -3,13 +3,16 @@
 //! A template is a Jinja program from the model's file, written for Python. It runs here as Hugging Face's
 //! `apply_chat_template` runs it: blocks trimmed, loop controls, `raise_exception`, `strftime_now`, Python's string
 //! and mapping methods, `tojson` and printing as Python does them. What differs: the time is UTC; methods and filters
-//! that no known template uses are missing (`wordcount`, `truncate`, `pprint`); `loop.last` is never true over the
-//! characters of a string; `{% generation %}`, a mark for training, is let through without effect.
+//! that no known template uses are missing (`truncate`, `urlencode`, `pprint`, format specifications in
+//! `str.format`), and so are a macro's `varargs`; `loop.last` is never true over the characters of a string; `safe` text
+//! added to other text does not escape it; going over `none` gives nothing where Python fails; `{% generation %}`, a
+//! mark for training, is let through without effect.
 //!
 //! The program comes from a stranger: its source, its output, its time and its memory are bounded.
 
 mod date;
 mod python;
+mod strings;
 
 use std::{io, sync::Arc};
 
@@ -113,6 +116,11 @@ impl ChatTemplate {
     /// # Errors
     /// [`TemplateError::Syntax`] or [`TemplateError::Source`].
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, TemplateError> {
+        Self::with_clock(source, bos, eos, date::now)
+    }
+
+    /// A template whose `strftime_now` reads this clock: seconds since 1970, in UTC.
+    fn with_clock(source: &str, bos: &str, eos: &str, clock: fn() -> u64) -> Result<Self, TemplateError> {
         if source.len() > MAX_SOURCE {
             return Err(TemplateError::Source { found: source.len(), max: MAX_SOURCE });
         }
@@ -129,7 +137,19 @@ impl ChatTemplate {
         // Its time grows with the cube of a value's depth, unpaid. No chat template prints for debugging.
         environment.remove_filter("pprint");
         environment.add_filter("string", python::string);
-        environment.add_function("strftime_now", date::strftime_now);
+        for name in ["default", "d"] {
+            environment.add_filter(name, python::default);
+        }
+        for name in ["escape", "e"] {
+            environment.add_filter(name, python::escape);
+        }
+        environment.add_filter("float", python::to_float);
+        environment.add_filter("center", python::center);
+        environment.add_filter("wordcount", python::wordcount);
+        environment.add_test("iterable", python::is_iterable);
+        environment.add_test("sequence", python::is_sequence);
+        environment.add_test("callable", |value: &minijinja::Value| value.is_undefined());
+        environment.add_function("strftime_now", move |pattern: &str| date::strftime(pattern, clock()));
         environment.add_function("raise_exception", raise_exception);
         environment.add_template_owned(NAME, without_generation_tags(source)).map_err(TemplateError::Syntax)?;
         Ok(Self(Arc::new(Inner { environment, bos: bos.to_owned(), eos: eos.to_owned() })))

@@ -11,10 +11,10 @@ fn unknown(directive: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("strftime: unknown directive %{directive}"))
 }
 
-/// The function `strftime_now`: the present time in UTC.
-pub(super) fn strftime_now(pattern: &str) -> Result<String, Error> {
+/// The present time.
+pub(super) fn now() -> u64 {
     // A clock before 1970 is wrong, and any answer is.
-    strftime(pattern, SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
@@ -34,7 +34,7 @@ const MONTHS: [&str; 12] = [
 ];
 
 /// Python's `strftime` in the C locale, for the directives that dates and times are made of.
-fn strftime(pattern: &str, unix_seconds: u64) -> Result<String, Error> {
+pub(super) fn strftime(pattern: &str, unix_seconds: u64) -> Result<String, Error> {
     let (days, seconds) = (unix_seconds / 86_400, unix_seconds % 86_400);
     let (hour, minute, second) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
     let (year, month, day, day_of_year) = civil(days);

@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 
-use super::MAX_RENDERED;
+use super::{MAX_RENDERED, strings};
 use minijinja::{
     Error, ErrorKind, Output, State, Value,
     value::{Kwargs, ValueKind, from_args},
 };
+use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
 
-fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+pub(super) fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message)
 }
 
@@ -20,119 +21,17 @@ pub(super) fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args:
             bounded(text.len())?;
             // What a method makes is paid for afterwards; reading the text is not.
             state.consume_fuel(text.len() as u64 / 64)?;
-            string_method(text, name, args)
+            strings::method(text, name, args)
         }
         ValueKind::Map => map_method(state, value, name, args),
+        ValueKind::Seq => list_method(state, value, name, args),
         _ => Err(Error::from(ErrorKind::UnknownMethod)),
     }
 }
 
 /// Refuses texts that are longer than what a template may give: methods work on none such, and make none.
-fn bounded(length: usize) -> Result<(), Error> {
+pub(super) fn bounded(length: usize) -> Result<(), Error> {
     if length > MAX_RENDERED { Err(invalid("the text is too long")) } else { Ok(()) }
-}
-
-fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
-    let blank = char::is_whitespace;
-    Ok(match name {
-        "strip" | "lstrip" | "rstrip" => {
-            let (set,): (Option<String>,) = from_args(args)?;
-            let strip = |c: char| set.as_ref().map_or_else(|| blank(c), |set| set.contains(c));
-            Value::from(match name {
-                "strip" => text.trim_matches(strip),
-                "lstrip" => text.trim_start_matches(strip),
-                _ => text.trim_end_matches(strip),
-            })
-        }
-        "split" | "rsplit" => split(text, name == "rsplit", args)?,
-        "splitlines" => {
-            let () = from_args(args)?;
-            text.lines().collect()
-        }
-        "startswith" => Value::from(any_affix(args, |affix| text.starts_with(affix))?),
-        "endswith" => Value::from(any_affix(args, |affix| text.ends_with(affix))?),
-        "removeprefix" => {
-            let (prefix,): (&str,) = from_args(args)?;
-            Value::from(text.strip_prefix(prefix).unwrap_or(text))
-        }
-        "removesuffix" => {
-            let (suffix,): (&str,) = from_args(args)?;
-            Value::from(text.strip_suffix(suffix).unwrap_or(text))
-        }
-        "replace" => {
-            let (old, new, count): (&str, &str, Option<i64>) = from_args(args)?;
-            let count = count.and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX);
-            bounded(text.matches(old).take(count).count().saturating_mul(new.len()))?;
-            Value::from(text.replacen(old, new, count))
-        }
-        "find" => {
-            let (needle,): (&str,) = from_args(args)?;
-            // Positions are in characters, as everywhere in Jinja.
-            Value::from(text.find(needle).map_or(-1, |at| text[..at].chars().count() as i64))
-        }
-        "count" => {
-            let (needle,): (&str,) = from_args(args)?;
-            Value::from(text.matches(needle).count())
-        }
-        "join" => {
-            let (parts,): (Value,) = from_args(args)?;
-            let mut joined = String::new();
-            for (at, part) in parts.try_iter()?.enumerate() {
-                joined.push_str(if at == 0 { "" } else { text });
-                joined.push_str(part.as_str().ok_or_else(|| invalid("only strings can be joined"))?);
-                bounded(joined.len())?;
-            }
-            Value::from(joined)
-        }
-        "upper" => Value::from(no_args(args, text)?.to_uppercase()),
-        "lower" => Value::from(no_args(args, text)?.to_lowercase()),
-        "capitalize" => Value::from(capitalise(no_args(args, text)?)),
-        "title" => Value::from(no_args(args, text)?.split_inclusive(' ').map(capitalise).collect::<String>()),
-        "isdigit" => Value::from(!no_args(args, text)?.is_empty() && text.chars().all(char::is_numeric)),
-        "isspace" => Value::from(!no_args(args, text)?.is_empty() && text.chars().all(blank)),
-        _ => return Err(Error::from(ErrorKind::UnknownMethod)),
-    })
-}
-
-fn no_args<'t>(args: &[Value], text: &'t str) -> Result<&'t str, Error> {
-    let () = from_args(args)?;
-    Ok(text)
-}
-
-fn capitalise(word: &str) -> String {
-    let mut chars = word.chars();
-    chars
-        .next()
-        .map_or_else(String::new, |first| first.to_uppercase().chain(chars.as_str().to_lowercase().chars()).collect())
-}
-
-/// `startswith` and `endswith` take one text or a tuple of them.
-fn any_affix(args: &[Value], matches: impl Fn(&str) -> bool) -> Result<bool, Error> {
-    let (affix,): (Value,) = from_args(args)?;
-    if let Some(affix) = affix.as_str() {
-        return Ok(matches(affix));
-    }
-    for item in affix.try_iter()? {
-        if matches(item.as_str().ok_or_else(|| invalid("expected a string or a tuple of strings"))?) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-fn split(text: &str, from_end: bool, args: &[Value]) -> Result<Value, Error> {
-    let (separator, most): (Option<&str>, Option<i64>) = from_args(args)?;
-    let pieces = most.and_then(|most| usize::try_from(most).ok()).map_or(usize::MAX, |most| most.saturating_add(1));
-    Ok(match separator {
-        Some("") => return Err(invalid("empty separator")),
-        Some(separator) if from_end => {
-            let parts: Vec<&str> = text.rsplitn(pieces, separator).collect();
-            parts.into_iter().rev().collect()
-        }
-        Some(separator) => text.splitn(pieces, separator).collect(),
-        None if pieces == usize::MAX => text.split_whitespace().collect(),
-        None => return Err(invalid("splitting at white space with a limit is not supported")),
-    })
 }
 
 fn map_method(state: &mut State<'_, '_>, map: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
@@ -154,7 +53,29 @@ fn map_method(state: &mut State<'_, '_>, map: &Value, name: &str, args: &[Value]
             let found = map.get_item(&key)?;
             Ok(if found.is_undefined() { default.unwrap_or(Value::from(())) } else { found })
         }
+        "copy" => {
+            let () = from_args(args)?;
+            Ok(map.clone())
+        }
         _ => Err(Error::from(ErrorKind::UnknownMethod)),
+    }
+}
+
+fn list_method(state: &mut State<'_, '_>, list: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    if !matches!(name, "index" | "count" | "copy") {
+        // What changes a list is refused in Python, too, where templates run.
+        return Err(Error::from(ErrorKind::UnknownMethod));
+    }
+    if name == "copy" {
+        let () = from_args(args)?;
+        return Ok(list.clone());
+    }
+    state.consume_fuel(list.len().unwrap_or(0) as u64)?;
+    let (wanted,): (Value,) = from_args(args)?;
+    let mut found = list.try_iter()?.enumerate().filter(|(_, item)| *item == wanted).map(|(at, _)| at);
+    match name {
+        "index" => found.next().map(Value::from).ok_or_else(|| invalid("the value is not in the list")),
+        _ => Ok(Value::from(found.count())),
     }
 }
 
@@ -186,8 +107,7 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let separators: Option<Vec<String>> = options.get("separators")?;
     let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
-    // Templates pass its default, which is what is done here anyway.
-    let _: Option<bool> = options.get("ensure_ascii")?;
+    let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     options.assert_all_used()?;
     let (comma, colon) = match separators.as_deref() {
         None => (if indent.is_some() { "," } else { ", " }, ": "),
@@ -200,7 +120,84 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     }
     let mut out = String::new();
     Style { json: true, indent, comma, colon, sort_keys }.write(&mut out, value, 0)?;
-    Ok(out)
+    Ok(if ascii { escaped(&out) } else { out })
+}
+
+/// JSON in ASCII; outside of strings it has nothing else.
+fn escaped(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_ascii() {
+            out.push(c);
+        } else {
+            out.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
+        }
+    }
+    out
+}
+
+/// The test `iterable`: Python goes over no nothing.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+/// The test `sequence`: whatever has a length and items, of which Python's strings, mappings and undefined values are.
+pub(super) fn is_sequence(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Undefined)
+        || value.is_tuple()
+}
+
+/// The filter `default`, with its parameters' names.
+pub(super) fn default(
+    value: Value,
+    other: Option<Value>,
+    boolean: Option<bool>,
+    named: Kwargs,
+) -> Result<Value, Error> {
+    let other = other.or(named.get("default_value")?).unwrap_or_else(|| Value::from(""));
+    let boolean = boolean.or(named.get("boolean")?).unwrap_or(false);
+    named.assert_all_used()?;
+    Ok(if value.is_undefined() || (boolean && !value.is_true()) { other } else { value })
+}
+
+/// The filter `float`: what is no number is the default.
+pub(super) fn to_float(value: &Value, default: Option<f64>) -> f64 {
+    let number = match value.as_str() {
+        Some(text) => text.trim().parse().ok(),
+        None => f64::try_from(value.clone()).ok(),
+    };
+    number.or(default).unwrap_or(0.0)
+}
+
+/// The filter `escape`, with Python's entities.
+pub(super) fn escape(value: &Value) -> Result<Value, Error> {
+    let text = string(value)?;
+    bounded(text.len())?;
+    if value.is_safe() {
+        return Ok(value.clone());
+    }
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&#34;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    Ok(Value::from_safe_string(out))
+}
+
+/// The filter `center`.
+pub(super) fn center(text: &str, width: Option<i64>) -> Result<Value, Error> {
+    strings::method(text, "center", &[Value::from(width.unwrap_or(80))])
+}
+
+/// The filter `wordcount`.
+pub(super) fn wordcount(text: &str) -> usize {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count()
 }
 
 /// Widest indent and longest separator of JSON; templates use an indent of 4.
@@ -230,7 +227,8 @@ impl Style<'_> {
                 return Err(Error::new(ErrorKind::UndefinedError, "an undefined value cannot be written as JSON"));
             }
             (ValueKind::None, true) => out.push_str("null"),
-            (ValueKind::Undefined | ValueKind::None, _) => out.push_str("None"),
+            (ValueKind::Undefined, _) => out.push_str("Undefined"),
+            (ValueKind::None, _) => out.push_str("None"),
             (ValueKind::Bool, true) => out.push_str(if value.is_true() { "true" } else { "false" }),
             (ValueKind::Bool, false) => out.push_str(if value.is_true() { "True" } else { "False" }),
             (ValueKind::Number, _) if !value.is_integer() => out.push_str(&float(f64::try_from(value.clone())?)),
@@ -261,7 +259,11 @@ impl Style<'_> {
                 for (count, key) in keys.iter().enumerate() {
                     self.separate(out, count, depth);
                     match key.as_str() {
-                        None if self.json => out.push_str(&json_text(&key.to_string())?),
+                        None if self.json => {
+                            out.push('"');
+                            self.write(out, key, depth + 1)?;
+                            out.push('"');
+                        }
                         _ => self.write(out, key, depth + 1)?,
                     }
                     out.push_str(self.colon);
@@ -310,10 +312,21 @@ fn quote(out: &mut String, text: &str) {
             '\t' => out.push_str("\\t"),
             '\\' => out.push_str("\\\\"),
             c if c == quote => out.extend(['\\', c]),
-            c => out.push(c),
+            c if printable(c) => out.push(c),
+            c => match u32::from(c) {
+                code @ 0..=0xff => out.push_str(&format!("\\x{code:02x}")),
+                code @ 0x100..=0xffff => out.push_str(&format!("\\u{code:04x}")),
+                code => out.push_str(&format!("\\U{code:08x}")),
+            },
         }
     }
     out.push(quote);
+}
+
+/// Whether Python prints the character as itself.
+fn printable(c: char) -> bool {
+    let group = c.general_category_group();
+    c == ' ' || !matches!(group, GeneralCategoryGroup::Other | GeneralCategoryGroup::Separator)
 }
 
 /// A float as Python writes it: the shortest digits, `1e-07` where Rust writes `1e-7`.

@@ -4,6 +4,8 @@ use serde_json::json;
 
 use super::*;
 
+mod expected;
+
 fn fixture(name: &str) -> Option<ChatTemplate> {
     let root = std::env::var_os("QUELEA_FIXTURES").map_or_else(
         || std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/fixtures")),
@@ -145,6 +147,20 @@ fn values_print_and_behave_as_in_python() {
             "{{ 'éabc'.find('b') }}{{ 'aba'.count('a') }}{{ 'aba'.replace('a', 'z', 1) }}{{ '-'.join(['a', 'b']) }}",
             "22zbaa-b",
         ),
+        ("{{ 'a-b-c'.partition('-') }}{{ 'a-b-c'.rpartition('-') }}", "('a', '-', 'b-c')('a-b', '-', 'c')"),
+        ("{{ 'aXbX'.rfind('X') }}{{ 'abca'.find('a', 1) }}{{ 'x'.index('x') }}{{ 'aaa'.count('a', 1) }}", "3302"),
+        ("{{ ' a  b c '.split(none, 1) }}{{ ' a  b c '.rsplit(maxsplit=1) }}", "['a', 'b c '][' a  b', 'c']"),
+        ("{{ 'a\r\nb\n\nc'.splitlines() }}{{ 'a\nb'.splitlines(true) }}", "['a', 'b', '', 'c']['a\\n', 'b']"),
+        (
+            "{{ \"they're x1y\".title() }}{{ 'aB'.swapcase() }}{{ 'ab'.isalpha() }}{{ 'AB1'.isupper() }}",
+            "They'Re X1YAbTrueTrue",
+        ),
+        (
+            "{{ '7'.zfill(3) }}{{ '-7'.zfill(4) }}{{ 'a'.ljust(3, '.') }}{{ 'a'.center(4, '.') }}{{ 'ab'.center(5, '.') }}",
+            "007-007a...a....ab.",
+        ),
+        ("{{ '{} {} {{}} {0} {x}'.format(1, none, x=['a']) }}", "1 None {} 1 ['a']"),
+        ("{{ [3, 1, 3].index(1) }}{{ [3, 1, 3].count(3) }}{{ 'abc'.startswith('b', 1) }}", "12True"),
         ("{{ messages[0].get('role') }}{{ messages[0].get('z') }}{{ messages[0].get('z', 1) }}", "systemNone1"),
         ("{{ messages[0].keys()|list }}{{ messages[0].values()|list }}", "['role', 'content']['system', 'sys']"),
         ("{% for k, v in messages[1].items() %}{{ k }}={{ v }};{% endfor %}", "role=user;content=hi;"),
