@@ -143,6 +143,7 @@ impl ChatTemplate {
         for name in ["escape", "e"] {
             environment.add_filter(name, python::escape);
         }
+        environment.add_filter("int", python::to_int);
         environment.add_filter("float", python::to_float);
         environment.add_filter("center", python::center);
         environment.add_filter("wordcount", python::wordcount);

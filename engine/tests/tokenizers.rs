@@ -159,6 +159,42 @@ fn broken_vocabularies_are_refused() {
     assert!(message.contains("'no-such'") && message.contains("llama-bpe, "), "{message}");
 }
 
+/// What a hostile file may hold that others would trip over: the tokenizer stands, and works on the rest.
+#[test]
+fn odd_vocabularies_are_made_the_best_of() {
+    let strings = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let odd = TokenizerData {
+        model: "gpt2".to_owned(),
+        pre: Some("gpt-2".to_owned()),
+        tokens: strings(&["a", "a", "", "b", "ab", "<x>"]),
+        types: vec![1, 1, -7, 1, 99, i32::MAX],
+        merges: strings(&["a b", "a b", "no where", "a ", "b é"]),
+        eos: Some(u32::MAX),
+        ends: vec![3, 77],
+        ..TokenizerData::default()
+    };
+    let tokenizer = Tokenizer::new(&odd).unwrap();
+    assert_eq!(tokenizer.encode("aab<x>", SPECIAL), [0, 4], "the first of two; bytes without a token are left out");
+    assert_eq!(tokenizer.eos_ids(), [3]);
+    assert_eq!(tokenizer.decode(&[0, 1, 2, 3, 4, 5, 6]), "aab", "what has no known type has no text");
+    let cycle = TokenizerData { merges: strings(&["ab a", "a ab", "ab ab"]), ..odd };
+    assert_eq!(Tokenizer::new(&cycle).unwrap().encode("abab", PLAIN), [0, 3, 0, 3]);
+}
+
+/// Texts of one character: nothing takes the square of their length.
+#[test]
+fn long_texts_of_one_character_end() {
+    let tokens = ["<unk>", "▁", "a", "aa", "aaaa", "▁a"].map(str::to_owned).to_vec();
+    let scores = vec![0.0, -1.0, -2.0, -3.0, -4.0, -5.0];
+    let model = "llama".to_owned();
+    let pieces = TokenizerData { model, tokens, scores, ..TokenizerData::default() };
+    for tokenizer in [Tokenizer::new(&pieces).unwrap(), small("qwen2"), small("gpt-4o"), small("default")] {
+        for c in ["a", " ", "1", "!", "<", "é"] {
+            assert!(!tokenizer.encode(&c.repeat(1_000_000), SPECIAL).is_empty());
+        }
+    }
+}
+
 /// A small byte-level vocabulary with a few merges, so that the properties need no fixtures.
 fn small(pre: &str) -> Tokenizer {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);

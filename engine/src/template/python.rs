@@ -169,6 +169,24 @@ pub(super) fn to_float(value: &Value, default: Option<f64>) -> f64 {
     number.or(default).unwrap_or(0.0)
 }
 
+/// The filter `int`: what is no number is the default.
+pub(super) fn to_int(value: &Value, default: Option<i64>, base: Option<u32>) -> Value {
+    if value.is_integer() {
+        return value.clone();
+    }
+    let base = base.filter(|base| (2..=36).contains(base)).unwrap_or(10);
+    let whole = value.as_str().and_then(|text| {
+        let text = text.trim();
+        let digits = if base == 16 { text.trim_start_matches("0x") } else { text };
+        i64::from_str_radix(digits, base).ok()
+    });
+    let number = || match value.kind() {
+        ValueKind::Bool => Some(f64::from(u8::from(value.is_true()))),
+        _ => Some(to_float(value, Some(f64::NAN))).filter(|number| number.is_finite()),
+    };
+    Value::from(whole.or_else(|| number().map(|number| number as i64)).or(default).unwrap_or(0))
+}
+
 /// The filter `escape`, with Python's entities.
 pub(super) fn escape(value: &Value) -> Result<Value, Error> {
     let text = string(value)?;

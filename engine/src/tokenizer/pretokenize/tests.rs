@@ -248,3 +248,31 @@ fn all_are_linear() {
         }
     }
 }
+
+/// llama.cpp's own cuts, under each of its names; `tests/data/tokenizers/cuts.py` took them down.
+#[test]
+fn all_cuts_are_llama_cpps() {
+    #[derive(serde::Deserialize)]
+    struct Cuts {
+        texts: Vec<String>,
+        groups: Vec<Group>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Group {
+        names: Vec<String>,
+        lengths: Vec<Vec<usize>>,
+    }
+    let cuts: Cuts = serde_json::from_str(include_str!("../../../tests/data/tokenizers/cuts.json")).unwrap();
+    let mut named = Vec::new();
+    for Group { names, lengths } in cuts.groups {
+        for name in &names {
+            for (text, lengths) in cuts.texts.iter().zip(&lengths) {
+                let found: Vec<usize> = words(name, text).iter().map(String::len).collect();
+                assert_eq!(found, *lengths, "{name}: {text:?}");
+            }
+        }
+        named.extend(names);
+    }
+    named.sort();
+    assert_eq!(named, PreTokenizer::names().collect::<Vec<_>>());
+}
