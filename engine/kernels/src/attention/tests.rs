@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use proptest::prelude::*;
 
 use super::*;
+use crate::float::tests::hash;
 use crate::{Isa, Pool};
 
 fn pool(threads: usize) -> Pool {
@@ -294,5 +295,17 @@ fn writing_gives_the_same_page_on_every_path() {
             }
             assert_eq!(format!("{page:?}"), format!("{scalar:?}"), "{format:?} {isa}");
         }
+    }
+}
+
+/// Frozen: other bits are another numeric profile.
+#[test]
+fn attention_keeps_its_bits() {
+    for isa in Isa::available() {
+        let found = FORMATS.map(|format| {
+            let shape = AttendShape { softcap: Some(20.0), window: Some(50), ..shape(6, 2, 80) };
+            hash(Case::new(shape, format, 90, 9, 11, 2.0).run(isa, 1))
+        });
+        assert_eq!(found, [0xc467_8b28_7a7c_2238, 0x8960_4211_6eed_cf4c, 0xf731_3204_d7d1_b845], "{isa} {found:#x?}");
     }
 }

@@ -13,7 +13,7 @@ mod softmax;
 pub(crate) mod split;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use elementwise::Softcap;
 pub use elementwise::{add, add_bias, add_scaled, gelu_mul, scale, silu_mul, softcap};

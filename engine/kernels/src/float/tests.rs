@@ -41,6 +41,12 @@ fn on_all(x: &[f32], f: impl Fn(Isa, &mut [f32])) -> Vec<f32> {
     scalar
 }
 
+/// FNV-1a of the bits.
+pub(crate) fn hash(x: impl IntoIterator<Item = f32>) -> u64 {
+    let bytes = x.into_iter().flat_map(|x| x.to_bits().to_le_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
 /// Units in the last place of the f32 nearest to `exact`.
 fn ulps(found: f32, exact: f64) -> f64 {
     let nearest = exact as f32;
@@ -205,5 +211,29 @@ fn a_group_does_not_depend_on_its_neighbours() {
         let mut alone = vec![0.0; 96];
         rms_norm(Isa::best(), &pool(1), row, &scale, 1e-6, &mut alone);
         assert_eq!(bits(&alone), bits(together));
+    }
+}
+
+/// Frozen: other bits are another numeric profile.
+#[test]
+fn the_functions_keep_their_bits() {
+    let of = |f: fn(f32) -> f32| hash(sample(110.0).map(f));
+    let found = [of(exp), of(tanh), of(sigmoid), of(silu), of(gelu_tanh)];
+    let frozen = [
+        0xd76d_8236_47e3_41d7,
+        0xa31b_72ea_c40a_4b01,
+        0x0f68_fbc7_2962_e3e0,
+        0x0f35_c451_9605_c9ce,
+        0xeb89_e200_2ef9_0a25,
+    ];
+    assert_eq!(found, frozen, "{found:#x?}");
+    let x: Vec<f32> = sample(30.0).take(24_000).collect();
+    for isa in Isa::available() {
+        let mut out = vec![0.0; x.len()];
+        rms_norm(isa, &pool(1), &x, &x[200..1200], 1e-6, &mut out);
+        let norm = hash(out.iter().copied());
+        softmax(isa, &mut out, 100);
+        let found = [norm, hash(out)];
+        assert_eq!(found, [0x5eac_53d2_74f9_ef25, 0x9055_7054_d88f_f625], "{isa} {found:#x?}");
     }
 }
