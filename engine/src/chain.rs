@@ -83,8 +83,16 @@ impl Chain {
     /// # Errors
     /// [`ChainError::Empty`] without tokens, or [`ChainError::Stage`].
     pub fn advance(&mut self, ids: &[u32]) -> Result<Vec<f32>, ChainError> {
+        self.advance_by(ids, PREFILL_CHUNK)
+    }
+
+    /// As [`Chain::advance`], `chunk` tokens at a time: 1 to [`MAX_ROWS`](crate::MAX_ROWS).
+    ///
+    /// # Errors
+    /// As [`Chain::advance`].
+    pub fn advance_by(&mut self, ids: &[u32], chunk: usize) -> Result<Vec<f32>, ChainError> {
         let mut last = Vec::new();
-        for chunk in ids.chunks(PREFILL_CHUNK) {
+        for chunk in ids.chunks(chunk.max(1)) {
             let mut rows = self.ends.embed(chunk)?;
             for (stage, cache) in &mut self.stages {
                 let pos = cache.len();

@@ -32,7 +32,7 @@ pub use manifest::Manifest;
 pub use models::Architecture;
 pub use runner::Runner;
 pub(crate) use stage::KvBlock;
-pub use stage::{Cache, Device, Isa, KvFormat, Segment, Span, Stage, StageOptions, UnknownDevice};
+pub use stage::{Cache, Device, Isa, KvFormat, Segment, Span, Stage, StageOptions, UnknownDevice, UnknownIsa};
 
 /// Most rows one call to a stage takes: bounds the memory and the time of a step.
 pub const MAX_ROWS: usize = 128;

@@ -2,3 +2,4 @@
 //! run: machines differ and are shared, ratios travel.
 
 pub(crate) mod hop;
+pub(crate) mod model;

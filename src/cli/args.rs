@@ -1,56 +1,23 @@
 //! The command line, as clap reads it.
 
+mod bench;
+mod compute;
 mod sampling;
 
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use libp2p::Multiaddr;
-use quelea_engine::{Device, KvFormat, StageOptions, UnknownDevice};
 
-pub(crate) use self::sampling::SamplingArgs;
+pub(crate) use self::{
+    bench::{BenchCommand, BenchModelArgs, TransportArg},
+    compute::{ComputeArgs, LogitsArgs},
+    sampling::SamplingArgs,
+};
 use crate::{
     address::{PeerAddress, parse_multiaddr, parse_peer_address},
     inference::serve::LayerChoice,
 };
-
-/// On what models are computed, and how.
-#[derive(Debug, Clone, Copy, Default, Args)]
-pub(crate) struct ComputeArgs {
-    /// What computes: 'cpu' with exact kernels, or 'candle'
-    #[arg(help_heading = COMPUTE, long, value_name = "DEVICE", default_value = "cpu", value_parser = parse_device)]
-    pub(crate) device: Device,
-    /// Threads that compute [default: one for each core]
-    #[arg(help_heading = COMPUTE, long, value_name = "N")]
-    pub(crate) threads: Option<NonZeroUsize>,
-    /// How keys and values are kept: f32, f16 or q8. All stages of a chain must agree
-    #[arg(help_heading = COMPUTE, long, value_name = "FORMAT", default_value = "f32", value_parser = parse_kv)]
-    pub(crate) kv: KvFormat,
-}
-
-impl ComputeArgs {
-    /// As the engine wants it.
-    pub(crate) fn options(self) -> StageOptions {
-        let Self { device, threads, kv } = self;
-        StageOptions { device, threads, kv, isa: None }
-    }
-}
-
-/// Where flags of computing stand in `--help`.
-const COMPUTE: &str = "Computing";
-
-fn parse_device(name: &str) -> Result<Device, UnknownDevice> {
-    name.parse()
-}
-
-fn parse_kv(name: &str) -> Result<KvFormat, String> {
-    match name {
-        "f32" => Ok(KvFormat::F32),
-        "f16" => Ok(KvFormat::F16),
-        "q8" => Ok(KvFormat::Q8),
-        other => Err(format!("there is no format '{other}'; there are f32, f16 and q8")),
-    }
-}
 
 /// Exit codes, as `--help` shows them.
 const EXIT_CODES: &str = "Exit codes: 0 ok · 1 failed · 2 usage · 3 daemon unreachable · 4 access denied · 5 not found · \
@@ -303,22 +270,7 @@ pub(crate) enum ModelCommand {
     #[command(
         after_help = "Examples:\n  quelea model logits model.gguf --text 'Hello' --top 5\n  quelea model logits model.gguf --ids 1,2,3 --split 1,3 --json"
     )]
-    Logits {
-        /// A GGUF file, or 'demo'
-        file: String,
-        /// The text before; tokenised as the file's own settings say
-        #[arg(long, required_unless_present = "ids", conflicts_with = "ids")]
-        text: Option<String>,
-        /// The token ids before
-        #[arg(long, value_delimiter = ',')]
-        ids: Option<Vec<u32>>,
-        /// Run as stages cut at these layers
-        #[arg(long, value_delimiter = ',')]
-        split: Vec<usize>,
-        /// Only this many of the likeliest
-        #[arg(long)]
-        top: Option<usize>,
-    },
+    Logits(LogitsArgs),
     /// Write a GGUF of a real model's shape with random weights, for measuring speed
     #[command(after_help = SYNTH_EXAMPLES)]
     Synth(super::make::SynthArgs),
@@ -335,29 +287,6 @@ const SYNTH_EXAMPLES: &str = "Examples:
   quelea model synth --list
   quelea model synth tinyllama-1.1b -o tinyllama.gguf
   quelea model synth llama-3.2-1b -o llama.gguf --type q8_0 --seed 7";
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum BenchCommand {
-    /// One-way time of a decode row between two nodes on loopback, beside a bare libp2p stream
-    #[command(after_help = "Examples:\n  quelea bench hop\n  quelea bench hop --transport quic --rows 2000 --json")]
-    Hop {
-        /// Which transport; both when left out
-        #[arg(long, value_enum)]
-        transport: Option<TransportArg>,
-        /// Rows measured, after a tenth as many to warm up
-        #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
-        rows: u32,
-        /// Bytes per row, a multiple of 4
-        #[arg(long, default_value_t = 8192, value_parser = clap::value_parser!(u32).range(4..=65536))]
-        bytes: u32,
-    },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum TransportArg {
-    Tcp,
-    Quic,
-}
 
 fn parse_layers(text: &str) -> Result<LayerChoice, String> {
     match text {

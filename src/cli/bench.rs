@@ -2,14 +2,18 @@
 
 use std::process::ExitCode;
 
-use serde_json::json;
+use quelea_wire::ErrorCode;
+use serde_json::{Value, json};
 
 use super::{
-    args::{Global, TransportArg},
+    args::{BenchModelArgs, Global, TransportArg},
     exit::CliError,
-    output::{data_line, note},
+    output::{data_line, note, printable},
 };
-use crate::bench::hop::{self, Transport};
+use crate::bench::{
+    hop::{self, Transport},
+    model::{self, ModelReport, Plan, TestReport},
+};
 
 pub(super) async fn hop(
     global: &Global,
@@ -52,4 +56,81 @@ pub(super) async fn hop(
         ))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn model(global: &Global, args: BenchModelArgs) -> Result<ExitCode, CliError> {
+    let plan = Plan {
+        file: args.file,
+        pp: args.pp,
+        tg: args.tg,
+        sessions: args.sessions,
+        repeat: usize::from(args.repeat),
+        compute: args.isa.with(args.compute),
+    };
+    let report = model::measure(&plan, |test| {
+        if !global.json {
+            note(&format!("{test} …"));
+        }
+    })?;
+    if global.json {
+        let mut document = json!({ "schema": "quelea.bench-model/v1" });
+        let report = serde_json::to_value(&report).map_err(|e| CliError::new(ErrorCode::Internal, e.to_string()))?;
+        if let (Value::Object(document), Value::Object(report)) = (&mut document, report) {
+            document.extend(report);
+        }
+        data_line(&document.to_string())?;
+    } else {
+        show(&report)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(report: &ModelReport) -> Result<(), CliError> {
+    #[expect(clippy::cast_precision_loss, reason = "a size for people")]
+    let mb = |bytes: u64| bytes as f64 / 1e6;
+    let resident = report.resident_bytes.map_or_else(String::new, |bytes| format!(", {:.0} MB resident", mb(bytes)));
+    let isa = report.isa.map_or_else(String::new, |isa| format!(", {isa}"));
+    for line in [
+        format!(
+            "model     {} ({}, {}), {:.1} MB of weights",
+            printable(&report.model),
+            report.architecture,
+            report.quantisation,
+            mb(report.weight_bytes)
+        ),
+        format!("computed  on {}{isa}, {} thread(s), profile {}", report.device, report.threads, report.profile),
+        format!(
+            "loaded    in {:.2} s; first token {:.2} s after opening the file{resident}",
+            report.load_seconds, report.first_token_seconds
+        ),
+        format!(
+            "memory    {:.1} GB/s, reading as much as the weights take with as many threads",
+            report.memory_bytes_per_second / 1e9
+        ),
+        format!(
+            "products  {:.0} GOP/s, 64 rows by a Q8_0 matrix in the caches",
+            report.product_operations_per_second / 1e9
+        ),
+        format!("measured  {} run(s) of each test after a cold one; tokens per second\n", report.repeat),
+    ] {
+        data_line(&line)?;
+    }
+    data_line("test            median       best   spread       cold   of memory   together")?;
+    report.results.iter().try_for_each(|result| data_line(&test_line(result)))
+}
+
+fn test_line(result: &TestReport) -> String {
+    let rates = &result.tokens_per_second;
+    let share = result.memory_share.map_or_else(String::new, |share| format!("{:.0} %", share * 100.0));
+    let together = result.tokens_per_batch.map_or_else(String::new, |rows| format!("{rows:.1}"));
+    format!(
+        "{:<12} {:>9.1}  {:>9.1}  ±{:>4.1} %  {:>9.1}  {share:>10}  {together:>9}",
+        result.test,
+        rates.median,
+        rates.best,
+        rates.spread() * 100.0,
+        result.cold_tokens_per_second,
+    )
+    .trim_end()
+    .to_owned()
 }

@@ -61,6 +61,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Bench(BenchCommand::Hop { transport, rows, bytes }) => {
                 bench::hop(global, transport, rows, bytes).await
             }
+            Command::Bench(BenchCommand::Model(args)) => bench::model(global, args),
         }
     });
     // Blocking work of a cancelled request may still run; nobody waits for it.

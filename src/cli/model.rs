@@ -3,14 +3,14 @@
 use std::process::ExitCode;
 
 use quelea_engine::{
-    ChainError, Gguf, Manifest, StageError, chain,
+    Chain, ChainError, Gguf, Manifest, StageError, log_probs,
     tokenizer::{EncodeOptions, Tokenizer},
 };
 use quelea_wire::ErrorCode;
 use serde_json::json;
 
 use super::{
-    args::{Global, ModelCommand},
+    args::{Global, LogitsArgs, ModelCommand},
     exit::CliError,
     make,
     output::{data_line, printable},
@@ -21,14 +21,7 @@ pub(super) async fn run(global: &Global, command: ModelCommand) -> Result<ExitCo
     match command {
         ModelCommand::Show { file } => show(global, &file),
         ModelCommand::Tokenize { file, text, special } => tokenize(global, &file, &text, special),
-        ModelCommand::Logits { file, text, ids, split, top } => {
-            let gguf = open_gguf(&file)?;
-            let ids = match (ids, text) {
-                (Some(ids), _) => ids,
-                (None, text) => ids_of(&gguf, &file, &text.unwrap_or_default())?,
-            };
-            logits(global, &gguf, &file, &ids, &split, top)
-        }
+        ModelCommand::Logits(args) => logits(global, &args),
         ModelCommand::Synth(args) => make::synth(global, args).await,
         ModelCommand::Quantize(args) => make::quantize(global, args).await,
     }
@@ -102,15 +95,16 @@ fn ids_of(gguf: &Gguf, file: &str, text: &str) -> Result<Vec<u32>, CliError> {
     Ok(tokenizer.encode_input(text))
 }
 
-fn logits(
-    global: &Global,
-    gguf: &Gguf,
-    file: &str,
-    ids: &[u32],
-    split: &[usize],
-    top: Option<usize>,
-) -> Result<(), CliError> {
-    let logits = chain::logits_for(gguf, ids, split).map_err(|error| match error {
+fn logits(global: &Global, args: &LogitsArgs) -> Result<(), CliError> {
+    let file = &args.file;
+    let gguf = open_gguf(file)?;
+    let ids = match (&args.ids, &args.text) {
+        (Some(ids), _) => ids.clone(),
+        (None, text) => ids_of(&gguf, file, text.as_deref().unwrap_or_default())?,
+    };
+    let options = args.isa.with(args.compute);
+    let chain = Chain::load_with(&gguf, &args.split, &options);
+    let logits = chain.and_then(|mut chain| chain.advance_by(&ids, args.chunk)).map_err(|error| match error {
         ChainError::Load(error) => unusable(file, &error).into(),
         ChainError::Stage(error @ (StageError::Backend(_) | StageError::NotFinite { .. })) => {
             CliError::new(ErrorCode::EngineFailed, format!("{file:?}: {error}"))
@@ -118,8 +112,8 @@ fn logits(
         // Ids, cuts, or more tokens than the context holds: what was asked for.
         error => CliError::new(ErrorCode::Usage, format!("{file:?}: {error}")),
     })?;
-    let mut ranked: Vec<(u32, f32)> = (0..).zip(chain::log_probs(&logits)).collect();
-    if let Some(top) = top {
+    let mut ranked: Vec<(u32, f32)> = (0..).zip(log_probs(&logits)).collect();
+    if let Some(top) = args.top {
         // Ties go to the lower id, as greedy sampling has it.
         ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         ranked.truncate(top);
@@ -128,7 +122,7 @@ fn logits(
         let logprobs: Vec<_> = ranked.iter().map(|(id, value)| json!([id, value])).collect();
         return data_line(&json!({ "ids": ids, "logprobs": logprobs }).to_string());
     }
-    let tokenizer = Tokenizer::from_gguf(gguf).ok();
+    let tokenizer = Tokenizer::from_gguf(&gguf).ok();
     for (id, value) in ranked {
         let piece = tokenizer.as_ref().and_then(|t| t.piece(id)).unwrap_or_default();
         data_line(&format!("{id:>8}  {value:>10.5}  {piece:?}"))?;

@@ -12,7 +12,7 @@ mod libp2p_text;
 pub mod logging;
 pub mod metrics;
 mod node;
-mod process;
+pub(crate) mod process;
 pub mod server;
 pub mod stats;
 

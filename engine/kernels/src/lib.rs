@@ -5,7 +5,7 @@
 //! tree that the scalar path follows as well.
 //!
 //! - [`float`]: norms, rotations, activations. [`attention`]: queries over pages of keys and values.
-//! - [`isa`]: which paths this machine has.
+//! - [`isa`]: which paths this machine has. [`limits`]: how fast it can be at best.
 //! - [`pool`]: the threads the work is spread over.
 //! - [`product`]: rows times packed weight matrices.
 //!
@@ -14,6 +14,7 @@
 pub mod attention;
 pub mod float;
 pub mod isa;
+pub mod limits;
 pub mod memory;
 pub mod pool;
 pub mod product;

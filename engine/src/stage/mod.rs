@@ -18,7 +18,7 @@ use std::{
 pub(crate) use cache::KvBlock;
 pub use cache::{Cache, Segment};
 use loaded::{Compute, Loaded, Part};
-pub use options::{Device, Isa, KvFormat, StageOptions, UnknownDevice};
+pub use options::{Device, Isa, KvFormat, StageOptions, UnknownDevice, UnknownIsa};
 
 use crate::{
     LoadError, MAX_BATCH_ROWS, MAX_ROWS, StageError,

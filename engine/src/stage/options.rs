@@ -7,8 +7,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use quelea_kernels::Pool;
-pub use quelea_kernels::{Isa, attention::KvFormat};
+pub use quelea_kernels::{Isa, attention::KvFormat, isa::UnknownIsa};
+use quelea_kernels::{Pool, limits};
 
 use crate::{BackendError, LoadError, backend::cpu::Cpu};
 
@@ -34,6 +34,30 @@ impl StageOptions {
             return Err(BackendError(format!("this machine does not have {isa}; it has {available}")).into());
         }
         Ok(Cpu::new(isa, pool(self.threads), self.kv))
+    }
+
+    /// The instruction set that the exact kernels use with these options; nothing on other devices.
+    pub fn isa_used(&self) -> Option<Isa> {
+        (self.device == Device::Cpu).then(|| self.isa.unwrap_or_else(Isa::best))
+    }
+
+    /// The threads that compute with these options.
+    pub fn threads_used(&self) -> usize {
+        match self.device {
+            Device::Cpu => pool(self.threads).threads(),
+            Device::Candle => rayon::current_num_threads(),
+        }
+    }
+
+    /// Operations per second of the exact kernels' products: see [`limits::product_rate`].
+    pub fn product_rate(&self, repeat: usize) -> f64 {
+        let isa = self.isa_used().unwrap_or_else(Isa::best);
+        limits::product_rate(isa, &pool(NonZeroUsize::new(self.threads_used())), repeat)
+    }
+
+    /// Bytes per second at which as many threads read `bytes` of memory: see [`limits::read_bandwidth`].
+    pub fn read_bandwidth(&self, bytes: usize, repeat: usize) -> f64 {
+        limits::read_bandwidth(&pool(NonZeroUsize::new(self.threads_used())), bytes, repeat)
     }
 }
 

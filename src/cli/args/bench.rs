@@ -1,0 +1,62 @@
+//! What can be measured.
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::compute::{ComputeArgs, IsaArg};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// One-way time of a decode row between two nodes on loopback, beside a bare libp2p stream
+    #[command(after_help = "Examples:\n  quelea bench hop\n  quelea bench hop --transport quic --rows 2000 --json")]
+    Hop {
+        /// Which transport; both when left out
+        #[arg(long, value_enum)]
+        transport: Option<TransportArg>,
+        /// Rows measured, after a tenth as many to warm up
+        #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
+        rows: u32,
+        /// Bytes per row, a multiple of 4
+        #[arg(long, default_value_t = 8192, value_parser = clap::value_parser!(u32).range(4..=65536))]
+        bytes: u32,
+    },
+    /// Tokens per second of a model on this machine alone, beside what its memory allows
+    #[command(
+        after_help = "Examples:\n  quelea bench model model.gguf\n  quelea bench model model.gguf --pp 128,512 --tg 64 --threads 2 --repeat 5 --json\n  quelea bench model model.gguf --tg 64 --sessions 1,8"
+    )]
+    Model(BenchModelArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchModelArgs {
+    /// A GGUF file, or 'demo'
+    pub(crate) file: String,
+    /// Lengths of prompts to read
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "128,512", value_parser = parse_count)]
+    pub(crate) pp: Vec<usize>,
+    /// Lengths of answers to write, end-of-text banned
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "64", value_parser = parse_count)]
+    pub(crate) tg: Vec<usize>,
+    /// Write as many answers at once, for each length: tokens per second of all together
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = parse_count)]
+    pub(crate) sessions: Vec<usize>,
+    /// Runs of each test that count, after one that does not
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) repeat: u16,
+    #[command(flatten)]
+    pub(crate) isa: IsaArg,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TransportArg {
+    Tcp,
+    Quic,
+}
+
+fn parse_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 1..=1_000_000) => Ok(n),
+        _ => Err("expected a number between 1 and 1000000".into()),
+    }
+}
