@@ -1,11 +1,11 @@
-//! From a prompt to text: tokenise, embed, run the layers wherever they are, pick a token, repeat.
+//! From a prompt to text: tokenise, run the model wherever its layers are, pick a token, repeat.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use quelea_engine::{PREFILL_CHUNK, template::Message};
+use quelea_engine::template::Message;
 use quelea_wire::ErrorCode;
 use tokio::sync::mpsc;
 
@@ -24,7 +24,7 @@ pub(crate) fn check(ends: &Ends, request: &InferRequest) -> Result<(), InferErro
     if request.max_tokens == 0 {
         return Err(InferError::new(ErrorCode::Usage, "max_tokens must be at least 1"));
     }
-    sampling::settings(request, ends.stage.hparams().vocab).map(drop)
+    sampling::settings(request, ends.hparams.vocab).map(drop)
 }
 
 /// The prompt's token ids, as the request's form says.
@@ -49,7 +49,7 @@ pub(crate) fn prompt_ids(ends: &Ends, request: &InferRequest) -> Result<Vec<u32>
         }
         ends.tokenizer.encode_input(&request.prompt)
     };
-    let context = ends.stage.hparams().context_length;
+    let context = ends.hparams.context_length;
     if ids.is_empty() {
         Err(usage("the prompt is empty"))
     } else if ids.len() >= context {
@@ -63,7 +63,7 @@ pub(crate) fn prompt_ids(ends: &Ends, request: &InferRequest) -> Result<Vec<u32>
 /// Rows that a session for this request needs at most.
 pub(crate) fn max_rows(ends: &Ends, request: &InferRequest, prompt: usize) -> u32 {
     let wanted = prompt.saturating_add(usize::try_from(request.max_tokens).unwrap_or(usize::MAX));
-    u32::try_from(wanted.min(ends.stage.hparams().context_length)).unwrap_or(u32::MAX)
+    u32::try_from(wanted.min(ends.hparams.context_length)).unwrap_or(u32::MAX)
 }
 
 /// Answers one request over an open pipeline.
@@ -87,10 +87,10 @@ pub(crate) async fn generate(
     let mut first_token = None;
 
     let prefill_started = Instant::now();
-    let mut row = prefill(ends, pipeline, prompt).await?;
+    let mut logits = pipeline.prefill(prompt).await?;
     let prompt_time = prefill_started.elapsed();
     let finish_reason = loop {
-        let (next, id, likely) = picker.pick(row).await?;
+        let (next, id, likely) = picker.pick(logits).await?;
         picker = next;
         first_token.get_or_insert_with(Instant::now);
         if eos.contains(&id) && !request.ignore_eos {
@@ -107,8 +107,7 @@ pub(crate) async fn generate(
             break FinishReason::Length;
         }
         let pos = u32::try_from(prompt.len() + ids.len() - 1).unwrap_or(u32::MAX);
-        let embedded = ends.stage.embed(&[id]).map_err(|e| engine(&e))?;
-        row = pipeline.decode(embedded, pos).await?;
+        logits = pipeline.decode(id, pos).await?;
     };
     let rest = text.finish();
     if !rest.is_empty() {
@@ -135,17 +134,6 @@ pub(crate) async fn generate(
         prompt_tokens_per_s: count(prompt.len()) / prompt_time.as_secs_f64().max(1e-9),
         ids,
     })
-}
-
-/// Runs the prompt in chunks of [`PREFILL_CHUNK`]; returns the last row.
-async fn prefill(ends: &Arc<Ends>, pipeline: &mut Pipeline, prompt: &[u32]) -> Result<Vec<f32>, InferError> {
-    let mut pos = 0;
-    for chunk in prompt.chunks(PREFILL_CHUNK) {
-        let rows = ends.stage.embed(chunk).map_err(|e| engine(&e))?;
-        pipeline.push_chunk(rows, u32::try_from(pos).unwrap_or(u32::MAX)).await?;
-        pos += chunk.len();
-    }
-    pipeline.end_of_prefill().await
 }
 
 async fn send(events: &mpsc::Sender<InferEvent>, event: InferEvent) -> Result<(), InferError> {

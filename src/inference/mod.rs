@@ -42,9 +42,9 @@ pub use self::types::{
 use self::{
     coordinator::{ChainSession, SessionSpec},
     models::{Ends, Models},
-    pipeline::{LocalLayers, Pipeline},
+    pipeline::{LocalLayers, Pipeline, RemoteLayers},
     plane::Plane,
-    serve::profile_of,
+    serve::{Served, profile_of},
 };
 
 /// Events of one request that may be unread.
@@ -99,16 +99,15 @@ impl Asker {
         let prompt = generate::prompt_ids(&ends, request)?;
         let max_rows = generate::max_rows(&ends, request, prompt.len());
         let mut pipeline = match request.route {
-            Route::Auto => self.open_chain(&ends, request, max_rows).await?,
+            Route::Auto => self.open_chain(&ends, request, &prompt, max_rows).await?,
             Route::Local => {
-                let (ends, timeout) = (ends.clone(), request.step_timeout());
-                let local = tokio::task::spawn_blocking(move || LocalLayers::load(&ends, max_rows, timeout)).await;
-                let local = local.map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))??;
+                let runner = ends.whole().await?;
+                let local = LocalLayers::new(&ends, runner, &prompt, max_rows, request.step_timeout())?;
                 Pipeline::Local(Box::new(local))
             }
         };
         let hops = match &pipeline {
-            Pipeline::Chain(chain) => chain.route(),
+            Pipeline::Chain(remote) => remote.chain.route(),
             Pipeline::Local(_) => Vec::new(),
         };
         let route = InferEvent::Route { model: ends.file.id.to_string(), hops };
@@ -121,10 +120,12 @@ impl Asker {
         &self,
         ends: &Arc<Ends>,
         request: &InferRequest,
+        prompt: &[u32],
         max_rows: u32,
     ) -> Result<Pipeline, InferError> {
         let own = self.own.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let (model, profile) = (ends.file.id, profile_of(&ends.stage));
+        let runner = ends.ends().await?;
+        let (model, profile) = (ends.file.id, profile_of(runner.stage()));
         let (layers, patience) = (ends.file.layers(), request.step_timeout());
         let wanted = discover::Wanted { model, layers, profile, patience, local: own.as_ref() };
         let hops = discover::find_chain(&self.plane.handle, wanted).await.map_err(|missing| {
@@ -137,20 +138,22 @@ impl Asker {
             InferError::new(ErrorCode::NoRoute, format!("model {}: {missing}", model.short())).hint(hint)
         })?;
         let local = self.plane.handle.local();
+        let here = |served: &Arc<Served>| served.is_whole() && served.file.id == model && served.profile == profile;
         if let [only] = hops.as_slice()
             && only.peer == local
-            && let Some(served) = self.plane.served().into_iter().find(|s| s.file.id == model && s.span == only.span)
+            && let Some(served) = self.plane.served().into_iter().find(here)
         {
-            let local = LocalLayers::served(&served, ends, max_rows, request.step_timeout())?;
+            let local = LocalLayers::new(ends, &served.runner, prompt, max_rows, request.step_timeout())?;
             return Ok(Pipeline::Local(Box::new(local)));
         }
         let spec = SessionSpec {
             model,
             profile,
-            width: u32::try_from(ends.stage.hidden()).unwrap_or(u32::MAX),
+            width: u32::try_from(ends.hparams.hidden).unwrap_or(u32::MAX),
             max_rows,
             step_timeout: request.step_timeout(),
         };
-        Ok(Pipeline::Chain(Box::new(ChainSession::open(self.plane.clone(), hops, spec).await?)))
+        let chain = ChainSession::open(self.plane.clone(), hops, spec).await?;
+        Ok(Pipeline::Chain(Box::new(RemoteLayers::new(chain, runner, request.step_timeout())?)))
     }
 }

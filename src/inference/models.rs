@@ -7,18 +7,24 @@ use std::{
 };
 
 use quelea_engine::{
-    Gguf, GgufError, Manifest, Span, Stage, StageOptions, template::ChatTemplate, tokenizer::Tokenizer,
+    Gguf, GgufError, Hparams, Manifest, Runner, Span, Stage, StageOptions,
+    runner::{PrefixKeys, pages_for},
+    template::ChatTemplate,
+    tokenizer::Tokenizer,
 };
 use quelea_wire::{ErrorCode, ModelId};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 
-use super::types::InferError;
+use super::{
+    serve::{self, Served},
+    types::InferError,
+};
 use crate::demo::DEMO_GGUF;
 
 /// The name of the embedded model.
 pub(crate) const DEMO: &str = "demo";
 
-/// Files kept open for requests. The ends of a model (embedding and head) may take hundreds of megabytes.
+/// Models kept open for requests, with the weights that were needed of them.
 const MAX_OPEN: usize = 4;
 
 /// A model file with its identity.
@@ -67,23 +73,62 @@ fn missing(reference: &str) -> InferError {
     InferError::new(ErrorCode::ModelUnknown, message).hint("pass a GGUF file, a model id of 64 hex digits, or 'demo'")
 }
 
-/// What the coordinator needs of a model: everything but the layers.
+/// A model that requests may be answered with: its file and vocabulary, and its weights as far as they are needed here.
+/// All requests share them.
 pub(crate) struct Ends {
     pub(crate) file: ModelFile,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) template: Option<ChatTemplate>,
-    pub(crate) stage: Stage,
-    /// How the layers are computed when this process runs them.
-    pub(crate) compute: StageOptions,
+    pub(crate) hparams: Hparams,
+    /// What keys of prompts are made with.
+    salt: [u8; 32],
+    /// How it is computed when this process does.
+    compute: StageOptions,
+    /// Embedding and head, for requests whose layers run elsewhere.
+    ends: OnceCell<Runner>,
+    /// The whole model, for requests that run here.
+    whole: OnceCell<Runner>,
 }
 
 impl Ends {
-    /// Loads tokenizer, template, embedding and head. Blocking.
-    pub(crate) fn load(file: ModelFile, compute: StageOptions) -> Result<Self, InferError> {
+    /// Loads tokenizer and template. Blocking.
+    fn load(file: ModelFile, compute: StageOptions, salt: [u8; 32]) -> Result<Self, InferError> {
         let tokenizer = Tokenizer::from_gguf(&file.gguf).map_err(|e| unusable(&file.name, &e))?;
         let template = ChatTemplate::from_gguf(&file.gguf, &tokenizer).map_err(|e| unusable(&file.name, &e))?;
-        let stage = Stage::load_with(&file.gguf, Span::ends(), &compute).map_err(|e| unusable(&file.name, &e))?;
-        Ok(Self { file, tokenizer, template, stage, compute })
+        let hparams = Hparams::from_gguf(&file.gguf).map_err(|e| unusable(&file.name, &e))?;
+        let (ends, whole) = (OnceCell::new(), OnceCell::new());
+        Ok(Self { file, tokenizer, template, hparams, salt, compute, ends, whole })
+    }
+
+    /// A stage with embedding and head: the whole model where that is loaded anyway.
+    pub(crate) async fn ends(&self) -> Result<&Runner, InferError> {
+        match self.whole.get() {
+            Some(whole) => Ok(whole),
+            None => self.ends.get_or_try_init(|| self.start(Span::ends())).await,
+        }
+    }
+
+    /// A stage with all of the model.
+    pub(crate) async fn whole(&self) -> Result<&Runner, InferError> {
+        self.whole.get_or_try_init(|| self.start(Span::whole(self.hparams.n_layers))).await
+    }
+
+    /// The names of the prompt's beginning, for stages of this profile.
+    pub(crate) fn prefix_keys(&self, profile: &str, prompt: &[u32]) -> PrefixKeys {
+        PrefixKeys::new(&self.salt, &self.file.id.0, profile, prompt)
+    }
+
+    async fn start(&self, span: Span) -> Result<Runner, InferError> {
+        let (gguf, name, compute) = (self.file.gguf.clone(), self.file.name.clone(), self.compute);
+        let start = move || {
+            let stage = Stage::load_with(&gguf, span, &compute).map_err(|e| unusable(&name, &e))?;
+            // One request is taken whatever the system says is free.
+            let context = u32::try_from(stage.hparams().context_length).unwrap_or(u32::MAX);
+            let mut config = serve::config(&stage, serve::half_of_free_memory());
+            config.kv_pages = config.kv_pages.max(pages_for(context));
+            Runner::spawn(stage, config).map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))
+        };
+        tokio::task::spawn_blocking(start).await.map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?
     }
 }
 
@@ -92,8 +137,10 @@ pub(crate) struct Models {
     compute: StageOptions,
     /// Most recently used last. The lock is held while a file is opened, so that two requests do not load it twice.
     open: Mutex<Vec<(Source, Arc<Ends>)>>,
-    /// Files that this node serves, by which an id alone finds its file.
-    served: std::sync::Mutex<Vec<ModelFile>>,
+    /// Files that this node serves, by which an id alone finds its file; with their stages where those are whole.
+    served: std::sync::Mutex<Vec<(ModelFile, Option<Runner>)>>,
+    /// A secret of this process.
+    salt: [u8; 32],
 }
 
 /// Where a model came from, and which edition of the file it was.
@@ -106,18 +153,33 @@ enum Source {
 impl Models {
     /// No models yet; those to come are computed like this.
     pub(crate) fn new(compute: StageOptions) -> Self {
-        Self { compute, open: Mutex::default(), served: std::sync::Mutex::default() }
+        Self { compute, open: Mutex::default(), served: std::sync::Mutex::default(), salt: rand::random() }
     }
 
     /// Remembers a file that this node serves layers of.
-    pub(crate) fn add_served(&self, file: ModelFile) {
-        let mut served = self.served.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        served.retain(|known| known.id != file.id);
-        served.push(file);
+    pub(crate) fn add_served(&self, served: &Served) {
+        let whole = served.is_whole().then(|| served.runner.clone());
+        let mut all = self.served.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        all.retain(|(known, _)| known.id != served.file.id);
+        all.push((served.file.clone(), whole));
     }
 
-    /// The ends of the model that `reference` names: `demo`, a file, or the id of a model whose file is known here.
+    fn served(&self, id: ModelId) -> Option<(ModelFile, Option<Runner>)> {
+        let served = self.served.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        served.iter().find(|(file, _)| file.id == id).cloned()
+    }
+
+    /// The model that `reference` names: `demo`, a file, or the id of a model whose file is known here.
     pub(crate) async fn ends(&self, reference: &str) -> Result<Arc<Ends>, InferError> {
+        let ends = self.opened(reference).await?;
+        if let Some((_, Some(whole))) = self.served(ends.file.id) {
+            // What is served need not be loaded again; where it has been already, it stays.
+            let _ = ends.whole.set(whole);
+        }
+        Ok(ends)
+    }
+
+    async fn opened(&self, reference: &str) -> Result<Arc<Ends>, InferError> {
         let reference = self.resolve(reference).await?;
         let source = source_of(&reference).await?;
         let mut open = self.open.lock().await;
@@ -127,8 +189,8 @@ impl Models {
             open.push(entry);
             return Ok(ends);
         }
-        let compute = self.compute;
-        let ends = tokio::task::spawn_blocking(move || Ends::load(ModelFile::open(&reference)?, compute))
+        let (compute, salt) = (self.compute, self.salt);
+        let ends = tokio::task::spawn_blocking(move || Ends::load(ModelFile::open(&reference)?, compute, salt))
             .await
             .map_err(|e| InferError::new(ErrorCode::Internal, format!("loading the model failed: {e}")))??;
         let ends = Arc::new(ends);
@@ -142,8 +204,7 @@ impl Models {
     /// Turns an id into the name of the file it belongs to.
     async fn resolve(&self, reference: &str) -> Result<String, InferError> {
         let Ok(id) = reference.parse::<ModelId>() else { return Ok(reference.into()) };
-        let served = self.served.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        if let Some(file) = served.into_iter().find(|file| file.id == id) {
+        if let Some((file, _)) = self.served(id) {
             return Ok(file.name);
         }
         let demo = tokio::task::spawn_blocking(|| ModelFile::open(DEMO))

@@ -2,152 +2,201 @@
 
 use std::{
     ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use quelea_engine::{
-    Span, Stage,
-    runner::{self, Input, Job, Phase, Runner, RunnerConfig, SessionId, Want},
+    PREFILL_CHUNK, Runner,
+    runner::{Input, Job, JobError, Phase, SessionId, SessionSpec, SubmitError, Want},
 };
 use quelea_wire::{ErrorCode, Profile};
 use tokio::sync::oneshot;
 
 use super::{
     coordinator::ChainSession,
-    models::{Ends, unusable},
+    generate::engine,
+    models::Ends,
     plane::engine_code,
-    serve::{GRACE, Served, profile_of},
+    serve::profile_of,
     types::{HopReport, InferError},
 };
 
-/// All layers of a model, ready for one request.
+/// Whose work this is to a runner of this node: that of the node's own user.
+const OWN_GROUP: u64 = 0;
+
+/// All layers of a model, ready for one request: tokens in, logits out.
 pub(crate) enum Pipeline {
     /// By peers.
-    Chain(Box<ChainSession>),
+    Chain(Box<RemoteLayers>),
     /// Here, unsplit.
     Local(Box<LocalLayers>),
 }
 
 impl Pipeline {
-    /// Gives a chunk of the prompt to the layers. Chunks may overlap on their way through a chain.
-    pub(crate) async fn push_chunk(&mut self, rows: Vec<f32>, pos: u32) -> Result<(), InferError> {
+    /// Runs the prompt; the logits after it.
+    pub(crate) async fn prefill(&mut self, prompt: &[u32]) -> Result<Vec<f32>, InferError> {
         match self {
-            Self::Chain(chain) => chain.push_chunk(rows, pos).await,
-            Self::Local(local) => local.run(rows, pos).await,
+            Self::Chain(remote) => remote.prefill(prompt).await,
+            Self::Local(local) => local.prefill(prompt).await,
         }
     }
 
-    /// Waits for all chunks; the prompt's last row.
-    pub(crate) async fn end_of_prefill(&mut self) -> Result<Vec<f32>, InferError> {
+    /// Runs one more token; the logits after it.
+    pub(crate) async fn decode(&mut self, id: u32, pos: u32) -> Result<Vec<f32>, InferError> {
         match self {
-            Self::Chain(chain) => chain.end_of_prefill().await,
-            Self::Local(local) => Ok(std::mem::take(&mut local.last)),
-        }
-    }
-
-    /// Runs one token's row, `[hidden]` to `[hidden]`.
-    pub(crate) async fn decode(&mut self, row: Vec<f32>, pos: u32) -> Result<Vec<f32>, InferError> {
-        match self {
-            Self::Chain(chain) => chain.decode(row, pos).await,
-            Self::Local(local) => {
-                local.run(row, pos).await?;
-                Ok(std::mem::take(&mut local.last))
-            }
+            Self::Chain(remote) => remote.decode(id, pos).await,
+            Self::Local(local) => local.work.run(Input::Tokens(vec![id]), pos, Want::Logits, Phase::Decode).await,
         }
     }
 
     /// The numeric profile of all stages.
     pub(crate) fn profile(&self) -> Profile {
         match self {
-            Self::Chain(chain) => chain.profile(),
-            Self::Local(local) => local.profile,
+            Self::Chain(remote) => remote.chain.profile(),
+            Self::Local(local) => profile_of(local.work.runner.stage()),
         }
     }
 
     /// Closes the session; who did what.
     pub(crate) async fn finish(&mut self) -> Vec<HopReport> {
         match self {
-            Self::Chain(chain) => chain.finish().await,
+            Self::Chain(remote) => remote.chain.finish().await,
             Self::Local(_) => Vec::new(),
         }
     }
 }
 
-/// All layers in one stage of this process, for one request.
+/// The layers at peers, embedding and head here.
+pub(crate) struct RemoteLayers {
+    pub(crate) chain: ChainSession,
+    ends: Work,
+}
+
+impl RemoteLayers {
+    /// `runner` has embedding and head; all requests share it.
+    pub(crate) fn new(chain: ChainSession, runner: &Runner, step_timeout: Duration) -> Result<Self, InferError> {
+        let spec = SessionSpec { group: OWN_GROUP, layers: 0..0, max_rows: 1, ..SessionSpec::default() };
+        let (ends, _) = Work::open(runner, spec, step_timeout)?;
+        Ok(Self { chain, ends })
+    }
+
+    async fn prefill(&mut self, prompt: &[u32]) -> Result<Vec<f32>, InferError> {
+        let mut pos = 0;
+        for chunk in prompt.chunks(PREFILL_CHUNK) {
+            let rows = self.ends.runner.stage().embed(chunk).map_err(|e| engine(&e))?;
+            self.chain.push_chunk(rows, u32::try_from(pos).unwrap_or(u32::MAX)).await?;
+            pos += chunk.len();
+        }
+        let last = self.chain.end_of_prefill().await?;
+        self.head(last).await
+    }
+
+    async fn decode(&mut self, id: u32, pos: u32) -> Result<Vec<f32>, InferError> {
+        let row = self.ends.runner.stage().embed(&[id]).map_err(|e| engine(&e))?;
+        let row = self.chain.decode(row, pos).await?;
+        self.head(row).await
+    }
+
+    /// The head's product is shared with other requests.
+    async fn head(&self, row: Vec<f32>) -> Result<Vec<f32>, InferError> {
+        self.ends.run(Input::Rows(row), 0, Want::Logits, Phase::Decode).await
+    }
+}
+
+/// A whole model in one stage of this process, for one request; all requests share the stage.
 pub(crate) struct LocalLayers {
-    runner: Runner,
-    session: SessionId,
-    profile: Profile,
-    width: usize,
-    step_timeout: Duration,
-    last: Vec<f32>,
+    work: Work,
+    /// Rows of the prompt that are there from before.
+    reused: usize,
 }
 
 impl LocalLayers {
-    /// Loads every layer of the model for this request alone. Blocking.
-    pub(crate) fn load(ends: &Ends, max_rows: u32, step_timeout: Duration) -> Result<Self, InferError> {
-        let n_layers = ends.file.manifest.n_layers;
-        let stage = Stage::load_with(&ends.file.gguf, Span::layers(0..n_layers), &ends.compute)
-            .map_err(|e| unusable(&ends.file.name, &e))?;
-        let profile = profile_of(&stage);
-        let config = RunnerConfig { kv_pages: runner::pages_for(max_rows), max_sessions: 1, queue: 1, grace: GRACE };
-        let runner = Runner::spawn(stage, config).map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?;
-        Self::on(runner, 0..n_layers, ends, profile, max_rows, step_timeout)
-    }
-
-    /// Uses a stage of this node that holds every layer.
-    pub(crate) fn served(
-        served: &Served,
+    /// `runner` has all of the model.
+    pub(crate) fn new(
         ends: &Ends,
+        runner: &Runner,
+        prompt: &[u32],
         max_rows: u32,
         step_timeout: Duration,
     ) -> Result<Self, InferError> {
-        let layers = served.local_layers(&served.span);
-        Self::on(served.runner.clone(), layers, ends, served.profile, max_rows, step_timeout)
+        let layers: Range<usize> = 0..ends.hparams.n_layers;
+        let prefix = ends.prefix_keys(runner.stage().profile(), prompt);
+        let spec = SessionSpec { group: OWN_GROUP, layers, max_rows, prefix, on_event: None };
+        let (work, reused) = Work::open(runner, spec, step_timeout)?;
+        Ok(Self { work, reused })
     }
 
-    fn on(
-        runner: Runner,
-        layers: Range<usize>,
-        ends: &Ends,
-        profile: Profile,
-        max_rows: u32,
-        step_timeout: Duration,
-    ) -> Result<Self, InferError> {
-        let session =
-            runner.open_layers(layers, max_rows).map_err(|e| InferError::new(ErrorCode::NoKvPages, e.to_string()))?;
-        Ok(Self { runner, session, profile, width: ends.stage.hidden(), step_timeout, last: Vec::new() })
-    }
-
-    async fn run(&mut self, rows: Vec<f32>, pos: u32) -> Result<(), InferError> {
-        let (reply, answer) = oneshot::channel();
-        let phase = if rows.len() > self.width { Phase::Prefill } else { Phase::Decode };
-        let job = Job {
-            session: self.session,
-            pos,
-            input: Input::Rows(rows),
-            want: Want::Rows,
-            phase,
-            deadline: Instant::now() + self.step_timeout,
-            reply: Box::new(move |result| drop(reply.send(result))),
-        };
-        self.runner.submit(job).map_err(|e| InferError::new(ErrorCode::Overloaded, e.to_string()))?;
-        let output = tokio::time::timeout(self.step_timeout, answer)
-            .await
-            .map_err(|_| {
-                let waited = self.step_timeout.as_secs_f64();
-                let message = format!("the layers here have not computed their rows within {waited:.1} s");
-                InferError::new(ErrorCode::DeadlineExceeded, message)
-            })?
-            .map_err(|_| InferError::new(ErrorCode::Internal, "the local stage has stopped"))?
-            .map_err(|e| InferError::new(engine_code(&e), e.to_string()))?;
-        let mut rows = output.rows;
-        self.last = rows.split_off(rows.len().saturating_sub(self.width));
-        Ok(())
+    async fn prefill(&mut self, prompt: &[u32]) -> Result<Vec<f32>, InferError> {
+        let mut pos = self.reused;
+        let mut logits = Vec::new();
+        let rest = prompt.get(pos..).unwrap_or_default();
+        for chunk in rest.chunks(PREFILL_CHUNK) {
+            let at = u32::try_from(pos).unwrap_or(u32::MAX);
+            pos += chunk.len();
+            let want = if pos == prompt.len() { Want::Logits } else { Want::Rows };
+            logits = self.work.run(Input::Tokens(chunk.to_vec()), at, want, Phase::Prefill).await?;
+        }
+        Ok(logits)
     }
 }
 
-impl Drop for LocalLayers {
+/// A request's session in a stage of this process.
+struct Work {
+    runner: Runner,
+    session: SessionId,
+    step_timeout: Duration,
+    evicted: Arc<AtomicBool>,
+}
+
+impl Work {
+    /// Opens a session; it, and the rows that it holds already.
+    fn open(runner: &Runner, mut spec: SessionSpec, step_timeout: Duration) -> Result<(Self, usize), InferError> {
+        let evicted = Arc::new(AtomicBool::new(false));
+        let heard = evicted.clone();
+        spec.on_event = Some(Box::new(move |_| heard.store(true, Ordering::Relaxed)));
+        let opened = runner.open_with(spec).map_err(|e| InferError::new(ErrorCode::NoKvPages, e.to_string()))?;
+        let work = Self { runner: runner.clone(), session: opened.session, step_timeout, evicted };
+        Ok((work, usize::try_from(opened.reused_rows).unwrap_or(0)))
+    }
+
+    async fn run(&self, input: Input, pos: u32, want: Want, phase: Phase) -> Result<Vec<f32>, InferError> {
+        let (reply, answer) = oneshot::channel();
+        let deadline = Instant::now() + self.step_timeout;
+        let reply = Box::new(move |result| drop(reply.send(result)));
+        let job = Job { session: self.session, pos, input, want, phase, deadline, reply };
+        self.runner.submit(job).map_err(|e| match e {
+            SubmitError::UnknownSession { .. } if self.is_evicted() => gone(),
+            e => InferError::new(ErrorCode::Overloaded, e.to_string()),
+        })?;
+        let answer = tokio::time::timeout(self.step_timeout, answer).await;
+        let answer = answer.map_err(|_| {
+            let waited = self.step_timeout.as_secs_f64();
+            let message = format!("the layers here have not computed their rows within {waited:.1} s");
+            InferError::new(ErrorCode::DeadlineExceeded, message)
+        })?;
+        match answer {
+            Ok(Ok(output)) => Ok(output.rows),
+            Ok(Err(JobError::Closed)) if self.is_evicted() => Err(gone()),
+            Ok(Err(e)) => Err(InferError::new(engine_code(&e), e.to_string())),
+            Err(_) => Err(InferError::new(ErrorCode::Internal, "the local stage has stopped")),
+        }
+    }
+
+    fn is_evicted(&self) -> bool {
+        self.evicted.load(Ordering::Relaxed)
+    }
+}
+
+fn gone() -> InferError {
+    let message = "the answer was not read for so long that its place was given to another request";
+    InferError::new(ErrorCode::Evicted, message).hint("ask again, and read the answer as it comes")
+}
+
+impl Drop for Work {
     fn drop(&mut self) {
         self.runner.close(self.session);
     }

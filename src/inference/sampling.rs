@@ -9,7 +9,6 @@ use quelea_engine::{
 use quelea_wire::ErrorCode;
 
 use super::{
-    generate::engine,
     models::Ends,
     types::{InferError, InferRequest, LikelyToken, TokenLogprobs},
 };
@@ -43,7 +42,7 @@ pub(super) fn settings(request: &InferRequest, vocab: usize) -> Result<SamplerCo
     Ok(config)
 }
 
-/// Head and sampler of one request.
+/// The sampler of one request.
 pub(super) struct Picker {
     ends: Arc<Ends>,
     sampler: Sampler,
@@ -53,17 +52,16 @@ pub(super) struct Picker {
 
 impl Picker {
     pub(super) fn new(ends: &Arc<Ends>, request: &InferRequest, prompt: &[u32]) -> Result<Self, InferError> {
-        let config = settings(request, ends.stage.hparams().vocab)?;
+        let config = settings(request, ends.hparams.vocab)?;
         let sampler = Sampler::new(config, prompt).map_err(|e| failed(&e))?;
         Ok(Self { ends: ends.clone(), sampler, logprobs: request.logprobs })
     }
 
-    /// The token after `row`, and how likely it was when the request asks for that. The head of a large model takes
-    /// milliseconds, so it runs off the async threads.
-    pub(super) async fn pick(self, row: Vec<f32>) -> Result<(Self, u32, Option<TokenLogprobs>), InferError> {
+    /// The token that these logits give, and how likely it was when the request asks for that. Large vocabularies take
+    /// a millisecond, so it runs off the async threads.
+    pub(super) async fn pick(self, logits: Vec<f32>) -> Result<(Self, u32, Option<TokenLogprobs>), InferError> {
         let mut picker = self;
         let pick = move || {
-            let logits = picker.ends.stage.logits(&row).map_err(|e| engine(&e))?;
             let id = picker.sampler.sample(&logits).map_err(|e| failed(&e))?;
             let likely = picker.logprobs.map(|top| log_prob(&logits, id, top)).transpose().map_err(|e| failed(&e))?;
             let likely = likely.map(|likely| described(&picker.ends.tokenizer, &likely));

@@ -35,7 +35,7 @@ const RUNNER_QUEUE_BYTES: usize = 128 << 20;
 const RUNNER_QUEUE_MIN: usize = 64;
 
 /// How long a session is idle before it may have to give way: longer than a reader takes over a pause in an answer.
-pub(crate) const GRACE: Duration = Duration::from_secs(30);
+const GRACE: Duration = Duration::from_secs(30);
 
 /// The most KV pages a stage offers: 256 sessions of 4,096 rows.
 const MAX_KV_PAGES: u64 = 256 * 4096 / KV_PAGE_ROWS as u64;
@@ -64,6 +64,12 @@ pub(crate) struct Served {
 }
 
 impl Served {
+    /// Whether it is the whole model, embedding and head included.
+    pub(crate) fn is_whole(&self) -> bool {
+        let span = self.runner.stage().span();
+        span.embedding && span.head && self.span.as_usize() == (0..self.file.manifest.n_layers)
+    }
+
     /// A part of the span, counted from the stage's first layer, as the engine counts.
     pub(crate) fn local_layers(&self, span: &SpanRange) -> Range<usize> {
         let first = usize::from(self.span.start());
@@ -109,13 +115,15 @@ pub(crate) async fn load(
     };
     let started = Instant::now();
     let (gguf, compute) = (file.gguf.clone(), *compute);
-    let stage = tokio::task::spawn_blocking(move || Stage::load_with(&gguf, Span::layers(span.as_usize()), &compute))
+    // A node with all layers answers its own requests with them: it needs embedding and head as well.
+    let ends = span.as_usize() == (0..file.manifest.n_layers);
+    let loaded = Span { layers: span.as_usize(), embedding: ends, head: ends };
+    let stage = tokio::task::spawn_blocking(move || Stage::load_with(&gguf, loaded, &compute))
         .await
         .map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?
         .map_err(|e| unusable(&file.name, &format!("layers {span}: {e}")))?;
-    let page_bytes = stage.kv_bytes_per_row().saturating_mul(KV_PAGE_ROWS as u64).max(1);
-    let kv_pages = (budget.saturating_sub(stage.weight_bytes()) / page_bytes).min(MAX_KV_PAGES);
-    if kv_pages == 0 {
+    let config = config(&stage, budget);
+    if config.kv_pages == 0 {
         let message = format!(
             "layers {span} take {} MiB, which leaves no room for keys and values within {} MiB",
             stage.weight_bytes() >> 20,
@@ -126,19 +134,22 @@ pub(crate) async fn load(
     let width = u32::try_from(stage.hidden()).unwrap_or(u32::MAX);
     let profile = profile_of(&stage);
     tracing::info!(
-        model = %file.id.short(), %span, weights_mib = stage.weight_bytes() >> 20, kv_pages, elapsed = ?started.elapsed(),
+        model = %file.id.short(), %span, weights_mib = stage.weight_bytes() >> 20, kv_pages = config.kv_pages, elapsed = ?started.elapsed(),
         "layers loaded"
     );
-    let chunk = MAX_ROWS * stage.hidden() * size_of::<f32>();
-    let queue = (RUNNER_QUEUE_BYTES / chunk.max(1)).clamp(RUNNER_QUEUE_MIN, RUNNER_QUEUE);
-    let config = RunnerConfig {
-        kv_pages: u32::try_from(kv_pages).unwrap_or(u32::MAX),
-        max_sessions: RUNNER_SESSIONS,
-        queue,
-        grace: GRACE,
-    };
+    let queue = config.queue;
     let runner = Runner::spawn(stage, config).map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?;
     Ok(Arc::new(Served { file, span, profile, width, queue, runner }))
+}
+
+/// The bounds of a stage loop within `budget` bytes for weights, keys and values.
+pub(crate) fn config(stage: &Stage, budget: u64) -> RunnerConfig {
+    let page_bytes = stage.kv_bytes_per_row().saturating_mul(KV_PAGE_ROWS as u64).max(1);
+    let kv_pages = (budget.saturating_sub(stage.weight_bytes()) / page_bytes).min(MAX_KV_PAGES);
+    let kv_pages = u32::try_from(kv_pages).unwrap_or(u32::MAX);
+    let chunk = MAX_ROWS * stage.hidden() * size_of::<f32>();
+    let queue = (RUNNER_QUEUE_BYTES / chunk.max(1)).clamp(RUNNER_QUEUE_MIN, RUNNER_QUEUE);
+    RunnerConfig { kv_pages, max_sessions: RUNNER_SESSIONS, queue, grace: GRACE }
 }
 
 fn range(start: u16, end: u16) -> Result<SpanRange, InferError> {
@@ -178,7 +189,7 @@ fn thinnest(manifest: &Manifest, others: &[SpanRange], budget: u64) -> Result<Sp
 }
 
 /// Half of what the system says is available, at least 256 MiB.
-fn half_of_free_memory() -> u64 {
+pub(crate) fn half_of_free_memory() -> u64 {
     const FLOOR: u64 = 256 << 20;
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib = text

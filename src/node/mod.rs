@@ -197,8 +197,8 @@ impl Node {
         }
         let served = serve::load(&self.plane, file.clone(), spec.layers, spec.memory, &settings.compute).await?;
         self.telemetry.ok(Component::Model, format!("layers {} of {}", served.span, served.file.id.short()));
+        self.asker.models.add_served(&served);
         self.plane.add_served(served);
-        self.asker.models.add_served(file);
         let publisher =
             Publisher { plane: self.plane.clone(), keypair, db: self.db.clone(), current: self.asker.own.clone() };
         self.publisher = Some(tokio::spawn(publisher.run(stopping)));

@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "helpers of tests fail loudly, as tests do")]
 
+mod batching;
 mod demo;
 mod families;
 mod gguf;

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use libp2p::PeerId;
-use quelea_engine::runner::AdmissionError;
+use quelea_engine::runner::{AdmissionError, OnEvent, SessionSpec};
 use quelea_shard::{
     frame::{Open, Refuse, SessionId, StreamKind},
     link::{ControlSender, DataSender, LinkEnd},
@@ -130,8 +130,15 @@ async fn reserve(
     };
     let group = plane.stages.group(&coordinator);
     let cache = loop {
-        match served.runner.open_in(group, served.local_layers(&open.span), open.max_rows) {
-            Ok(cache) => break cache,
+        let spec = SessionSpec {
+            group,
+            layers: served.local_layers(&open.span),
+            max_rows: open.max_rows,
+            on_event: Some(on_event(plane, (coordinator, open.session), open.epoch)),
+            ..SessionSpec::default()
+        };
+        match served.runner.open_with(spec) {
+            Ok(opened) => break opened.session,
             Err(error) => {
                 let full = matches!(error, AdmissionError::Pages { .. } | AdmissionError::Sessions { .. });
                 let here = |held: &Held| Arc::ptr_eq(&held.served, served);
@@ -142,6 +149,20 @@ async fn reserve(
         }
     };
     Ok(Held { served: served.clone(), cache, decode, bulk, watch: None })
+}
+
+/// Tells the coordinator when its session has to give way.
+fn on_event(plane: &Arc<Plane>, key: (PeerId, SessionId), epoch: u32) -> OnEvent {
+    let (plane, runtime) = (Arc::downgrade(plane), tokio::runtime::Handle::current());
+    Box::new(move |_| {
+        // Not on this thread: it may hold the table.
+        runtime.spawn(async move {
+            if let Some(plane) = plane.upgrade() {
+                let detail = "it was idle, and others wait for its pages".into();
+                plane.stages.fail(key, epoch, ErrorCode::Evicted, None, detail);
+            }
+        });
+    })
 }
 
 /// The links to the next peer.
