@@ -7,6 +7,8 @@ use std::{collections::HashMap, path::PathBuf};
 
 use quelea_engine::{
     Gguf,
+    gguf::write::Writer,
+    huggingface,
     tokenizer::{EncodeOptions, HfError, TokenType, Tokenizer, TokenizerData, TokenizerError},
 };
 use serde_json::{Value, json};
@@ -226,6 +228,26 @@ fn special_tokens_come_from_both_files() {
     let tokenizer = tokenizer.with_generation_config(br#"{ "eos_token_id": [3, 1, 99] }"#).unwrap();
     assert_eq!(tokenizer.eos_ids(), [1, 3, 5]);
     assert_eq!(load(&file, None).unwrap().bos(), None);
+}
+
+#[test]
+fn a_folder_opened_as_gguf_has_its_tokenizer() {
+    let config = json!({ "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true });
+    let mut writer = Writer::new();
+    writer.set(huggingface::TOKENIZER_KEY, small(json!({})).to_string());
+    writer.set(huggingface::TOKENIZER_CONFIG_KEY, config.to_string());
+    let open = |writer: &Writer| {
+        let mut bytes = writer.header().unwrap();
+        bytes.resize(bytes.len().next_multiple_of(32), 0);
+        Tokenizer::from_gguf(&Gguf::from_vec(bytes).unwrap())
+    };
+    let tokenizer = open(&writer).unwrap();
+    assert_eq!((tokenizer.encode_input("ab"), tokenizer.eos_ids()), (vec![0, 4], &[1, 5][..]));
+    writer.set(huggingface::GENERATION_CONFIG_KEY, r#"{ "eos_token_id": 3 }"#.to_owned());
+    assert_eq!(open(&writer).unwrap().eos_ids(), [1, 3, 5]);
+    // A vocabulary in GGUF's own words comes first.
+    writer.set("tokenizer.ggml.model", "no-such".to_owned());
+    assert!(open(&writer).is_err());
 }
 
 #[test]

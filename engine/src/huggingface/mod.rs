@@ -41,6 +41,8 @@ const MAX_JSON: u64 = 256 << 20;
 pub const TOKENIZER_KEY: &str = "tokenizer.huggingface.json";
 /// The key under which a folder's `tokenizer_config.json` stands in the metadata.
 pub const TOKENIZER_CONFIG_KEY: &str = "tokenizer.huggingface.config";
+/// The key under which a folder's `generation_config.json`, which names the ends of a generation, stands there.
+pub const GENERATION_CONFIG_KEY: &str = "tokenizer.huggingface.generation";
 
 /// Why a folder could not be opened as a model.
 #[derive(Debug, thiserror::Error)]
@@ -177,6 +179,9 @@ fn tokenizer(path: &Path, writer: &mut Writer) -> Result<(), HfError> {
     };
     if let Some(json) = text("tokenizer.json")? {
         writer.set(TOKENIZER_KEY, json);
+    }
+    if let Some(json) = text("generation_config.json")? {
+        writer.set(GENERATION_CONFIG_KEY, json);
     }
     let config = text("tokenizer_config.json")?;
     let template = match text("chat_template.jinja")? {

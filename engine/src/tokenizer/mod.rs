@@ -25,7 +25,10 @@ pub use decode::Decoder;
 pub use hf::HfError;
 pub use vocab::TokenType;
 
-use crate::gguf::{Gguf, GgufError};
+use crate::{
+    gguf::{Gguf, GgufError},
+    huggingface,
+};
 use bpe::{Bpe, Units, Whole};
 use hf::Normalizer;
 use pretokenize::PreTokenizer;
@@ -138,12 +141,24 @@ struct Parts {
 }
 
 impl Tokenizer {
-    /// The tokenizer of a GGUF file, which may hold only a vocabulary.
+    /// The tokenizer of a GGUF file, which may hold only a vocabulary, or of a folder opened as one. A file that has a
+    /// `tokenizer.json` beside a vocabulary of its own is read by the latter, as other engines do.
     ///
     /// # Errors
     /// [`TokenizerError`] when there is none, or one that this engine cannot use.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self, TokenizerError> {
-        Self::new(&TokenizerData::from_gguf(gguf)?)
+        let text = |key: &str| match gguf.contains(key) {
+            true => gguf.get_str(key).map(|text| Some(text.as_bytes())),
+            false => Ok(None),
+        };
+        match text(huggingface::TOKENIZER_KEY)?.filter(|_| !gguf.contains("tokenizer.ggml.model")) {
+            None => Self::new(&TokenizerData::from_gguf(gguf)?),
+            Some(json) => {
+                let tokenizer = Self::from_hf(json, text(huggingface::TOKENIZER_CONFIG_KEY)?)?;
+                let generation = text(huggingface::GENERATION_CONFIG_KEY)?;
+                generation.map_or(Ok(tokenizer.clone()), |json| tokenizer.with_generation_config(json))
+            }
+        }
     }
 
     /// A tokenizer from its parts.
