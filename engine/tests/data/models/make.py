@@ -59,11 +59,12 @@ def metadata(writer, s):
     writer.add_block_count(s.layers)
     writer.add_feed_forward_length(s.inner * (3 if s.arch == "qwen3moe" else 1))
     writer.add_head_count(s.heads)
-    writer.add_layer_norm_rms_eps(s.eps)
     if not s.brief:
         writer.add_head_count_kv(s.kv_heads)
         writer.add_key_length(s.head_dim)
         writer.add_value_length(s.head_dim)
+    writer.add_layer_norm_rms_eps(s.eps)
+    if not s.brief:
         writer.add_rope_freq_base(s.rope_base)
         writer.add_rope_dimension_count(s.rope_dim or s.head_dim)
         writer.add_vocab_size(s.vocab)

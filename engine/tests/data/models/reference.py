@@ -15,7 +15,7 @@ PROMPTS = [
     "Привет, мир! 你好 🦜",
     "".join(f"layer {i} of the model is held by peer {i * 7 % 5}; " for i in range(9)),
 ]
-STEPS = 12
+STEPS = 24
 TOP = 8
 ENGINE = "llama.cpp (source of llama-cpp-python {}), CPU, f32 KV, no flash attention, no repacking"
 
