@@ -285,17 +285,37 @@ fn one_bit_plane(quads: &[[u8; QUAD]; 8], bit: u32, plane: &mut [[u8; QUAD]]) {
 
 /// Packs up to 16 rows of plain floats: the 16 weights of each input side by side.
 fn pack_floats(ty: WeightType, rows: &[u8], row_bytes: usize, packed: &mut [u8]) -> Result<(), usize> {
-    let size = ty.block_bytes();
-    let mut bad = Ok(());
-    for (lane, row) in rows.chunks_exact(row_bytes).enumerate().rev() {
-        for (k, weight) in row.chunks_exact(size).enumerate() {
-            packed[(k * GROUP + lane) * size..][..size].copy_from_slice(weight);
-            if !float(ty, weight).is_finite() {
-                bad = Err(lane);
+    // A float whose exponent is all ones is none.
+    match ty {
+        WeightType::F16 => pack_sized(rows, row_bytes, packed, |w| u16::from_le_bytes(w) & 0x7c00 != 0x7c00),
+        WeightType::BF16 => pack_sized(rows, row_bytes, packed, |w| u16::from_le_bytes(w) & 0x7f80 != 0x7f80),
+        _ => pack_sized(rows, row_bytes, packed, |w| u32::from_le_bytes(w) & 0x7f80_0000 != 0x7f80_0000),
+    }
+}
+
+#[inline(always)]
+fn pack_sized<const N: usize>(
+    rows: &[u8],
+    row_bytes: usize,
+    packed: &mut [u8],
+    finite: impl Fn([u8; N]) -> bool,
+) -> Result<(), usize> {
+    /// Inputs taken at a time: what they are packed to stays in the first cache while lane after lane is filled in.
+    const STRETCH: usize = 128;
+    let mut bad = GROUP;
+    for (s, packed) in packed.as_chunks_mut::<N>().0.chunks_mut(STRETCH * GROUP).enumerate() {
+        for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
+            let mut good = true;
+            for (places, w) in packed.chunks_exact_mut(GROUP).zip(&row.as_chunks::<N>().0[s * STRETCH..]) {
+                places[lane] = *w;
+                good &= finite(*w);
+            }
+            if !good {
+                bad = bad.min(lane);
             }
         }
     }
-    bad
+    if bad < GROUP { Err(bad) } else { Ok(()) }
 }
 
 fn float(ty: WeightType, bytes: &[u8]) -> f32 {
