@@ -87,7 +87,7 @@ pub(crate) struct ModelReport {
     pub(crate) model: String,
     pub(crate) architecture: String,
     pub(crate) quantisation: String,
-    pub(crate) device: &'static str,
+    pub(crate) device: String,
     pub(crate) profile: &'static str,
     /// Of the exact kernels.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -150,7 +150,7 @@ pub(crate) fn measure(plan: &Plan, mut started: impl FnMut(&str)) -> Result<Mode
         model: manifest.name,
         architecture: manifest.architecture,
         quantisation: manifest.quantisation,
-        device: plan.compute.device.name(),
+        device: plan.compute.device.to_string(),
         profile,
         isa: plan.compute.isa_used().map(quelea_engine::Isa::name),
         threads: plan.compute.threads_used(),

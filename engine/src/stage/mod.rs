@@ -99,6 +99,8 @@ impl Stage {
         match options.device {
             Device::Cpu => Self::on(options.cpu()?, gguf, hparams, span),
             Device::Candle => Self::on(Candle::cpu(), gguf, hparams, span),
+            Device::Cuda(number) => Self::on(Candle::cuda(number)?, gguf, hparams, span),
+            Device::Metal(number) => Self::on(Candle::metal(number)?, gguf, hparams, span),
         }
     }
 

@@ -46,6 +46,8 @@ impl StageOptions {
         match self.device {
             Device::Cpu => pool(self.threads).threads(),
             Device::Candle => rayon::current_num_threads(),
+            // The one that gives the device its work.
+            Device::Cuda(_) | Device::Metal(_) => 1,
         }
     }
 
@@ -70,17 +72,19 @@ pub enum Device {
     Cpu,
     /// Candle on the processor.
     Candle,
+    /// Candle on the CUDA device of this number, in builds with the feature `cuda`.
+    Cuda(usize),
+    /// Candle on the Metal device of this number, in builds with the feature `metal`.
+    Metal(usize),
 }
 
-impl Device {
-    /// The names there are.
-    pub const NAMES: &'static [&'static str] = &["cpu", "candle"];
-
-    /// The name of the device.
-    pub fn name(self) -> &'static str {
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Cpu => "cpu",
-            Self::Candle => "candle",
+            Self::Cpu => f.write_str("cpu"),
+            Self::Candle => f.write_str("candle"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+            Self::Metal(number) => write!(f, "metal:{number}"),
         }
     }
 }
@@ -88,18 +92,22 @@ impl Device {
 impl FromStr for Device {
     type Err = UnknownDevice;
 
+    /// `cpu`, `candle`, `cuda[:N]` or `metal[:N]`.
     fn from_str(name: &str) -> Result<Self, UnknownDevice> {
-        match name {
-            "cpu" => Ok(Self::Cpu),
-            "candle" => Ok(Self::Candle),
-            other => Err(UnknownDevice { name: other.to_owned() }),
+        let (kind, number) = name.split_once(':').unwrap_or((name, "0"));
+        match (kind, number.parse()) {
+            ("cpu", _) if kind == name => Ok(Self::Cpu),
+            ("candle", _) if kind == name => Ok(Self::Candle),
+            ("cuda", Ok(number)) => Ok(Self::Cuda(number)),
+            ("metal", Ok(number)) => Ok(Self::Metal(number)),
+            _ => Err(UnknownDevice { name: name.to_owned() }),
         }
     }
 }
 
-/// A device that this build does not have.
+/// A device that there is none of.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("there is no device '{name}'; there are {}", Device::NAMES.join(", "))]
+#[error("there is no device '{name}'; there are cpu, candle, cuda[:N] and metal[:N]")]
 pub struct UnknownDevice {
     /// The name given.
     pub name: String,
@@ -117,4 +125,28 @@ fn pool(threads: Option<NonZeroUsize>) -> Arc<Pool> {
     let pool = Arc::new(Pool::new(threads));
     pools.insert(threads, Arc::downgrade(&pool));
     pool
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_by_name() {
+        for (name, device) in [
+            ("cpu", Device::Cpu),
+            ("candle", Device::Candle),
+            ("cuda:0", Device::Cuda(0)),
+            ("cuda:3", Device::Cuda(3)),
+            ("metal:1", Device::Metal(1)),
+        ] {
+            assert_eq!(name.parse(), Ok(device));
+            assert_eq!(device.to_string(), name);
+        }
+        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
+        for name in ["", "gpu", "cpu:0", "cuda:", "cuda:x", "metal:-1"] {
+            let error = name.parse::<Device>().unwrap_err().to_string();
+            assert_eq!(error, format!("there is no device '{name}'; there are cpu, candle, cuda[:N] and metal[:N]"));
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! What only some families or files have: experts, windows, scaled rotations; and what is refused because it would
 //! change the function unnoticed.
 
-use quelea_engine::{Chain, Gguf, Hparams, Span, Stage, hparams::LongRope};
+use quelea_engine::{Chain, Device, Gguf, Hparams, Span, Stage, StageOptions, hparams::LongRope};
 
 use crate::support::{Builder, HIDDEN, LAYERS, USED, ids, model, noise, sparse};
 
@@ -157,4 +157,15 @@ fn what_depends_on_the_position_is_settled_for_the_model() {
     assert_eq!(Hparams::from_gguf(&warm.open()).unwrap().context_length, 1024);
     let named = model("llama").str("llama.rope.scaling.type", "longrope");
     assert_eq!(refusal(&named), "tensor 'rope_factors_short.weight' is missing");
+}
+
+#[cfg(not(any(feature = "cuda", feature = "metal")))]
+#[test]
+fn a_build_without_a_gpu_says_how_to_get_one() {
+    let gguf = model("llama").open();
+    for (device, name, feature) in [(Device::Cuda(0), "CUDA", "cuda"), (Device::Metal(0), "Metal", "metal")] {
+        let options = StageOptions { device, ..StageOptions::default() };
+        let error = Stage::load_with(&gguf, Span::ends(), &options).unwrap_err().to_string();
+        assert_eq!(error, format!("backend: this build has no {name} support; build with `--features {feature}`"));
+    }
 }

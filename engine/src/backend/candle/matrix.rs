@@ -77,6 +77,8 @@ fn hold(data: &[u8], dtype: GgmlDType, shape: &[usize], device: &Device) -> Resu
 
 /// Values of a tile: 256 KiB once expanded, which the second-level cache of any current core holds.
 const TILE_VALUES: usize = 64 * 1024;
+/// The same on a GPU, where few large products are better than many small ones: 64 MiB.
+const GPU_TILE_VALUES: usize = 16 << 20;
 
 /// A weight matrix, `[outputs, inputs]`.
 pub enum Matrix {
@@ -110,7 +112,8 @@ impl Matrix {
             supported: SUPPORTED,
         })?;
         check_finite(tensor)?;
-        let rows = (TILE_VALUES / inputs.max(1)).clamp(1, outputs.max(1));
+        let values = if device.is_cpu() { TILE_VALUES } else { GPU_TILE_VALUES };
+        let rows = (values / inputs.max(1)).clamp(1, outputs.max(1));
         let row_bytes = tensor.data.len() / outputs.max(1);
         let tiles = tensor
             .data
@@ -151,7 +154,12 @@ impl Matrix {
             Self::Dense(w) => Ok(x.matmul(&w.t()?)?),
             Self::Tiled { tiles, .. } => {
                 let part = |tile: &QTensor| x.matmul(&tile.dequantize(x.device())?.t()?);
-                let parts = tiles.par_iter().map(part).collect::<Result<Vec<_>, _>>()?;
+                let parts = if x.device().is_cpu() {
+                    tiles.par_iter().map(part).collect::<Result<Vec<_>, _>>()?
+                } else {
+                    // A GPU takes its work in one order anyway.
+                    tiles.iter().map(part).collect::<Result<Vec<_>, _>>()?
+                };
                 Ok(Tensor::cat(&parts, 1)?)
             }
         }

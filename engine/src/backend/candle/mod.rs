@@ -1,4 +1,4 @@
-//! The backend on candle tensors, on the CPU.
+//! The backend on candle tensors, on the CPU or, in builds with the feature `cuda` or `metal`, on a GPU.
 //!
 //! Its numbers depend on how many rows are computed at once (candle's products and reductions choose their order by the
 //! batch), so sessions are never batched together and all callers cut prompts the same way: see
@@ -15,17 +15,44 @@ use self::{attention::KvPage, matrix::Matrix};
 use super::{Activation, AttentionShape, Backend, Pairing, Rotation, Sequence};
 use crate::{BackendError, LoadError, gguf::TensorView};
 
-/// Candle on the CPU.
+/// Candle on a device.
 #[derive(Debug, Clone)]
 pub struct Candle {
     device: Device,
+    profile: &'static str,
 }
 
 impl Candle {
     /// The CPU.
     pub fn cpu() -> Self {
-        Self { device: Device::Cpu }
+        Self { device: Device::Cpu, profile: "candle-cpu-f32" }
     }
+
+    /// The CUDA device of this number.
+    ///
+    /// # Errors
+    /// When the build has no CUDA support or the machine no such device.
+    pub fn cuda(number: usize) -> Result<Self, BackendError> {
+        if !cfg!(feature = "cuda") {
+            return Err(without("CUDA", "cuda"));
+        }
+        Ok(Self { device: Device::new_cuda(number)?, profile: "candle-cuda-f32" })
+    }
+
+    /// The Metal device of this number.
+    ///
+    /// # Errors
+    /// When the build has no Metal support or the machine no such device.
+    pub fn metal(number: usize) -> Result<Self, BackendError> {
+        if !cfg!(feature = "metal") {
+            return Err(without("Metal", "metal"));
+        }
+        Ok(Self { device: Device::new_metal(number)?, profile: "candle-metal-f32" })
+    }
+}
+
+fn without(name: &str, feature: &str) -> BackendError {
+    BackendError(format!("this build has no {name} support; build with `--features {feature}`"))
 }
 
 impl From<candle_core::Error> for BackendError {
@@ -46,7 +73,7 @@ impl Backend for Candle {
     type Page = KvPage;
 
     fn profile(&self) -> &'static str {
-        "candle-cpu-f32"
+        self.profile
     }
 
     fn is_exact(&self) -> bool {
