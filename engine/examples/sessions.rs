@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let file = args.next().ok_or("usage: sessions FILE [SESSIONS] [TOKENS]")?;
     let sessions = args.next().map_or(Ok(8), |n| n.parse())?;
     let tokens = args.next().map_or(Ok(32), |n| n.parse())?;
-    let gguf = Gguf::open(file.as_ref())?;
+    let gguf = Gguf::open(&file)?;
     let layers = Hparams::from_gguf(&gguf)?.n_layers;
     let stage = Stage::load(&gguf, Span::whole(layers))?;
     println!("{} of {layers} layers on {}", file, stage.profile());
