@@ -126,9 +126,12 @@ pub(crate) struct DaemonArgs {
     /// Where the control API is served besides the unix socket [default: 127.0.0.1:8469, or a free port]
     #[arg(long, value_name = "ADDR")]
     pub(crate) api_listen: Option<SocketAddr>,
-    /// Serve layers of this model: a GGUF file, or 'demo' for the embedded one
+    /// Serve layers of this model: a GGUF file, a folder of safetensors, or 'demo' for the embedded one
     #[arg(long, value_name = "FILE|demo")]
     pub(crate) model: Option<String>,
+    /// Quantise the weights while the model opens, like q8_0 or q4_k_m (a folder of safetensors, or a GGUF of floats)
+    #[arg(long, value_name = "MIX", requires = "model", value_parser = super::make::parse_mix)]
+    pub(crate) quantize: Option<quelea_engine::quantize::Mix>,
     /// Which layers: half-open like 0..8, 'all', or 'auto' for the thinnest span that fits --memory
     #[arg(long, value_name = "A..B|all|auto", requires = "model", default_value = "auto", value_parser = parse_layers)]
     pub(crate) layers: LayerChoice,
@@ -184,9 +187,12 @@ const INFER_EXAMPLES: &str = "Examples:
 pub(crate) struct InferArgs {
     /// The prompt; '-' reads it from stdin
     pub(crate) prompt: String,
-    /// A GGUF file, a model id (64 hex digits), or 'demo' for the embedded model
+    /// A GGUF file, a folder of safetensors, a model id (64 hex digits), or 'demo' for the embedded model
     #[arg(long, value_name = "ID|FILE", default_value = "demo")]
     pub(crate) model: String,
+    /// Quantise the weights while the model opens, like q8_0 or q4_k_m (a folder of safetensors, or a GGUF of floats)
+    #[arg(long, value_name = "MIX", value_parser = super::make::parse_mix)]
+    pub(crate) quantize: Option<quelea_engine::quantize::Mix>,
     /// Ask as a passing peer through these peers, without a daemon
     #[arg(short, long, value_name = "MULTIADDR", value_parser = parse_peer_address, value_delimiter = ',')]
     pub(crate) bootstrap: Vec<PeerAddress>,
@@ -249,7 +255,7 @@ pub(crate) enum ModelCommand {
     /// What a GGUF file holds: id, family, layers, sizes
     #[command(after_help = "Examples:\n  quelea model show model.gguf\n  quelea model show demo --json")]
     Show {
-        /// A GGUF file, or 'demo'
+        /// A GGUF file, a folder of safetensors, or 'demo'; @MIX behind it quantises it, as in folder@q8_0
         file: String,
     },
     /// Token ids of a text
@@ -257,7 +263,7 @@ pub(crate) enum ModelCommand {
         after_help = "Examples:\n  quelea model tokenize model.gguf --text 'Hello' --json\n  quelea model tokenize vocab.gguf --special --text '<|im_start|>user'"
     )]
     Tokenize {
-        /// A GGUF file (a vocabulary alone will do), or 'demo'
+        /// A GGUF file (a vocabulary alone will do), a folder with tokenizer.json, or 'demo'
         file: String,
         /// The text
         #[arg(long)]

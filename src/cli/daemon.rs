@@ -19,6 +19,7 @@ use super::{
 use crate::{
     address::is_private,
     home::Home,
+    inference::models::quantised,
     node::{
         GRACE, Node, StartError,
         settings::{Bind, Keep, ServeSpec, Settings},
@@ -96,7 +97,11 @@ fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
         relay_server: args.relay_server,
         upnp: args.upnp,
         mdns: args.mdns,
-        serve: args.model.map(|model| ServeSpec { model, layers: args.layers, memory: args.memory }),
+        serve: args.model.map(|model| ServeSpec {
+            model: quantised(&model, args.quantize),
+            layers: args.layers,
+            memory: args.memory,
+        }),
         compute: args.compute.options(),
         metrics: Some(bind(args.metrics_listen, METRICS_PORT)),
         api: Some(loopback_only(bind(args.api_listen, API_PORT))?),

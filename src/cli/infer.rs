@@ -16,7 +16,7 @@ use super::{
 use crate::{
     inference::{
         FinishReason, InferError, InferEvent, InferRequest, LikelyToken, PromptForm, Route, RouteHop, Summary,
-        TokenLogprobs,
+        TokenLogprobs, models::quantised,
     },
     node::{GRACE, Node, settings::Settings},
 };
@@ -54,7 +54,7 @@ fn request(args: &InferArgs) -> Result<InferRequest, CliError> {
     };
     let sampling = &args.sampling;
     Ok(InferRequest {
-        model: absolute(&args.model),
+        model: quantised(&absolute(&args.model), args.quantize),
         form,
         system: args.system.clone(),
         max_tokens: args.max_tokens,
@@ -80,11 +80,11 @@ fn request(args: &InferArgs) -> Result<InferRequest, CliError> {
     })
 }
 
-/// A file's full path: the daemon runs in another directory.
+/// A file's or folder's full path: the daemon runs in another directory.
 fn absolute(model: &str) -> String {
     let path = std::path::Path::new(model);
     match path.canonicalize() {
-        Ok(full) if path.is_file() => full.to_string_lossy().into_owned(),
+        Ok(full) if path.is_file() || path.is_dir() => full.to_string_lossy().into_owned(),
         _ => model.into(),
     }
 }

@@ -81,7 +81,7 @@ pub(super) async fn synth(global: &Global, args: SynthArgs) -> Result<(), CliErr
 
 #[derive(Debug, Args)]
 pub(crate) struct QuantizeArgs {
-    /// A GGUF file of F32, F16 or BF16 weights
+    /// A GGUF file of F32, F16 or BF16 weights, or a folder of safetensors
     file: String,
     /// The file to write
     #[arg(short, long, value_name = "FILE")]

@@ -17,6 +17,7 @@ mod discover;
 mod fair;
 mod generate;
 mod links;
+mod memory;
 pub(crate) mod models;
 mod pipeline;
 pub(crate) mod plane;

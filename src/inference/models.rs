@@ -8,6 +8,8 @@ use std::{
 
 use quelea_engine::{
     Gguf, GgufError, Hparams, Manifest, Runner, Span, Stage, StageOptions,
+    huggingface::{self, HfError},
+    quantize::Mix,
     runner::{PrefixKeys, pages_for},
     template::ChatTemplate,
     tokenizer::Tokenizer,
@@ -16,6 +18,7 @@ use quelea_wire::{ErrorCode, ModelId};
 use tokio::sync::{Mutex, OnceCell};
 
 use super::{
+    memory::{self, Needed},
     serve::{self, Served},
     types::InferError,
 };
@@ -51,13 +54,50 @@ impl ModelFile {
     }
 }
 
-/// Opens `demo` or a GGUF file.
+/// Stands between a model's name and the mix of types that it is quantised to while it opens: `folder@q4_k_m`.
+const QUANTISED: char = '@';
+
+/// `reference`, quantised to `mix` when it opens.
+pub(crate) fn quantised(reference: &str, mix: Option<Mix>) -> String {
+    mix.map_or_else(|| reference.to_owned(), |mix| format!("{reference}{QUANTISED}{}", mix.name()))
+}
+
+/// A reference's file or folder, and the mix that it is to be quantised to. A file whose own name ends like a mix is that
+/// file.
+fn parts(reference: &str) -> (&str, Option<Mix>) {
+    if Path::new(reference).exists() {
+        return (reference, None);
+    }
+    let split = reference.rsplit_once(QUANTISED).and_then(|(path, mix)| Some((path, Some(Mix::from_name(mix)?))));
+    split.unwrap_or((reference, None))
+}
+
+/// Opens `demo`, a GGUF file or a folder of safetensors, quantised if the reference says so.
 pub(crate) fn open_gguf(reference: &str) -> Result<Gguf, InferError> {
-    let gguf = if reference == DEMO { Gguf::from_static(DEMO_GGUF) } else { Gguf::open(Path::new(reference)) };
-    gguf.map_err(|error| match &error {
-        GgufError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => missing(reference),
-        _ => unusable(reference, &error),
-    })
+    let (name, mix) = parts(reference);
+    let path = Path::new(name);
+    let gguf = if name == DEMO {
+        Gguf::from_static(DEMO_GGUF).map_err(|e| unusable(reference, &e))?
+    } else if huggingface::is_folder(path) {
+        huggingface::open(path).map_err(|e| folder_error(reference, &e))?
+    } else {
+        Gguf::open(path).map_err(|error| match &error {
+            GgufError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => missing(reference),
+            _ => unusable(reference, &error),
+        })?
+    };
+    let Some(mix) = mix else { return Ok(gguf) };
+    huggingface::quantised(&gguf, mix, &std::env::temp_dir(), |_, _| Ok(())).map_err(|e| folder_error(reference, &e))
+}
+
+fn folder_error(reference: &str, error: &HfError) -> InferError {
+    match error {
+        HfError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            let message = format!("there is no room for the quantised weights of {reference:?}: {error}");
+            InferError::new(ErrorCode::StorageFull, message).hint("set TMPDIR to a folder on a larger disk")
+        }
+        _ => unusable(reference, error),
+    }
 }
 
 /// A file that is there and will not do.
@@ -120,6 +160,7 @@ impl Ends {
 
     async fn start(&self, span: Span) -> Result<Runner, InferError> {
         let (gguf, name, compute) = (self.file.gguf.clone(), self.file.name.clone(), self.compute);
+        memory::check(&name, Needed::of(&self.file, &span))?;
         let start = move || {
             let stage = Stage::load_with(&gguf, span, &compute).map_err(|e| unusable(&name, &e))?;
             // One request is taken whatever the system says is free.
@@ -147,7 +188,7 @@ pub(crate) struct Models {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Source {
     Demo,
-    File { path: PathBuf, len: u64, modified: Option<std::time::SystemTime> },
+    File { path: PathBuf, mix: Option<Mix>, len: u64, modified: Option<std::time::SystemTime> },
 }
 
 impl Models {
@@ -227,12 +268,35 @@ async fn source_of(reference: &str) -> Result<Source, InferError> {
     if reference == DEMO {
         return Ok(Source::Demo);
     }
-    let path = PathBuf::from(reference);
-    match tokio::fs::metadata(&path).await {
-        Ok(meta) if meta.is_file() => Ok(Source::File { path, len: meta.len(), modified: meta.modified().ok() }),
+    let (name, mix) = parts(reference);
+    let path = PathBuf::from(name);
+    // A folder's edition is that of its settings.
+    let seen = if huggingface::is_folder(&path) { path.join("config.json") } else { path.clone() };
+    match tokio::fs::metadata(&seen).await {
+        Ok(meta) if meta.is_file() => Ok(Source::File { path, mix, len: meta.len(), modified: meta.modified().ok() }),
         Ok(_) => Err(InferError::new(ErrorCode::ModelFile, format!("{reference:?} is not a file"))
-            .hint("pass a GGUF file, a model id, or 'demo'")),
+            .hint("pass a GGUF file, a folder with config.json, a model id, or 'demo'")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(missing(reference)),
         Err(error) => Err(InferError::new(ErrorCode::ModelFile, format!("{reference:?} cannot be read: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reference_may_name_a_mix() {
+        assert_eq!(quantised("folder", Some(Mix::Q4_K_M)), "folder@q4_k_m");
+        assert_eq!(parts("folder@q4_k_m"), ("folder", Some(Mix::Q4_K_M)));
+        assert_eq!(parts("me@home"), ("me@home", None));
+        assert_eq!(quantised("demo", None), "demo");
+    }
+
+    #[test]
+    fn a_model_that_is_quantised_is_not_quantised_again() {
+        let plain = ModelFile::open(DEMO).unwrap();
+        assert_eq!(ModelFile::open("demo@q8_0").unwrap().manifest.layers, plain.manifest.layers);
+        assert!(ModelFile::open("demo@q4_0").unwrap_err().message.contains("is Q8_0 already"));
     }
 }

@@ -14,6 +14,7 @@ use quelea_wire::{ErrorCode, Profile, SpanRange};
 
 use super::{
     discover,
+    memory::{self, Needed},
     models::{ModelFile, unusable},
     plane::Plane,
     stage::MAX_SESSIONS,
@@ -118,6 +119,7 @@ pub(crate) async fn load(
     // A node with all layers answers its own requests with them: it needs embedding and head as well.
     let ends = span.as_usize() == (0..file.manifest.n_layers);
     let loaded = Span { layers: span.as_usize(), embedding: ends, head: ends };
+    memory::check(&format!("layers {span} of {}", file.name), Needed::of(&file, &loaded))?;
     let stage = tokio::task::spawn_blocking(move || Stage::load_with(&gguf, loaded, &compute))
         .await
         .map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?
@@ -188,15 +190,10 @@ fn thinnest(manifest: &Manifest, others: &[SpanRange], budget: u64) -> Result<Sp
     })
 }
 
-/// Half of what the system says is available, at least 256 MiB.
+/// Half of what this process may still take, at least 256 MiB.
 pub(crate) fn half_of_free_memory() -> u64 {
     const FLOOR: u64 = 256 << 20;
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    kib.map_or(FLOOR, |kib| (kib << 10) / 2).max(FLOOR)
+    memory::available().map_or(FLOOR, |bytes| bytes / 2).max(FLOOR)
 }
 
 #[cfg(test)]

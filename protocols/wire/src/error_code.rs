@@ -128,6 +128,7 @@ registry! {
     EngineFailed = 4006, "the model failed to compute", retryable: true, charged: true;
     ContextFull = 4007, "prompt and answer are longer than the model's context", retryable: false, charged: false;
     ModelFileNeeded = 4008, "the coordinator needs the model's file for tokenizer, embedding and head", retryable: false, charged: false;
+    NoMemory = 4009, "the model does not fit in this machine's memory", retryable: false, charged: false;
     StorageFailed = 5001, "the node's storage failed; it signs nothing more", retryable: false, charged: false;
     StorageFull = 5002, "no space is left on the device", retryable: false, charged: false;
     Unauthorized = 6001, "the API token is missing or wrong", retryable: false, charged: false;

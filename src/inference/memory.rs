@@ -1,0 +1,124 @@
+//! Whether a model fits in the memory of this machine, asked before it is loaded.
+
+use std::path::Path;
+
+use quelea_engine::Span;
+use quelea_wire::ErrorCode;
+
+use super::{models::ModelFile, types::InferError};
+
+/// What repacking and the rest of the process take beside the weights, as a share of them: one part in this many.
+const OVERHEAD: u64 = 10;
+
+/// Length of a session that there must be room for, in rows, unless the model's context is shorter.
+const ROWS: u64 = 2048;
+
+/// Where Linux shows control groups.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// What a stage will take, in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Needed {
+    pub(crate) weights: u64,
+    /// Keys and values.
+    pub(crate) kv: u64,
+}
+
+impl Needed {
+    /// What a span of a model takes, with the keys and values of one session of [`ROWS`].
+    pub(crate) fn of(file: &ModelFile, span: &Span) -> Self {
+        let manifest = &file.manifest;
+        let layers = manifest.layers.get(span.layers.clone()).unwrap_or_default();
+        let mut weights: u64 = layers.iter().map(|part| part.bytes).sum();
+        // The head's part counts the embedding where the two are one matrix.
+        let tied = file.gguf.tensor("output.weight").is_err();
+        if span.head {
+            weights = weights.saturating_add(manifest.head.bytes);
+        }
+        if span.embedding && !(span.head && tied) {
+            weights = weights.saturating_add(manifest.embedding.bytes);
+        }
+        let rows = ROWS.min(manifest.context_length as u64);
+        let row = manifest.kv_bytes_per_row_per_layer().saturating_mul(layers.len() as u64);
+        Self { weights, kv: row.saturating_mul(rows) }
+    }
+}
+
+/// Refuses what does not fit in the memory that is free now, with the figures. Where the system does not say how much
+/// that is, everything fits.
+pub(crate) fn check(what: &str, needed: Needed) -> Result<(), InferError> {
+    available().map_or(Ok(()), |free| fits(what, needed, free))
+}
+
+fn fits(what: &str, needed: Needed, free: u64) -> Result<(), InferError> {
+    let total = needed.weights.saturating_add(needed.weights / OVERHEAD).saturating_add(needed.kv);
+    if total <= free {
+        return Ok(());
+    }
+    let message = format!(
+        "{what} does not fit in memory: {} MiB of weights and {} MiB of keys and values need {} MiB in all, {} MiB are free",
+        needed.weights >> 20,
+        needed.kv >> 20,
+        total.div_ceil(1 << 20),
+        free >> 20
+    );
+    Err(InferError::new(ErrorCode::NoMemory, message)
+        .hint("serve fewer --layers, use a smaller quantisation, or free some memory"))
+}
+
+/// Bytes that this process may still take: what the system has, or what its control groups leave, if that is less.
+pub(crate) fn available() -> Option<u64> {
+    let system = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| field(&text, "MemAvailable:"))?;
+    let system = system.saturating_mul(1 << 10);
+    Some(group().map_or(system, |group| group.min(system)))
+}
+
+/// What the control groups (version 2) of this process leave, from its own up to the root.
+fn group() -> Option<u64> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let folder = Path::new(CGROUPS).join(own.trim_start_matches('/'));
+    folder.ancestors().take_while(|folder| folder.starts_with(CGROUPS)).filter_map(left_in).min()
+}
+
+fn left_in(folder: &Path) -> Option<u64> {
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).ok();
+    let max: u64 = read("memory.max")?.trim().parse().ok()?;
+    let used: u64 = read("memory.current")?.trim().parse().ok()?;
+    // Pages of files that nobody uses right now go when memory is asked for.
+    let cache = read("memory.stat").and_then(|text| field(&text, "inactive_file")).unwrap_or(0);
+    Some(max.saturating_sub(used.saturating_sub(cache)))
+}
+
+/// The number after `name` on a line of its own.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name).filter(|rest| rest.starts_with([' ', '\t'])))?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_the_figures() {
+        let needed = Needed { weights: 1000 << 20, kv: 24 << 20 };
+        fits("layers 0..8", needed, 1124 << 20).unwrap();
+        let error = fits("layers 0..8", needed, 1123 << 20).unwrap_err();
+        assert_eq!(error.code, ErrorCode::NoMemory.to_string());
+        assert_eq!(
+            error.message,
+            "layers 0..8 does not fit in memory: 1000 MiB of weights and 24 MiB of keys and values need 1124 MiB in all, \
+             1123 MiB are free"
+        );
+        assert!(fits("all", Needed { weights: u64::MAX, kv: u64::MAX }, u64::MAX - 1).is_err());
+    }
+
+    #[test]
+    fn the_system_is_asked() {
+        assert_eq!(field("MemTotal: 3 kB\nMemAvailable:   1024 kB\n", "MemAvailable:"), Some(1024));
+        assert_eq!(field("inactive_filex 3\ninactive_file 4096\n", "inactive_file"), Some(4096));
+        #[cfg(target_os = "linux")]
+        assert!(available().unwrap() > 1 << 20);
+    }
+}
