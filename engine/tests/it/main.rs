@@ -6,6 +6,7 @@ mod batching;
 mod demo;
 mod families;
 mod gguf;
+mod golden;
 mod huggingface;
 mod manifest;
 mod models;
