@@ -71,6 +71,12 @@ async fn wrong_arguments_are_usage_errors() {
             (&["id", "--api", "ftp://nowhere"], &["ftp://nowhere", "http://127.0.0.1:8469"]),
             (&["model", "logits", DEMO], &["--text"]),
             (&["model", "logits", DEMO, "--ids", "1,x"], &["'x'", "--ids"]),
+            (&["model", "logits", DEMO, "--ids", "1", "--isa", "sse"], &["sse", "scalar, avx2"]),
+            (&["model", "logits", DEMO, "--ids", "1", "--chunk", "0"], &["'0'", "between 1 and 128"]),
+            (&["model", "logits", DEMO, "--ids", "1", "--kv", "q4"], &["'q4'", "f32, f16 and q8"]),
+            (&["bench", "model", DEMO, "--pp", "0"], &["'0'", "--pp"]),
+            (&["bench", "model", DEMO, "--tg", "9999999"], &["--tg", "1000000"]),
+            (&["bench", "model", DEMO, "--pp", "100000"], &["100000 tokens", "context"]),
         ],
     )
     .await;

@@ -7,6 +7,7 @@
 //! | `lifecycle` | do daemons start, stop and come back as documented |
 //! | `bad_input` | is every mistake answered by a clear error and a documented exit code |
 //! | `bad_model` | are damaged and foreign model files refused in words |
+//! | `measure` | do measurements come with their limits, and logits the same on every path |
 //! | `sampling` | do stop strings, log-probabilities and penalties do what they say |
 //! | `watch` | do health and metrics tell what happened |
 //! | `hostile` | does a worker go on serving, right and in time, while it is attacked |
@@ -22,6 +23,7 @@ mod failure;
 mod harness;
 mod hostile;
 mod lifecycle;
+mod measure;
 mod sampling;
 mod swarm;
 mod watch;

@@ -1,0 +1,55 @@
+//! `quelea bench model`, and the same logits on every path.
+
+use serde_json::Value;
+
+use crate::harness::{DEMO, numbers, quelea};
+
+#[tokio::test]
+async fn a_model_is_measured_beside_its_limits() {
+    let tests = ["--pp", "16,70", "--tg", "4", "--sessions", "1,3", "--repeat", "2", "--threads", "2"];
+    let report = quelea(&[&["bench", "model", DEMO, "--json"], &tests[..]].concat()).await.expect(0).json();
+    assert_eq!((&report["schema"], &report["threads"]), (&"quelea.bench-model/v1".into(), &Value::from(2)));
+    let results = report["results"].as_array().unwrap();
+    let names: Vec<&str> = results.iter().map(|result| result["test"].as_str().unwrap()).collect();
+    assert_eq!(names, ["pp16", "pp70", "tg4", "tg4x1", "tg4x3"]);
+    for result in results {
+        let rates = &result["tokens_per_second"];
+        assert_eq!(rates["samples"].as_array().unwrap().len(), 2);
+        assert!(rates["median"].as_f64().unwrap() > 0.0 && rates["best"].as_f64() >= rates["median"].as_f64());
+    }
+    for field in ["load_seconds", "first_token_seconds", "memory_bytes_per_second", "product_operations_per_second"] {
+        assert!(report[field].as_f64().unwrap() > 0.0, "{field}");
+    }
+    assert!(report["resident_bytes"].as_u64().unwrap() > report["weight_bytes"].as_u64().unwrap());
+
+    let shown = quelea(&["bench", "model", DEMO, "--pp", "8", "--tg", "2", "--repeat", "1"]).await.expect(0);
+    for part in ["GB/s", "GOP/s", "thread(s)", "median", "pp8", "tg2"] {
+        assert!(shown.stdout.contains(part), "{part}: {}", shown.stdout);
+    }
+}
+
+#[tokio::test]
+async fn logits_are_the_same_on_every_path() {
+    let ask = ["model", "logits", DEMO, "--text", "What is a relay?", "--json"];
+    let plain = quelea(&ask).await.expect(0).stdout;
+    let ways: [&[&str]; 4] = [
+        &["--isa", "scalar", "--threads", "1", "--chunk", "1"],
+        &["--isa", "scalar", "--threads", "2", "--chunk", "3", "--split", "1,4"],
+        &["--threads", "1", "--chunk", "128"],
+        &["--chunk", "2", "--split", "2,3"],
+    ];
+    for way in ways {
+        assert_eq!(quelea(&[&ask, way].concat()).await.expect(0).stdout, plain, "{way:?}");
+    }
+    // Others are other functions, and say so in other digits; the token they favour is the same.
+    let best = |out: &str| -> u64 {
+        let answer: Value = serde_json::from_str(out).unwrap();
+        let pairs = answer["logprobs"].as_array().unwrap();
+        let likeliest = pairs.iter().max_by(|a, b| a[1].as_f64().unwrap().total_cmp(&b[1].as_f64().unwrap()));
+        numbers(&Value::Array(vec![likeliest.unwrap()[0].clone()]))[0]
+    };
+    for way in [["--device", "candle"], ["--kv", "f16"], ["--kv", "q8"]] {
+        let other = quelea(&[&ask[..], &way].concat()).await.expect(0).stdout;
+        assert!(other != plain && best(&other) == best(&plain), "{way:?}");
+    }
+}
