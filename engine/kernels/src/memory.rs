@@ -15,6 +15,8 @@ const HUGE: usize = 2 << 20;
 pub struct AlignedVec<T: Plain> {
     start: NonNull<T>,
     len: usize,
+    /// Whether the system was asked for it, not the allocator.
+    mapped: bool,
 }
 
 /// Types for which all-zero bytes are a value and which need no drop.
@@ -39,12 +41,16 @@ impl<T: Plain> AlignedVec<T> {
     pub fn zeroed(len: usize) -> Self {
         let layout = Self::layout(len);
         if layout.size() == 0 {
-            return Self { start: NonNull::dangling(), len: 0 };
+            return Self { start: NonNull::dangling(), len: 0, mapped: false };
+        }
+        if layout.align() >= HUGE
+            && let Some(start) = huge::map(layout)
+        {
+            return Self { start: start.cast(), len, mapped: true };
         }
         // SAFETY: the layout is not empty.
         let Some(start) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
-        advise_huge_pages(start, layout);
-        Self { start: start.cast(), len }
+        Self { start: start.cast(), len, mapped: false }
     }
 
     /// Grows to at least `len`; what it held is lost when it grows.
@@ -65,17 +71,65 @@ impl<T: Plain> AlignedVec<T> {
     }
 }
 
+/// Storage straight from the system. An allocator zeroes aligned memory by hand, which takes it in small pages before
+/// anybody could ask for huge ones; fresh mappings are zero already, and whoever fills them takes the pages.
 #[cfg(target_os = "linux")]
-fn advise_huge_pages(start: NonNull<u8>, layout: Layout) {
-    if layout.align() >= HUGE {
-        // SAFETY: the range was just allocated; the advice changes neither its contents nor its protection, and a
-        // refusal costs speed only.
-        unsafe { libc::madvise(start.as_ptr().cast(), layout.size(), libc::MADV_HUGEPAGE) };
+mod huge {
+    use std::alloc::Layout;
+    use std::ptr::{NonNull, null_mut};
+
+    /// Zeroes of this layout, aligned to huge pages; `None` when the system refuses.
+    pub fn map(layout: Layout) -> Option<NonNull<u8>> {
+        let wanted = length(layout)?;
+        let room = wanted.checked_add(layout.align())?;
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new private mapping at an address of the system's choice touches no memory of ours.
+        let start = unsafe { libc::mmap(null_mut(), room, access, kind, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return None;
+        }
+        let before = start.addr().next_multiple_of(layout.align()) - start.addr();
+        // SAFETY: the parts before and behind the aligned range are of the mapping just made and hold nothing; the
+        // advice changes neither contents nor protection, and a refusal costs speed only.
+        unsafe {
+            let aligned = start.byte_add(before);
+            for (slack, len) in [(start, before), (aligned.byte_add(wanted), layout.align() - before)] {
+                if len > 0 {
+                    libc::munmap(slack, len);
+                }
+            }
+            libc::madvise(aligned, wanted, libc::MADV_HUGEPAGE);
+            NonNull::new(aligned.cast())
+        }
+    }
+
+    /// Gives back what [`map`] gave.
+    ///
+    /// # Safety
+    /// `start` came from [`map`] with this layout and is not used any more.
+    pub unsafe fn unmap(start: NonNull<u8>, layout: Layout) {
+        if let Some(len) = length(layout) {
+            libc::munmap(start.as_ptr().cast(), len);
+        }
+    }
+
+    /// Whole small pages, as mappings come.
+    fn length(layout: Layout) -> Option<usize> {
+        layout.size().checked_next_multiple_of(4096)
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-fn advise_huge_pages(_: NonNull<u8>, _: Layout) {}
+mod huge {
+    use std::alloc::Layout;
+    use std::ptr::NonNull;
+
+    pub fn map(_: Layout) -> Option<NonNull<u8>> {
+        None
+    }
+
+    pub unsafe fn unmap(_: NonNull<u8>, _: Layout) {}
+}
 
 impl<T: Plain> Default for AlignedVec<T> {
     fn default() -> Self {
@@ -102,7 +156,10 @@ impl<T: Plain> DerefMut for AlignedVec<T> {
 impl<T: Plain> Drop for AlignedVec<T> {
     fn drop(&mut self) {
         let layout = Self::layout(self.len);
-        if layout.size() != 0 {
+        if self.mapped {
+            // SAFETY: mapped with this very layout in `zeroed`.
+            unsafe { huge::unmap(self.start.cast(), layout) };
+        } else if layout.size() != 0 {
             // SAFETY: allocated with this very layout in `zeroed`.
             unsafe { dealloc(self.start.as_ptr().cast(), layout) };
         }
