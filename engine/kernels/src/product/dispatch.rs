@@ -17,6 +17,9 @@ use crate::pool::Pool;
 /// Bytes of weights a task reads at one row. Long enough to stream, short enough to share the end of a matrix.
 const TASK_BYTES: usize = 128 * 1024;
 
+/// The same for few rows, where memory is the limit: a long run of one thread is fetched faster than short ones of several.
+const STREAM_BYTES: usize = 1 << 20;
+
 /// Rows of activations from which a task takes proportionally fewer weights.
 const TASK_ROWS: usize = 8;
 
@@ -83,7 +86,8 @@ pub fn matmul(isa: Isa, pool: &Pool, x: &Activations, products: &mut [(&PackedMa
         assert_eq!(out.len(), matrix.outputs() * x.rows(), "room for the product");
         let isa = path(isa, matrix.ty(), x.rows());
         counts.0[isa as usize] += (matrix.groups() * tiling.tiles) as u64;
-        let bytes = TASK_BYTES * TASK_ROWS / x.rows().clamp(TASK_ROWS, 8 * TASK_ROWS);
+        let few = x.rows() <= TASK_ROWS;
+        let bytes = if few { STREAM_BYTES } else { TASK_BYTES * TASK_ROWS / x.rows().min(8 * TASK_ROWS) };
         let even = matrix.groups().div_ceil(4 * pool.threads());
         let groups_per_task = (bytes / matrix.group_bytes()).min(even).max(1);
         jobs.push(Job { matrix, out: out.as_mut_ptr(), isa, groups_per_task, first_task: tasks });
