@@ -78,7 +78,7 @@ fn open(folder: PathBuf, prefix: &str, kv: KvFormat, suffix: &str) -> Vec<Model>
         if path.extension().is_some_and(|extension| extension == "gguf") {
             let stem = path.file_stem().unwrap().to_str().unwrap();
             let gguf = Gguf::open(&path).unwrap();
-            let layers = Hparams::from_gguf(&gguf).unwrap_or_else(|e| panic!("{}: {e}", path.display())).n_layers;
+            let layers = Hparams::from_gguf(&gguf).map_err(|e| format!("{}: {e}", path.display())).unwrap().n_layers;
             found.push(Model { name: format!("{prefix}{stem}{suffix}"), gguf, layers, kv });
         }
     }

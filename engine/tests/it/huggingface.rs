@@ -82,7 +82,7 @@ fn tensors(gguf: &Gguf) -> Vec<(String, Vec<usize>, Vec<u8>)> {
             "output.weight" => out.push(whole("lm_head.weight".into())),
             name => {
                 let parts: Vec<&str> = name.splitn(4, '.').collect();
-                let [_, layer, part, kind] = parts[..] else { panic!("{name}") };
+                let [_, layer, part, kind]: [&str; 4] = parts.try_into().unwrap();
                 if let Some(matrix) = part.strip_suffix("_exps").and_then(|part| part.strip_prefix("ffn_")) {
                     for i in 0..tensor.shape[0] {
                         let expert = tensor.expert(i).unwrap();
