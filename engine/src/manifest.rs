@@ -13,6 +13,7 @@ use minicbor::{Encode, Encoder, encode::Write};
 
 use crate::{
     Hparams, LoadError,
+    backend::SUPPORTED,
     gguf::{DType, Gguf, Optional, TensorView},
     hparams::{LongRope, Variant, Window},
 };
@@ -66,10 +67,15 @@ impl Manifest {
     /// Reads the hyper-parameters and hashes all tensors, on as many threads as the machine has. Reads the whole file.
     ///
     /// # Errors
-    /// [`LoadError`], as [`Hparams::from_gguf`].
+    /// [`LoadError`], as [`Hparams::from_gguf`]; [`LoadError::UnsupportedType`] for a tensor of a type without a name.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self, LoadError> {
         let hparams = Hparams::from_gguf(gguf)?;
         let tensors: Vec<TensorView<'_>> = gguf.tensors().collect();
+        // The length of such a tensor is not known, so its hash would say nothing.
+        if let Some(tensor) = tensors.iter().find(|tensor| matches!(tensor.dtype, DType::Unknown(_))) {
+            let (tensor, dtype) = (tensor.name.to_owned(), tensor.dtype);
+            return Err(LoadError::UnsupportedType { tensor, dtype, supported: SUPPORTED });
+        }
         let mut parts: BTreeMap<Place, Vec<(TensorView<'_>, [u8; 32])>> = BTreeMap::new();
         for (tensor, hash) in tensors.iter().zip(hash_all(&tensors)) {
             parts.entry(Place::of(tensor.name, hparams.n_layers)).or_default().push((*tensor, hash));

@@ -12,6 +12,9 @@ use kv::KvCache;
 
 use crate::{BackendError, LoadError, gguf::TensorView};
 
+/// The weight types that all backends compute with, for messages.
+pub(crate) const SUPPORTED: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
+
 /// The operations of a transformer.
 pub trait Backend: Send + Sync + 'static {
     /// Activations: `[rows, width]`.

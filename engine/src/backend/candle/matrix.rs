@@ -15,11 +15,9 @@ use rayon::prelude::*;
 
 use crate::{
     BackendError, LoadError,
+    backend::SUPPORTED,
     gguf::{DType, TensorView},
 };
-
-/// The types candle can hold, for the error message.
-const SUPPORTED: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
 
 /// Candle reads blocks through typed pointers; no block needs more than this.
 const BLOCK_ALIGNMENT: usize = 8;

@@ -16,16 +16,13 @@ use quelea_kernels::{
     product::{self, PackError, PackedMatrix, WeightType},
 };
 
-use super::{Activation, AttentionShape, Backend, Pairing, Rotation, Sequence};
+use super::{Activation, AttentionShape, Backend, Pairing, Rotation, SUPPORTED, Sequence};
 use crate::{
     BackendError, KV_PAGE_ROWS, LoadError,
     gguf::{DType, TensorView},
 };
 
 const _: () = assert!(KV_PAGE_ROWS == attention::PAGE, "a page is a page, here and in the kernels");
-
-/// The types that can be computed with, for messages.
-const SUPPORTED: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
 
 /// The exact kernels on this machine.
 #[derive(Clone)]
