@@ -8,7 +8,7 @@ use quelea_engine::{Device, Isa, KvFormat, MAX_ROWS, StageOptions, UnknownDevice
 /// On what models are computed, and how.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub(crate) struct ComputeArgs {
-    /// What computes: 'cpu' with exact kernels, 'candle', or a GPU that this build has: 'cuda[:N]', 'metal[:N]'
+    /// What computes: 'cpu' with exact kernels, 'candle', or a GPU that this build has: 'cuda:N', 'metal:N'
     #[arg(help_heading = COMPUTE, long, value_name = "DEVICE", default_value = "cpu", value_parser = parse_device)]
     pub(crate) device: Device,
     /// Threads that compute [default: one for each core]
