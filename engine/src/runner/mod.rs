@@ -54,6 +54,7 @@
 mod job;
 mod pages;
 mod prefix;
+mod session;
 mod sessions;
 #[cfg(test)]
 mod sim;

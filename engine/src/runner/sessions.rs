@@ -9,9 +9,10 @@ use super::{
     AdmissionError, Job, OnEvent, Phase, RunnerConfig, SessionId, SubmitError, Totals,
     pages::Pages,
     prefix::PrefixKey,
+    session::{Item, Pending, Rows, Session},
     turns::{Ready, in_turns},
 };
-use crate::{Cache, KV_PAGE_ROWS, KvBlock, MAX_BATCH_ROWS, MAX_ROWS};
+use crate::{MAX_BATCH_ROWS, MAX_ROWS};
 
 /// Rows of decode jobs in a tick: the rest of a batch is kept for a chunk of a prompt.
 pub(super) const MAX_DECODE_ROWS: usize = MAX_BATCH_ROWS - MAX_ROWS;
@@ -19,44 +20,6 @@ pub(super) const MAX_DECODE_ROWS: usize = MAX_BATCH_ROWS - MAX_ROWS;
 /// The thread waits at most this part of the last batch's time for sessions that are about to come back with their next
 /// token, so that they share a batch instead of taking turns.
 const GATHER_SHARE: u32 = 4;
-
-/// What a session keeps: rows in pages, some of which may be shared.
-pub(super) trait Rows {
-    /// A page of it.
-    type Block;
-    fn len(&self) -> usize;
-    fn truncate(&mut self, rows: usize);
-    /// The page `index`, which must be whole.
-    fn block(&self, index: usize) -> Self::Block;
-    /// Adds a page to an end that is a page's; says whether it did.
-    fn append(&mut self, block: &Self::Block) -> bool;
-    /// Takes a page of the same contents instead of its own.
-    fn replace(&mut self, index: usize, block: &Self::Block) -> bool;
-}
-
-impl Rows for Cache {
-    type Block = KvBlock;
-
-    fn len(&self) -> usize {
-        Cache::len(self)
-    }
-
-    fn truncate(&mut self, rows: usize) {
-        Cache::truncate(self, rows);
-    }
-
-    fn block(&self, index: usize) -> KvBlock {
-        Cache::block(self, index)
-    }
-
-    fn append(&mut self, block: &KvBlock) -> bool {
-        Cache::append(self, block)
-    }
-
-    fn replace(&mut self, index: usize, block: &KvBlock) -> bool {
-        Cache::replace(self, index, block)
-    }
-}
 
 pub(super) struct Sessions<C: Rows> {
     config: RunnerConfig,
@@ -76,42 +39,6 @@ pub(super) struct Sessions<C: Rows> {
     totals: Totals,
     /// How long the last batch took.
     last_batch: Duration,
-}
-
-struct Session<C> {
-    group: u64,
-    /// When its last prefill was taken, or it was opened, in prefills.
-    prefilled: u64,
-    /// Pages of its own, used or not. With `shared` always as many as it was opened for.
-    own: u32,
-    /// The keys of its first pages, as long as its rows are those that the keys name.
-    keys: Vec<PrefixKey>,
-    /// Of them, those whose pages are the prefix cache's.
-    shared: usize,
-    queue: VecDeque<Item>,
-    /// Absent while the thread computes with it.
-    cache: Option<C>,
-    closing: bool,
-    computed: bool,
-    /// When it was opened, or something was last done for it.
-    active: Instant,
-    /// When its last job was answered, and how long it took to come back with a decode after the one before.
-    answered: Option<Instant>,
-    returns_after: Option<Duration>,
-    on_event: Option<OnEvent>,
-}
-
-enum Item {
-    Run(Pending),
-    Trim(usize),
-}
-
-/// A job with its place in the order of arrival.
-pub(super) struct Pending {
-    pub(super) job: Job,
-    pub(super) since: Instant,
-    pub(super) rows: usize,
-    number: u64,
 }
 
 /// A job taken out of its queue, with the session's cache.
@@ -467,76 +394,5 @@ impl<C: Rows> Sessions<C> {
     /// The sessions that have a job to do.
     pub(super) fn waiting(&self) -> Vec<SessionId> {
         self.open.iter().filter(|(_, session)| session.front().is_some()).map(|(id, _)| *id).collect()
-    }
-}
-
-impl<C: Rows> Session<C> {
-    fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.cache.is_some()
-    }
-
-    /// The next job. Trims never stand first while the cache is here.
-    fn front(&self) -> Option<&Pending> {
-        match self.queue.front() {
-            Some(Item::Run(pending)) if self.cache.is_some() => Some(pending),
-            _ => None,
-        }
-    }
-
-    /// Forgets rows. Pages that were shared become its own again, since other rows may follow: says whether there were
-    /// enough for that.
-    fn cut(&mut self, pages: &mut Pages<C::Block>, keep: usize) -> bool {
-        let Some(cache) = &mut self.cache else { return true };
-        cache.truncate(keep);
-        let whole = cache.len() / KV_PAGE_ROWS;
-        let lost = self.keys.get(whole..self.shared).unwrap_or_default();
-        let n = u32::try_from(lost.len()).unwrap_or(u32::MAX);
-        pages.unpin(lost);
-        self.shared = self.shared.min(whole);
-        self.distrust(whole);
-        let enough = pages.take(n);
-        if enough {
-            self.own = self.own.saturating_add(n);
-        }
-        enough
-    }
-
-    /// From this page on, what comes need not be what the keys name: something has failed, or was taken back. Before the
-    /// first job it is: the session only begins with less than it was given.
-    fn distrust(&mut self, page: usize) {
-        if self.computed {
-            self.keys.truncate(page);
-        }
-    }
-
-    /// Gives the pages that have become whole, and that keys name, to the prefix cache; where that has them already, the
-    /// session uses those and gives its own back.
-    fn publish(&mut self, pages: &mut Pages<C::Block>) {
-        let Some(cache) = &mut self.cache else { return };
-        while let Some(key) = self.keys.get(self.shared) {
-            if cache.len() / KV_PAGE_ROWS <= self.shared || self.own == 0 {
-                return;
-            }
-            if pages.pin(key) {
-                if !pages.get(key).is_some_and(|block| cache.replace(self.shared, block)) {
-                    pages.unpin(&[*key]);
-                    return;
-                }
-                pages.give_back(1);
-            } else {
-                pages.publish(*key, self.shared, cache.block(self.shared));
-            }
-            self.own = self.own.saturating_sub(1);
-            self.shared = self.shared.saturating_add(1);
-        }
-    }
-}
-
-impl Item {
-    fn job(self) -> Option<Job> {
-        match self {
-            Self::Run(pending) => Some(pending.job),
-            Self::Trim(_) => None,
-        }
     }
 }

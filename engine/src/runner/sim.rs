@@ -12,7 +12,8 @@ use proptest::prelude::*;
 use super::{
     AdmissionError, Input, Job, JobError, Phase, PrefixKey, RunnerConfig, SessionEvent, SessionId, SubmitError, Want,
     pages_for,
-    sessions::{Done, MAX_DECODE_ROWS, Opening, Rows, Sessions},
+    session::Rows,
+    sessions::{Done, MAX_DECODE_ROWS, Opening, Sessions},
 };
 use crate::{KV_PAGE_ROWS, MAX_ROWS};
 

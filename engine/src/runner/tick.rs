@@ -7,7 +7,8 @@ use std::{
 
 use super::{
     Input, JobError, Output, Want,
-    sessions::{Done, Pending, Taken},
+    session::Pending,
+    sessions::{Done, Taken},
     state::{Next, Shared},
 };
 use crate::{BackendError, Cache, MAX_ROWS, Segment, Stage, StageError};
