@@ -28,7 +28,7 @@ use libp2p::{
         store::{Error, RecordStore},
     },
 };
-use quelea_announce::rate::PeerBuckets;
+use quelea_wire::rate::PeerBuckets;
 
 use self::quota::{Quota, Room, Ticket};
 pub use self::types::{Refusal, StoreLimits, StoreStats};

@@ -15,7 +15,6 @@ use std::{
 };
 
 use libp2p::PeerId;
-use quelea_announce::rate::PeerBuckets;
 use quelea_engine::runner::Output;
 use quelea_shard::{
     frame::{Frame, SessionId, StreamKind},
@@ -24,7 +23,7 @@ use quelea_shard::{
     reassembly::Expect,
     session::{Act, Arrived, Event, Session, Step},
 };
-use quelea_wire::ErrorCode;
+use quelea_wire::{ErrorCode, rate::PeerBuckets};
 use tokio::{task::AbortHandle, time::Instant};
 
 use self::{

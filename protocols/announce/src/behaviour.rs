@@ -16,11 +16,10 @@ use libp2p::{
         ToSwarm,
     },
 };
-use quelea_wire::NetworkId;
+use quelea_wire::{NetworkId, rate::PeerBuckets};
 
 use crate::{
     codec::{Answer, Codec, Request},
-    rate::PeerBuckets,
     signed::{SignedAnnouncement, VerifyError},
 };
 
@@ -181,7 +180,7 @@ impl Behaviour {
         self.inner.is_connected(peer)
     }
 
-    /// Peers whose request rate is remembered; bounded by [`crate::rate::MAX_PEERS`].
+    /// Peers whose request rate is remembered; bounded by [`quelea_wire::rate::MAX_PEERS`].
     #[must_use]
     pub fn remembered(&self) -> usize {
         self.rate.len()

@@ -12,7 +12,6 @@
 //! | `behaviour` | asking and answering peers |
 //! | `book` | what is known of whom, as a pure map |
 //! | `keys` | provider keys and topics |
-//! | [`rate`] | a bounded rate limit per peer |
 
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -25,7 +24,6 @@ mod book;
 mod codec;
 mod keys;
 mod message;
-pub mod rate;
 mod signed;
 
 pub use behaviour::{Behaviour, Event, FetchError, FetchId, MAX_FETCHES, MAX_STREAMS, PROTOCOL_NAME, TIMEOUT};
