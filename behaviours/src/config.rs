@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use quelea_wire::NetworkId;
 
-use crate::store::StoreLimits;
+use crate::{prefixes::PrefixLimits, store::StoreLimits};
 
 /// Connections being negotiated from outside. A handshake takes a round trip or two; 64 at once admit hundreds of peers a
 /// second. When one more comes, the one that has taken longest gives way, so that those who never finish keep nobody out.
@@ -87,6 +87,8 @@ pub struct Limits {
     pub established_total: u32,
     /// See [`ESTABLISHED_PER_PEER`].
     pub established_per_peer: u32,
+    /// What one address range may have.
+    pub prefixes: PrefixLimits,
     /// See [`MEMORY_SHARE`].
     pub memory: MemoryLimit,
     /// See [`STREAMS_PER_CONNECTION`].
@@ -110,6 +112,7 @@ impl Default for Limits {
             established_outbound: ESTABLISHED_OUTBOUND,
             established_total: ESTABLISHED_TOTAL,
             established_per_peer: ESTABLISHED_PER_PEER,
+            prefixes: PrefixLimits::default(),
             memory: MemoryLimit::Share(MEMORY_SHARE),
             streams_per_connection: STREAMS_PER_CONNECTION,
             negotiating_streams: NEGOTIATING_STREAMS,

@@ -7,6 +7,7 @@
 //! | module | decides |
 //! |---|---|
 //! | [`config`] | every limit, with its arithmetic |
+//! | [`prefixes`] | how many connections an address range may have, and how fast |
 //! | [`identify`] | which addresses of a peer are believed |
 //! | [`kad`] | which records and peers are kept; the mode; republishing |
 //! | [`store`] | quotas and expiry of what the DHT asks this node to hold |
@@ -28,6 +29,7 @@ pub mod kad;
 pub mod nat;
 #[allow(missing_docs, reason = "the derive's event enum cannot carry docs; every field of the struct has them")]
 mod node;
+pub mod prefixes;
 pub mod scope;
 pub mod store;
 mod swarm;

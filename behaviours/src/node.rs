@@ -9,7 +9,7 @@ use libp2p::{
     upnp,
 };
 
-use crate::{gossip, identify, kad};
+use crate::{gossip, identify, kad, prefixes};
 
 /// A node's behaviour; see [`build_swarm`](crate::build_swarm).
 #[derive(NetworkBehaviour)]
@@ -21,6 +21,8 @@ pub struct Behaviour {
     pub memory_limits: memory_connection_limits::Behaviour,
     /// Refuses and closes connections of banned peers.
     pub blocked_peers: allow_block_list::Behaviour<BlockedPeers>,
+    /// Refuses connections of an address range that has its share, connects too fast, or is banned.
+    pub prefixes: prefixes::Behaviour,
     /// Opens and accepts the streams that activations travel on.
     pub shard: quelea_shard::Behaviour,
     /// Fetches and answers signed announcements of who serves which layers.

@@ -25,7 +25,7 @@ use crate::{
     config::{CONNECTION_TIMEOUT, PENDING_INBOUND_SLACK, PING_INTERVAL, PING_TIMEOUT},
     gossip,
     handshakes::Handshakes,
-    identify, kad, nat,
+    identify, kad, nat, prefixes,
 };
 
 /// Why no swarm could be built.
@@ -162,6 +162,7 @@ fn behaviour(
             MemoryLimit::Bytes(bytes) => memory_connection_limits::Behaviour::with_max_bytes(bytes),
         },
         blocked_peers: allow_block_list::Behaviour::default(),
+        prefixes: prefixes::Behaviour::new(config.limits.prefixes),
         shard: quelea_shard::Behaviour::new(quelea_shard::Config::new(config.network)),
         announce: quelea_announce::Behaviour::new(config.network),
         identify: identify::new(keypair, config),

@@ -47,6 +47,7 @@ pub(super) struct Instruments {
     pub(super) hop: Histogram<f64>,
     pub(super) db_commit: Histogram<f64>,
     pub(super) channel_full: Counter<u64>,
+    pub(super) rate_limited: Counter<u64>,
     pub(super) tasks_panicked: Counter<u64>,
 }
 
@@ -96,6 +97,10 @@ impl Instruments {
             ),
             db_commit: seconds("quelea_db_commit_duration", "Time of one database commit", &COMMIT_BOUNDS),
             channel_full: counter("quelea_channel_full", "Items that a bounded queue had no place for, by queue"),
+            rate_limited: counter(
+                "quelea_rate_limited",
+                "What a rate limit refused to peers, by the scope of the limit",
+            ),
             tasks_panicked: counter("quelea_tasks_panicked", "Tasks and threads that ended in a panic"),
         }
     }
@@ -109,8 +114,9 @@ pub(super) fn observe(meter: &Meter, build: &BuildInfo, stats: &Arc<NodeStats>, 
     observe_models(meter, stats);
 
     type Plain = fn(&NodeStats) -> u64;
-    let plain: [(&'static str, &'static str, Plain); 4] = [
+    let plain: [(&'static str, &'static str, Plain); 5] = [
         ("quelea_peers_known", "Peers this node remembers", |s| s.peers_known.get()),
+        ("quelea_peers_banned", "Peers and address ranges that are banned", |s| s.peers_banned.get()),
         ("quelea_shard_streams", "Shard streams open, in either direction", |s| s.shard_streams.get()),
         ("quelea_shard_sessions", "Shard sessions open on this node's stage", |s| s.shard_sessions.get()),
         ("quelea_dht_records", "Records in this node's part of the DHT", |s| s.dht_records.get()),

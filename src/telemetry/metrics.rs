@@ -24,6 +24,9 @@ use super::{
 /// The content type of a scrape.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// Scopes of rate limits: a peer, its address range, everybody; connections accepted per range; signatures checked.
+const RATE_SCOPES: [&str; 5] = ["peer", "prefix", "global", "accept", "signatures"];
+
 /// Which build this is, shown as the labels of `quelea_build_info`.
 #[derive(Clone, Debug)]
 pub struct BuildInfo {
@@ -192,6 +195,9 @@ impl Metrics {
         instruments::observe(&meter, build, stats, health);
         // Counters that alert on their first increase have to exist before it.
         instruments.tasks_panicked.add(0, &[]);
+        for scope in RATE_SCOPES {
+            instruments.rate_limited.add(0, &[KeyValue::new("scope", scope)]);
+        }
         Ok(Self { inner: Arc::new(Inner { instruments, registry, libp2p: OnceLock::new(), _provider: provider }) })
     }
 
@@ -293,6 +299,13 @@ impl Metrics {
     pub fn channel_full_if(&self, full: bool, name: &'static str) {
         if full {
             self.channel_full(name);
+        }
+    }
+
+    /// A rate limit of this scope refused so many things.
+    pub fn rate_limited(&self, scope: &'static str, count: u64) {
+        if count > 0 {
+            self.inner.instruments.rate_limited.add(count, &[KeyValue::new("scope", scope)]);
         }
     }
 

@@ -130,6 +130,8 @@ pub struct NodeStats {
     models: Mutex<Vec<Arc<ModelStats>>>,
     /// Peers in the routing table.
     pub peers_known: Gauge,
+    /// Peers and address ranges that are banned.
+    pub peers_banned: Gauge,
     /// Shard streams open, either direction.
     pub shard_streams: Gauge,
     /// Shard sessions open on this node's stage.

@@ -138,6 +138,8 @@ fn the_scrape_holds_the_catalogue_and_no_more_labels() {
         ("quelea_ready", "gauge"),
         ("quelea_peers_connected", "gauge"),
         ("quelea_peers_known", "gauge"),
+        ("quelea_peers_banned", "gauge"),
+        ("quelea_rate_limited_total", "counter"),
         ("quelea_reachability", "gauge"),
         ("quelea_rpc_requests_total", "counter"),
         ("quelea_inference_requests_total", "counter"),

@@ -5,7 +5,7 @@ use libp2p::{
     kad::store::RecordStore,
     swarm::{DialError, ListenError, SwarmEvent},
 };
-use quelea_behaviours::MemoryLimit;
+use quelea_behaviours::{MemoryLimit, prefixes::PrefixLimits};
 
 use crate::harness::{Event, Node, chain, config, connect, stranger, text, until};
 
@@ -107,4 +107,29 @@ async fn denied_strangers_leave_no_trace() {
     assert_eq!(parts.kad.store_mut().records().count(), 0);
     heard.retain(|event| ids.iter().any(|id| event.contains(&id.to_string())));
     assert_eq!(heard, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn address_ranges_have_a_share_and_leave_nothing_behind_when_refused() {
+    let mut strict = config();
+    strict.limits.prefixes = PrefixLimits { per_host: 1, exempt_local: false, ..PrefixLimits::default() };
+    let mut nodes = [Node::start(strict).await, Node::start(config()).await, Node::start(config()).await];
+    connect(&mut nodes, 1, 0).await;
+    let before = nodes[0].swarm.behaviour().prefixes.sizes();
+    let server = nodes[0].addr.clone();
+    for _ in 0..3 {
+        nodes[2].swarm.dial(server.clone()).unwrap();
+        let why = until(&mut nodes, "a denial by range", |i, _, event| denied(event).filter(|_| i == 0)).await;
+        assert!(why.contains("127.0.0.1/32 has its share"), "{why}");
+    }
+    let prefixes = &mut nodes[0].swarm.behaviour_mut().prefixes;
+    assert_eq!(prefixes.sizes(), before);
+
+    // A ban of the range ends the connection that stands.
+    assert!(prefixes.ban("127.0.0.0/8".parse().unwrap()));
+    until(&mut nodes, "the end of the first connection", |i, _, event| {
+        (i == 0 && matches!(event, SwarmEvent::ConnectionClosed { .. })).then_some(())
+    })
+    .await;
+    assert_eq!(nodes[0].swarm.behaviour().prefixes.sizes().connections, 0);
 }

@@ -16,7 +16,10 @@ use libp2p::{
         ToSwarm,
     },
 };
-use quelea_wire::{NetworkId, rate::PeerBuckets};
+use quelea_wire::{
+    NetworkId,
+    rate::{Limiter, Limits, Quota, Scope},
+};
 
 use crate::{
     codec::{Answer, Codec, Request},
@@ -37,7 +40,11 @@ pub const MAX_FETCHES: usize = 256;
 
 /// Requests a peer may make in [`RATE_PERIOD`]. An announcement changes every few seconds at most, and gossip brings it
 /// anyway: ten in ten seconds serves every honest use.
-const RATE_BURST: u32 = 10;
+const PEER_BURST: u32 = 10;
+/// Of one address range: eight connections may come from one, and each may bring a peer.
+const PREFIX_BURST: u32 = 80;
+/// Of everybody: as many as 200 inbound peers may make. An answer costs a copy of 1 KiB.
+const GLOBAL_BURST: u32 = 2000;
 const RATE_PERIOD: Duration = Duration::from_secs(10);
 
 /// Names one fetch.
@@ -99,6 +106,8 @@ pub enum Event {
     Limited {
         /// Who asked.
         peer: PeerId,
+        /// Which limit it met.
+        scope: Scope,
     },
     /// A peer's request could not be read or answered.
     Failed {
@@ -123,7 +132,7 @@ pub struct Behaviour {
     next_id: u64,
     /// Results known at once. At most one per call of [`Behaviour::fetch`], drained by the next poll.
     ready: VecDeque<Event>,
-    rate: PeerBuckets,
+    rate: Limiter,
 }
 
 impl Behaviour {
@@ -139,7 +148,11 @@ impl Behaviour {
             fetches: HashMap::new(),
             next_id: 0,
             ready: VecDeque::new(),
-            rate: PeerBuckets::new(RATE_BURST, RATE_PERIOD),
+            rate: Limiter::new(Limits {
+                peer: Quota::new(PEER_BURST, RATE_PERIOD),
+                prefix: Quota::new(PREFIX_BURST, RATE_PERIOD),
+                global: Quota::new(GLOBAL_BURST, RATE_PERIOD),
+            }),
         }
     }
 
@@ -180,10 +193,10 @@ impl Behaviour {
         self.inner.is_connected(peer)
     }
 
-    /// Peers whose request rate is remembered; bounded by [`quelea_wire::rate::MAX_PEERS`].
+    /// Entries of the maps behind the rate limits; bounded, see [`Limiter`].
     #[must_use]
     pub fn remembered(&self) -> usize {
-        self.rate.len()
+        self.rate.remembered()
     }
 
     /// Fetches under way; bounded by [`MAX_FETCHES`].
@@ -198,13 +211,16 @@ impl Behaviour {
                 request_response::Message::Request { channel, .. } => {
                     let admitted = self.rate.admit(peer, Instant::now());
                     let answer = match (&self.local, admitted) {
-                        (_, false) => Answer::Busy,
-                        (None, true) => Answer::None,
-                        (Some(local), true) => Answer::Some(Box::new(local.clone())),
+                        (_, Err(_)) => Answer::Busy,
+                        (None, Ok(())) => Answer::None,
+                        (Some(local), Ok(())) => Answer::Some(Box::new(local.clone())),
                     };
                     // Fails only when the asker has gone already; its end is reported as `InboundFailure`.
                     let _ = self.inner.send_response(channel, answer);
-                    Some(if admitted { Event::Served { peer } } else { Event::Limited { peer } })
+                    Some(match admitted {
+                        Ok(()) => Event::Served { peer },
+                        Err(scope) => Event::Limited { peer, scope },
+                    })
                 }
                 request_response::Message::Response { request_id, response } => {
                     let result = match response {
@@ -268,6 +284,7 @@ impl NetworkBehaviour for Behaviour {
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        self.rate.on_swarm_event(&event);
         self.inner.on_swarm_event(event);
     }
 

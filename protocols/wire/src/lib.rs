@@ -1,5 +1,5 @@
-//! What Quelea's protocols share: network names, model ids, layer ranges, signed envelopes, instants, rate limits and
-//! error codes.
+//! What Quelea's protocols share: network names, model ids, layer ranges, signed envelopes, instants, error codes, and
+//! the limits in front of them.
 //!
 //! Nothing here opens a stream. It is the vocabulary that `announce`, `shard` and the ledger have in common, so that a
 //! model id or an error number means the same thing on every protocol.
@@ -13,6 +13,7 @@
 pub mod envelope;
 mod error_code;
 mod ids;
+pub mod prefix;
 pub mod rate;
 mod span;
 pub mod time;

@@ -52,7 +52,8 @@ pub(crate) fn event(driver: &mut Driver, event: Event) {
             driver.state.fetches.answer(&id, result);
         }
         Event::Served { .. } => driver.config.telemetry.metrics.rpc("announce", Direction::Inbound, RpcResult::Ok),
-        Event::Limited { .. } => {
+        Event::Limited { scope, .. } => {
+            driver.config.telemetry.metrics.rate_limited(scope.as_str(), 1);
             driver.config.telemetry.metrics.rpc("announce", Direction::Inbound, RpcResult::Refused);
         }
         Event::Failed { peer, error } => {
