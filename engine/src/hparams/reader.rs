@@ -34,8 +34,12 @@ const COMPUTED: &[&str] = &[
     "rope.scaling.yarn_log_multiplier",
 ];
 
+/// Computed in the families that have windows, and where a file lists the layers with one.
+const WINDOW: [&str; 2] = ["attention.sliding_window", "attention.sliding_window_pattern"];
+
 /// Computed in the Gemma families only.
 const COMPUTED_FOR_GEMMA: &[&str] = &[
+    "attention.scale",
     "attention.sliding_window",
     "attention.sliding_window_pattern",
     "attn_logit_softcapping",
@@ -160,10 +164,17 @@ impl Reader<'_> {
         COMPUTED.contains(&name)
             || match self.architecture {
                 Architecture::Gemma2 | Architecture::Gemma3 => COMPUTED_FOR_GEMMA.contains(&name),
-                Architecture::Phi3 => name == "attention.sliding_window",
-                Architecture::Mistral3 => name == "attention.temperature_scale",
-                _ => false,
+                Architecture::Phi3 => WINDOW.contains(&name),
+                Architecture::Mistral3 if name == "attention.temperature_scale" => true,
+                _ => WINDOW.contains(&name) && self.lists_windows(),
             }
+    }
+
+    /// True when the file says layer by layer which have a window. A size alone counts in the families whose graph has
+    /// windows only.
+    pub(super) fn lists_windows(&self) -> bool {
+        let pattern = self.key("attention.sliding_window_pattern");
+        self.gguf.contains(&pattern) && matches!(self.gguf.get(&pattern), Ok(Value::Array(_)))
     }
 
     /// Settings that change the function: better refused than ignored.

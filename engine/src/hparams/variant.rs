@@ -108,7 +108,7 @@ impl Variant {
         Ok(Self {
             experts: experts(reader, hparams)?,
             window: window(reader, hparams)?,
-            attention_scale: attention_scale(hparams),
+            attention_scale: attention_scale(reader, hparams)?,
             attention_cap: cap("attn_logit_softcapping", caps.0)?,
             logit_cap: cap("final_logit_softcapping", caps.1)?,
             rope_magnitude: reader.optional_positive("rope.scaling.attn_factor")?.filter(|factor| *factor != 1.0),
@@ -118,17 +118,20 @@ impl Variant {
     }
 }
 
-/// The largest Gemma of each generation, told by its number of layers, divides by the root of what a query head would
-/// have of the model's width.
-fn attention_scale(hparams: &Hparams) -> Option<f32> {
+/// What the file says. Where it says nothing the largest Gemma of each generation, told by its number of layers, divides
+/// by the root of what a query head would have of the model's width.
+fn attention_scale(reader: &Reader<'_>, hparams: &Hparams) -> Result<Option<f32>, LoadError> {
     let largest = match hparams.architecture {
         Architecture::Gemma2 => 46,
         Architecture::Gemma3 => 62,
-        _ => return None,
+        _ => return Ok(None),
     };
+    if let Some(scale) = reader.optional_positive("attention.scale")? {
+        return Ok(Some(scale));
+    }
     #[allow(clippy::cast_precision_loss, reason = "at most 2^20, which is exact")]
     let share = (hparams.hidden / hparams.heads.max(1)) as f32;
-    (hparams.n_layers == largest).then(|| 1.0 / share.sqrt())
+    Ok((hparams.n_layers == largest).then(|| 1.0 / share.sqrt()))
 }
 
 fn experts(reader: &Reader<'_>, hparams: &Hparams) -> Result<Option<Experts>, LoadError> {
@@ -168,6 +171,7 @@ fn window(reader: &Reader<'_>, hparams: &Hparams) -> Result<Option<Window>, Load
         Architecture::Gemma3 => (named, 6),
         // All layers.
         Architecture::Phi3 => (named, 0),
+        _ if reader.lists_windows() => (named, 0),
         _ => return Ok(None),
     };
     let Some(size) = size else { return Ok(None) };

@@ -1,12 +1,13 @@
 //! `config.json`: the hyper-parameters, in the words of Hugging Face, and the same in GGUF's.
 
+mod defaults;
+mod rope;
+mod window;
+
 use serde_json::{Map, Value};
 
 use super::HfError;
-use crate::{
-    gguf::write::Writer,
-    models::rope::{FACTORS, Llama3},
-};
+use crate::gguf::write::Writer;
 
 /// The families that folders are read of: `model_type`, and GGUF's name.
 const FAMILIES: [(&str, &str); 9] = [
@@ -21,9 +22,14 @@ const FAMILIES: [(&str, &str); 9] = [
     ("gemma3_text", "gemma3"),
 ];
 
+/// Families and numbers of layers whose scale of scores follows from the width of the model.
+const LARGEST: [(&str, u32); 2] = [("gemma2", 46), ("gemma3", 62)];
+
 /// A folder's `config.json`, the part about language.
 pub(super) struct Config {
     values: Map<String, Value>,
+    /// The family as `config.json` names it.
+    kind: &'static str,
     /// GGUF's name of the family.
     pub(super) architecture: &'static str,
 }
@@ -40,11 +46,43 @@ impl Config {
         }
         let kind = values.get("model_type").and_then(Value::as_str).unwrap_or_default();
         let family = FAMILIES.iter().find(|(known, _)| *known == kind || (kind == "gemma3" && *known == "gemma3_text"));
-        let &(_, architecture) = family.ok_or_else(|| HfError::Family {
+        let &(kind, architecture) = family.ok_or_else(|| HfError::Family {
             found: kind.to_owned(),
             supported: FAMILIES.iter().map(|(name, _)| *name).collect(),
         })?;
-        Ok(Self { values, architecture })
+        defaults::complete(&mut values, kind);
+        let config = Self { values, kind, architecture };
+        config.refuse_other_functions()?;
+        Ok(config)
+    }
+
+    /// Settings that ask for what the families here do not compute.
+    fn refuse_other_functions(&self) -> Result<(), HfError> {
+        let refuse = |key: &str, expected: &str| Err(Self::wrong(key, expected));
+        let (key, activations) = if self.gemma() {
+            ("hidden_activation", &["gelu_pytorch_tanh"][..])
+        } else {
+            ("hidden_act", &["silu", "swish"][..])
+        };
+        if let Some(activation) = self.value(key)
+            && !activations.iter().any(|known| activation == known)
+        {
+            return refuse(key, &format!("{}, which this family has", activations.join(" or ")));
+        }
+        if self.value("use_bidirectional_attention") == Some(&Value::Bool(true)) {
+            return refuse("use_bidirectional_attention", "false, since a token here sees those before it only");
+        }
+        if self.kind == "qwen3_moe" {
+            if self.value("norm_topk_prob") != Some(&Value::Bool(true)) {
+                return refuse("norm_topk_prob", "true, since the weights of experts are normed here");
+            }
+            let dense =
+                self.value("mlp_only_layers").and_then(Value::as_array).is_some_and(|layers| !layers.is_empty());
+            if dense || self.optional_size("decoder_sparse_step")?.unwrap_or(1) != 1 {
+                return refuse("mlp_only_layers", "none, and a decoder_sparse_step of 1: every layer has experts here");
+            }
+        }
+        Ok(())
     }
 
     /// Gemma's norms are stored less one, and there are four of them in a layer.
@@ -54,7 +92,12 @@ impl Config {
 
     /// The output matrix is the embedding.
     pub(super) fn tied(&self) -> bool {
-        self.values.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(self.gemma())
+        self.says_tied().unwrap_or(self.gemma())
+    }
+
+    /// Whether the output matrix is the embedding, when the file says.
+    pub(super) fn says_tied(&self) -> Option<bool> {
+        self.values.get("tie_word_embeddings").and_then(Value::as_bool)
     }
 
     fn wrong(key: &str, expected: &str) -> HfError {
@@ -107,21 +150,6 @@ impl Config {
         self.optional_size("head_dim")?.map_or(divided, Ok)
     }
 
-    /// The settings of the rotation, wherever this version of the file keeps them.
-    fn rope(&self) -> Map<String, Value> {
-        let found = self.value("rope_parameters").or_else(|| self.value("rope_scaling")).and_then(Value::as_object);
-        let mut rope = found.cloned().unwrap_or_default();
-        if let Some(Value::Object(all)) = rope.remove("full_attention") {
-            rope = all;
-        }
-        for key in ["rope_theta", "partial_rotary_factor", "original_max_position_embeddings"] {
-            if let (false, Some(value)) = (rope.contains_key(key), self.value(key)) {
-                rope.insert(key.to_owned(), value.clone());
-            }
-        }
-        rope
-    }
-
     /// Writes the `general.*` and `<architecture>.*` keys; gives back tensors that the file lacks and the model needs.
     pub(super) fn write(&self, writer: &mut Writer) -> Result<Vec<(&'static str, Vec<f32>)>, HfError> {
         let arch = self.architecture;
@@ -153,96 +181,21 @@ impl Config {
         }
         let eps = self.float("rms_norm_eps")?.ok_or_else(|| Self::wrong("rms_norm_eps", "a number"))?;
         writer.set(&key("attention.layer_norm_rms_epsilon"), eps as f32);
-        if arch == "qwen3moe" && self.value("norm_topk_prob") == Some(&Value::Bool(false)) {
-            return Err(Self::wrong("norm_topk_prob", "true, since the weights of experts are normed here"));
-        }
         if self.gemma() {
-            for (from, to) in [
-                ("attn_logit_softcapping", "attn_logit_softcapping"),
-                ("final_logit_softcapping", "final_logit_softcapping"),
-            ] {
-                if let Some(cap) = self.float(from)? {
-                    writer.set(&key(to), cap as f32);
+            for name in ["attn_logit_softcapping", "final_logit_softcapping"] {
+                // There is none where the file says null, whatever the family has otherwise.
+                let cap = self.float(name)?.unwrap_or(0.0);
+                if cap != 0.0 || arch == "gemma2" {
+                    writer.set(&key(name), cap as f32);
                 }
             }
+            let share = self.float("query_pre_attn_scalar")?.unwrap_or(f64::from(head_dim));
+            // GGUF's readers know the exceptions of the largest models by their layers.
+            if share != f64::from(head_dim) || LARGEST.contains(&(arch, self.layers()?)) {
+                writer.set(&key("attention.scale"), 1.0 / (share as f32).sqrt());
+            }
         }
-        if self.gemma() || arch == "phi3" {
-            // Phi-3 says that there is no window with zero.
-            writer.set(&key("attention.sliding_window"), self.optional_size("sliding_window")?.unwrap_or(0));
-        }
-        if arch == "gemma3" {
-            let local = self.float("rope_local_base_freq")?.unwrap_or(10_000.0);
-            writer.set(&key("rope.freq_base_swa"), local as f32);
-        }
+        self.write_window(writer)?;
         self.write_rope(writer, head_dim)
-    }
-
-    fn write_rope(&self, writer: &mut Writer, head_dim: u32) -> Result<Vec<(&'static str, Vec<f32>)>, HfError> {
-        let arch = self.architecture;
-        let key = |name: &str| format!("{arch}.rope.{name}");
-        let rope = self.rope();
-        let float = |name: &str| Self::optional_float(&rope, name);
-        let base = float("rope_theta")?.unwrap_or(if arch == "gemma3" { 1e6 } else { 1e4 });
-        let part = float("partial_rotary_factor")?.unwrap_or(1.0);
-        let dims = (part * f64::from(head_dim)) as u32;
-        writer.set(&key("freq_base"), base as f32).set(&key("dimension_count"), dims);
-        let original = float("original_max_position_embeddings")?;
-        if let (Some(original), true) = (original, rope.contains_key("factor") || arch == "phi3") {
-            writer.set(&key("scaling.original_context_length"), original as u32);
-        }
-        let kind = rope.get("rope_type").or_else(|| rope.get("type")).and_then(Value::as_str).unwrap_or("default");
-        let factor = || float("factor")?.ok_or_else(|| Self::wrong("rope_scaling.factor", "a number"));
-        match kind {
-            "default" => Ok(Vec::new()),
-            "linear" => {
-                writer.set(&key("scaling.type"), "linear").set(&key("scaling.factor"), factor()? as f32);
-                Ok(Vec::new())
-            }
-            "yarn" => {
-                writer.set(&key("scaling.type"), "yarn").set(&key("scaling.factor"), factor()? as f32);
-                for (from, to) in [
-                    ("extrapolation_factor", "yarn_ext_factor"),
-                    ("attention_factor", "yarn_attn_factor"),
-                    ("beta_fast", "yarn_beta_fast"),
-                    ("beta_slow", "yarn_beta_slow"),
-                ] {
-                    if let Some(value) = float(from)? {
-                        writer.set(&key(&format!("scaling.{to}")), value as f32);
-                    }
-                }
-                Ok(Vec::new())
-            }
-            "llama3" => {
-                let llama = Llama3 {
-                    factor: factor()?,
-                    low: float("low_freq_factor")?.unwrap_or(Llama3::DEFAULT.low),
-                    high: float("high_freq_factor")?.unwrap_or(Llama3::DEFAULT.high),
-                    original: original.unwrap_or(Llama3::DEFAULT.original),
-                };
-                Ok(vec![(FACTORS, llama.divisors(base, usize::try_from(dims).unwrap_or(0)))])
-            }
-            "longrope" | "su" => {
-                let context = f64::from(self.size("max_position_embeddings")?);
-                let original = original.ok_or_else(|| Self::wrong("original_max_position_embeddings", "a number"))?;
-                let scale = context / original;
-                let attention = if scale > 1.0 { (1.0 + scale.ln() / original.ln()).sqrt() } else { 1.0 };
-                writer.set(&key("scaling.type"), "longrope").set(&key("scaling.attn_factor"), attention as f32);
-                let list = |name: &'static str| -> Result<Vec<f32>, HfError> {
-                    let values = rope.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-                    let values: Option<Vec<f32>> = values.iter().map(|v| v.as_f64().map(|v| v as f32)).collect();
-                    values
-                        .filter(|v| v.len() as u64 == u64::from(dims / 2))
-                        .ok_or_else(|| Self::wrong(name, "as many numbers as half of the rotated values"))
-                };
-                Ok(vec![
-                    ("rope_factors_long.weight", list("long_factor")?),
-                    ("rope_factors_short.weight", list("short_factor")?),
-                ])
-            }
-            other => Err(HfError::Config {
-                key: "rope_scaling".into(),
-                reason: format!("'{other}' is not supported; default, linear, yarn, llama3 and longrope are"),
-            }),
-        }
     }
 }

@@ -31,10 +31,17 @@ const PARTS: [(&str, &str); 16] = [
     ("post_feedforward_layernorm", "post_ffw_norm"),
 ];
 
+/// Beginnings of the names of what a model that also sees has beside its language.
+const BESIDE: [&str; 2] = ["vision_tower.", "multi_modal_projector."];
+
 /// What the tensor `name` of a folder becomes; `None` when the families know no such tensor. With `four_norms` (Gemma)
 /// the norm after the attention is one of its own, else it is the one before the feed-forward part.
 pub(super) fn target(name: &str, four_norms: bool, tied: bool) -> Option<Target> {
-    let name = name.strip_prefix("language_model.").unwrap_or(name);
+    if BESIDE.iter().any(|part| name.strip_prefix("model.").unwrap_or(name).starts_with(part)) {
+        return Some(Target::Dropped);
+    }
+    let inner = name.strip_prefix("model.language_model.").map(|rest| format!("model.{rest}"));
+    let name = inner.as_deref().unwrap_or_else(|| name.strip_prefix("language_model.").unwrap_or(name));
     match name {
         "model.embed_tokens.weight" => return Some(Target::Whole("token_embd.weight".into())),
         "model.norm.weight" => return Some(Target::Whole("output_norm.weight".into())),
@@ -81,6 +88,8 @@ mod tests {
         assert_eq!(whole("model.layers.0.post_attention_layernorm.weight", true), "blk.0.post_attention_norm.weight");
         assert_eq!(whole("language_model.model.norm.weight", true), "output_norm.weight");
         assert_eq!(whole("lm_head.weight", false), "output.weight");
+        assert_eq!(whole("model.language_model.layers.3.mlp.up_proj.weight", true), "blk.3.ffn_up.weight");
+        assert_eq!(target("model.vision_tower.x.weight", true, true), Some(Target::Dropped));
         assert_eq!(target("lm_head.weight", false, true), Some(Target::Dropped));
         let expert = |name: &str| Some(Target::Expert(name.into(), 7));
         assert_eq!(
@@ -91,7 +100,7 @@ mod tests {
             target("model.layers.3.block_sparse_moe.experts.7.w3.weight", false, false),
             expert("blk.3.ffn_up_exps.weight")
         );
-        for unknown in ["vision_tower.x.weight", "model.layers.x.mlp.up_proj.weight", "model.layers.0.mlp.up_proj"] {
+        for unknown in ["model.vision.x.weight", "model.layers.x.mlp.up_proj.weight", "model.layers.0.mlp.up_proj"] {
             assert_eq!(target(unknown, false, false), None, "{unknown}");
         }
     }

@@ -65,6 +65,10 @@ pub(super) fn assemble(
             }
         }
     }
+    if config.says_tied() == Some(false) && !sources.contains_key("output.weight") {
+        let reason = "it is missing, and config.json says that the output matrix is not the embedding".to_owned();
+        return Err(HfError::Tensor { tensor: "lm_head.weight".to_owned(), reason });
+    }
     let mut changed = Changed::new()?;
     // Stores are counted after the header's; what was changed goes into the last.
     let last = stores.len().saturating_add(1);

@@ -53,6 +53,7 @@ fn config(gguf: &Gguf) -> Value {
     });
     if let Some(experts) = number(gguf, "expert_count") {
         config["num_experts"] = json!(experts);
+        config["norm_topk_prob"] = json!(true);
         config["num_experts_per_tok"] = json!(number(gguf, "expert_used_count"));
         config["moe_intermediate_size"] = json!(number(gguf, "expert_feed_forward_length"));
     }
@@ -225,7 +226,13 @@ fn broken_folders_are_refused_with_the_reason() {
     assert!(with("hidden_size", json!("wide")).contains("'hidden_size': expected a whole number"));
     assert!(with("num_attention_heads", Value::Null).contains("'num_attention_heads': it is missing"));
     assert!(with("rope_scaling", json!({ "type": "magic" })).contains("'magic' is not supported"));
+    assert!(with("hidden_act", json!("gelu")).contains("'hidden_act': expected silu"));
+    assert!(with("rope_scaling", json!({ "type": "yarn", "factor": 2, "truncate": false })).contains("truncate"));
     assert!(with("num_attention_heads", json!(5)).contains("rows are not 5 heads of an even width"));
+    let headless: Vec<_> = whole.iter().filter(|tensor| tensor.0 != "lm_head.weight").cloned().collect();
+    if headless.len() < whole.len() {
+        assert!(refusal(&good, &headless, &|_| {}).contains("tensor 'lm_head.weight': it is missing"));
+    }
     let mut more = whole.clone();
     more.push(("model.vision.weight".into(), vec![1], vec![0; 4]));
     assert!(refusal(&good, &more, &|_| {}).contains("tensor 'model.vision.weight': none of the families"));

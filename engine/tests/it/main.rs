@@ -5,6 +5,7 @@
 mod batching;
 mod demo;
 mod families;
+mod folders;
 mod gguf;
 mod golden;
 mod huggingface;
