@@ -14,7 +14,8 @@ pub const PENDING_INBOUND: u32 = 64;
 pub const PENDING_INBOUND_SLACK: u32 = 4;
 /// Connections being negotiated to outside: alpha = 3 lookups with a few addresses each, and room.
 pub const PENDING_OUTBOUND: u32 = 64;
-/// Established from outside. Leaves 56 of [`ESTABLISHED_TOTAL`] that no stranger can take.
+/// Established from outside. Leaves 56 of [`ESTABLISHED_TOTAL`] that no stranger can take. When one more comes, somebody gives
+/// way: see [`inbound`](crate::inbound).
 pub const ESTABLISHED_INBOUND: u32 = 200;
 /// Established to outside: k = 20 neighbours, a gossip mesh of 12, a pipeline, and room for lookups.
 pub const ESTABLISHED_OUTBOUND: u32 = 100;

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`config`] | every limit, with its arithmetic |
 //! | [`prefixes`] | how many connections an address range may have, and how fast |
+//! | [`inbound`] | who gives way when inbound connections are full, by the rule of [`eviction`] |
 //! | [`identify`] | which addresses of a peer are believed |
 //! | [`kad`] | which records and peers are kept; the mode; republishing |
 //! | [`store`] | quotas and expiry of what the DHT asks this node to hold |
@@ -22,9 +23,11 @@
 )]
 
 pub mod config;
+pub mod eviction;
 pub mod gossip;
 mod handshakes;
 pub mod identify;
+pub mod inbound;
 pub mod kad;
 pub mod nat;
 #[allow(missing_docs, reason = "the derive's event enum cannot carry docs; every field of the struct has them")]

@@ -9,7 +9,7 @@ use libp2p::{
     upnp,
 };
 
-use crate::{gossip, identify, kad, prefixes};
+use crate::{gossip, identify, inbound, kad, prefixes};
 
 /// A node's behaviour; see [`build_swarm`](crate::build_swarm).
 #[derive(NetworkBehaviour)]
@@ -23,6 +23,8 @@ pub struct Behaviour {
     pub blocked_peers: allow_block_list::Behaviour<BlockedPeers>,
     /// Refuses connections of an address range that has its share, connects too fast, or is banned.
     pub prefixes: prefixes::Behaviour,
+    /// Closes the worst inbound connection when one more stands than there are places.
+    pub inbound: inbound::Behaviour,
     /// Opens and accepts the streams that activations travel on.
     pub shard: quelea_shard::Behaviour,
     /// Fetches and answers signed announcements of who serves which layers.

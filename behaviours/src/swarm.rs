@@ -25,7 +25,7 @@ use crate::{
     config::{CONNECTION_TIMEOUT, PENDING_INBOUND_SLACK, PING_INTERVAL, PING_TIMEOUT},
     gossip,
     handshakes::Handshakes,
-    identify, kad, nat, prefixes,
+    identify, inbound, kad, nat, prefixes,
 };
 
 /// Why no swarm could be built.
@@ -163,6 +163,7 @@ fn behaviour(
         },
         blocked_peers: allow_block_list::Behaviour::default(),
         prefixes: prefixes::Behaviour::new(config.limits.prefixes),
+        inbound: inbound::Behaviour::new(&config.limits),
         shard: quelea_shard::Behaviour::new(quelea_shard::Config::new(config.network)),
         announce: quelea_announce::Behaviour::new(config.network),
         identify: identify::new(keypair, config),
@@ -180,10 +181,12 @@ fn behaviour(
 }
 
 fn connection_counts(limits: &Limits) -> ConnectionLimits {
+    let spare = inbound::slack(limits.established_inbound).max(1).min(limits.established_inbound);
     ConnectionLimits::default()
         .with_max_pending_incoming(Some(limits.pending_inbound.saturating_mul(PENDING_INBOUND_SLACK)))
         .with_max_pending_outgoing(Some(limits.pending_outbound))
-        .with_max_established_incoming(Some(limits.established_inbound))
+        // One more may stand for a moment, until somebody has given way to it.
+        .with_max_established_incoming(Some(limits.established_inbound.saturating_add(spare)))
         .with_max_established_outgoing(Some(limits.established_outbound))
         .with_max_established(Some(limits.established_total))
         .with_max_established_per_peer(Some(limits.established_per_peer))

@@ -1,11 +1,12 @@
 //! The fields that refuse connections, and that nobody after them hears of what they refuse.
 
 use libp2p::{
-    PeerId,
+    Multiaddr, PeerId,
     kad::store::RecordStore,
-    swarm::{DialError, ListenError, SwarmEvent},
+    swarm::{ConnectionId, DialError, FromSwarm, ListenError, NetworkBehaviour, SwarmEvent, behaviour::ListenFailure},
 };
-use quelea_behaviours::{MemoryLimit, prefixes::PrefixLimits};
+use quelea_behaviours::{Behaviour, MemoryLimit, prefixes::PrefixLimits};
+use quelea_wire::rate::MAX_KEYS;
 
 use crate::harness::{Event, Node, chain, config, connect, stranger, text, until};
 
@@ -19,7 +20,7 @@ fn denied(event: &Event) -> Option<String> {
 #[tokio::test]
 async fn connection_limits_deny_one_too_many() {
     let mut limited = config();
-    limited.limits.established_inbound = 1;
+    limited.limits.established_total = 1;
     let mut nodes = [Node::start(limited).await, Node::start(config()).await, Node::start(config()).await];
     connect(&mut nodes, 1, 0).await;
 
@@ -105,8 +106,47 @@ async fn denied_strangers_leave_no_trace() {
     assert_eq!(parts.kad.kbuckets().count(), 0);
     assert_eq!(parts.kad.store_mut().stats(), Default::default());
     assert_eq!(parts.kad.store_mut().records().count(), 0);
+    assert_eq!((parts.prefixes.sizes(), parts.inbound.remembered()), (Default::default(), 0));
     heard.retain(|event| ids.iter().any(|id| event.contains(&id.to_string())));
     assert_eq!(heard, Vec::<String>::new());
+}
+
+/// Row 2 of the threats, on the whole behaviour: what is asked of it for ten thousand connections that it then denies.
+#[tokio::test]
+async fn ten_thousand_denied_connections_leave_every_map_as_it_was() {
+    let mut closed = config();
+    closed.limits.established_inbound = 0;
+    closed.limits.prefixes.exempt_local = false;
+    let mut node = Node::start(closed).await;
+    let local = node.addr.clone();
+    let parts = node.swarm.behaviour_mut();
+    let sizes = |parts: &mut Behaviour| {
+        let ours = [parts.inbound.remembered(), parts.announce.remembered(), parts.announce.under_way()];
+        let theirs = [parts.gossipsub.all_peers().count(), parts.kad.kbuckets().count()];
+        (parts.prefixes.sizes(), parts.shard.stats(), parts.kad.store_mut().stats(), ours, theirs)
+    };
+    let before = sizes(parts);
+    for n in 0..10_000_u32 {
+        let id = ConnectionId::new_unchecked(1_000_000 + n as usize);
+        let remote: Multiaddr =
+            format!("/ip4/{}/tcp/1", std::net::Ipv4Addr::from_bits(0x0100_0000 + n)).parse().unwrap();
+        let peer = PeerId::random();
+        let begun = parts.handle_pending_inbound_connection(id, &local, &remote);
+        let established =
+            begun.and_then(|()| parts.handle_established_inbound_connection(id, peer, &local, &remote).map(drop));
+        let error = ListenError::Denied { cause: established.unwrap_err() };
+        parts.on_swarm_event(FromSwarm::ListenFailure(ListenFailure {
+            local_addr: &local,
+            send_back_addr: &remote,
+            error: &error,
+            connection_id: id,
+            peer_id: Some(peer),
+        }));
+    }
+    let mut after = sizes(parts);
+    assert!(after.0.rates <= MAX_KEYS, "what is remembered of rates ends within seconds");
+    after.0.rates = before.0.rates;
+    assert_eq!(after, before);
 }
 
 #[tokio::test]
@@ -132,4 +172,22 @@ async fn address_ranges_have_a_share_and_leave_nothing_behind_when_refused() {
     })
     .await;
     assert_eq!(nodes[0].swarm.behaviour().prefixes.sizes().connections, 0);
+}
+
+#[tokio::test]
+async fn inbound_connections_beyond_their_places_give_way() {
+    let mut limited = config();
+    limited.limits.established_inbound = 1;
+    let mut nodes = [Node::start(limited).await, Node::start(config()).await, Node::start(config()).await];
+    connect(&mut nodes, 1, 0).await;
+    let (server, first, late) = (nodes[0].addr.clone(), nodes[1].id, nodes[2].id);
+    nodes[2].swarm.dial(server).unwrap();
+    // With a single other one, which is the oldest of its group, the newcomer goes.
+    until(&mut nodes, "the newcomer to go again", |i, _, event| {
+        (i == 0 && matches!(event, SwarmEvent::ConnectionClosed { peer_id, .. } if *peer_id == late)).then_some(())
+    })
+    .await;
+    let server = nodes[0].swarm.behaviour();
+    assert_eq!(server.inbound.evicted(), 1);
+    assert!(server.announce.is_connected(&first) && !server.announce.is_connected(&late));
 }

@@ -88,6 +88,7 @@ fn make_room_for_asked(driver: &mut Driver, peer: &PeerId, asker: &PeerId) -> bo
 /// A peer to start from, by the operator's word or from memory.
 pub(crate) fn bootstrap(driver: &mut Driver, peer: PeerId, addr: Multiaddr) {
     driver.state.bootstrap.insert(peer);
+    driver.swarm.behaviour_mut().inbound.keep(peer);
     if let Err(reason) = discovered(driver, peer, addr) {
         driver.notify(SwarmNotice::BootstrapFailed { peer, reason });
     }
