@@ -158,6 +158,10 @@ pub struct Totals {
     pub rows: u64,
     /// Rows that sessions took over instead of computing them.
     pub reused_rows: u64,
+    /// Blocks of prompts that were looked up, and those of them that were there.
+    pub prefix_lookups: u64,
+    /// See [`Totals::prefix_lookups`].
+    pub prefix_hits: u64,
     /// Sessions that had to give way.
     pub evicted: u64,
 }
@@ -277,6 +281,13 @@ impl Runner {
     /// is ignored.
     pub fn trim(&self, session: SessionId, keep_rows: u32) {
         self.shared.trim(session, keep_rows);
+    }
+
+    /// Names blocks of a session beyond the `first` ones that have names, for sessions to come: `keys` are those of the rows
+    /// that it holds by now, or will. Keys past [`MAX_PREFIX_BLOCKS`] or the session's pages are left out. Of no effect where
+    /// [`SessionSpec::prefix`] has none, nor when other blocks than the `first` ones have names: rows were taken back.
+    pub fn keep(&self, session: SessionId, first: usize, keys: Vec<PrefixKey>) {
+        self.shared.keep(session, first, keys);
     }
 
     /// Ends a session: its jobs are answered with [`JobError::Closed`], its pages are free at once, or when the job

@@ -1,9 +1,9 @@
 //! Names for the beginnings of prompts.
 //!
 //! A prompt is cut into blocks of [`KV_PAGE_ROWS`] tokens. A block's key is a hash over everything that its keys and
-//! values depend on: `BLAKE3(domain ‖ salt ‖ model ‖ profile ‖ key of the block before ‖ the block's token ids)`. The
-//! salt is a tenant's secret, so nobody else can make or guess a key, and a stage that is given keys learns nothing of
-//! the tokens. A runner scopes the keys that it is given once more, by the group and the layers of the session
+//! values depend on: BLAKE3 keyed with a salt, of `domain ‖ model ‖ profile ‖ key of the block before ‖ the block's token
+//! ids`. The salt is a tenant's secret, so nobody else can make or guess a key, and a stage that is given keys learns
+//! nothing of the tokens. A runner scopes the keys that it is given once more, by the group and the layers of the session
 //! ([`Scope`]): a key that became known is of no use to another group.
 
 use crate::KV_PAGE_ROWS;
@@ -30,8 +30,8 @@ impl PrefixKeys {
     pub fn new(salt: &[u8; 32], model: &[u8; 32], profile: &str, ids: &[u32]) -> Self {
         let mut keys: Vec<PrefixKey> = Vec::new();
         for block in ids.chunks_exact(KV_PAGE_ROWS).take(MAX_PREFIX_BLOCKS) {
-            let mut hasher = blake3::Hasher::new();
-            hasher.update(DOMAIN).update(salt).update(model);
+            let mut hasher = blake3::Hasher::new_keyed(salt);
+            hasher.update(DOMAIN).update(model);
             hasher.update(&(profile.len() as u64).to_le_bytes()).update(profile.as_bytes());
             hasher.update(keys.last().unwrap_or(&[0; 32]));
             for id in block {
@@ -61,7 +61,7 @@ impl PrefixKeys {
     }
 
     /// Blocks that may be taken over at most.
-    pub(super) fn reuse_blocks(&self) -> usize {
+    pub fn reuse_blocks(&self) -> usize {
         self.keys.len().min((self.reuse_rows as usize) / KV_PAGE_ROWS)
     }
 
@@ -139,13 +139,13 @@ mod tests {
         assert_eq!(keys(1, &vec![0; 200 * KV_PAGE_ROWS]).keys().len(), MAX_PREFIX_BLOCKS);
     }
 
-    /// Peers exchange keys only as opaque names, but a node's own cache may outlive an update of it.
+    /// Peers exchange keys only as opaque names, but what stages have kept under them outlives an update of this node.
     #[test]
     fn a_key_is_frozen() {
         let ids: Vec<u32> = (0..32).collect();
         assert_eq!(
             hex::encode(keys(1, &ids).keys()[0]),
-            "c7efc46177f02143dd81f95587e1bee722e4ccde0bcf892b07b9b204d08e49c1"
+            "cca3991b6597072379af61687db71dd25b454c409879d03ceb5737c3f9d615f4"
         );
     }
 }

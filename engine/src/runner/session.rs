@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Job, OnEvent, pages::Pages, prefix::PrefixKey};
+use super::{
+    Job, MAX_PREFIX_BLOCKS, OnEvent,
+    pages::Pages,
+    prefix::{PrefixKey, PrefixKeys, Scope},
+};
 use crate::{Cache, KV_PAGE_ROWS, KvBlock};
 
 /// What a session keeps: rows in pages, some of which may be shared.
@@ -47,7 +51,7 @@ impl Rows for Cache {
 }
 
 pub(super) struct Session<C> {
-    pub(super) group: u64,
+    pub(super) scope: Scope,
     /// When its last prefill was taken, or it was opened, in prefills.
     pub(super) prefilled: u64,
     /// Pages of its own, used or not. With `shared` always as many as it was opened for.
@@ -119,6 +123,16 @@ impl<C: Rows> Session<C> {
         if self.computed {
             self.keys.truncate(page);
         }
+    }
+
+    /// More names, for the pages after the `first` ones. Who hears of nothing shares nothing; see [`Self::cut`].
+    pub(super) fn name(&mut self, first: usize, keys: &PrefixKeys) {
+        if self.on_event.is_none() || self.keys.len() != first {
+            return;
+        }
+        let pages = (self.own as usize).saturating_add(self.shared);
+        self.keys.extend(keys.scoped(self.scope));
+        self.keys.truncate(pages.min(MAX_PREFIX_BLOCKS));
     }
 
     /// Gives the pages that have become whole, and that keys name, to the prefix cache; where that has them already, the

@@ -8,7 +8,7 @@ use std::{
 use super::{
     AdmissionError, Job, OnEvent, Phase, RunnerConfig, SessionId, SubmitError, Totals,
     pages::Pages,
-    prefix::PrefixKey,
+    prefix::{PrefixKey, PrefixKeys, Scope},
     session::{Item, Pending, Rows, Session},
     turns::{Ready, in_turns},
 };
@@ -56,11 +56,9 @@ pub(super) struct Done<C> {
 
 /// What a session is opened with.
 pub(super) struct Opening<C> {
-    pub(super) group: u64,
+    pub(super) scope: Scope,
     pub(super) pages: u32,
-    /// The keys of the prompt's beginning, and how many of its blocks may be taken over.
-    pub(super) keys: Vec<PrefixKey>,
-    pub(super) reuse_blocks: usize,
+    pub(super) prefix: PrefixKeys,
     pub(super) cache: C,
     pub(super) on_event: Option<OnEvent>,
 }
@@ -94,27 +92,31 @@ impl<C: Rows> Sessions<C> {
         now: Instant,
         evicted: &mut Evicted,
     ) -> Result<(SessionId, usize), AdmissionError> {
-        let Opening { group, pages, mut keys, reuse_blocks, mut cache, on_event } = new;
-        if on_event.is_none() {
-            // A session that shares pages may have to go; see `cut`.
-            keys.clear();
-        }
+        let Opening { scope, pages, prefix, mut cache, on_event } = new;
+        // A session that shares pages may have to go, see `cut`: it must hear of that.
+        let mut keys = if on_event.is_some() { prefix.scoped(scope) } else { Vec::new() };
+        // A page that the session may not fill is not for others.
+        keys.truncate(pages as usize);
+        let reuse_blocks = prefix.reuse_blocks();
         let known = keys.iter().take(reuse_blocks).take_while(|key| self.pages.pin(key)).count();
         let append = |key: &&PrefixKey| self.pages.get(key).is_some_and(|block| cache.append(block));
         let shared = keys.iter().take(known).take_while(append).count();
         self.pages.unpin(keys.get(shared..known).unwrap_or_default());
         let own = pages.saturating_sub(u32::try_from(shared).unwrap_or(u32::MAX));
 
-        if let Err(error) = self.admit(group, own, now, evicted) {
+        if let Err(error) = self.admit(scope.group, own, now, evicted) {
             self.pages.unpin(keys.get(..shared).unwrap_or_default());
             return Err(error);
         }
         let rows = cache.len();
+        let looked_up = keys.len().min(reuse_blocks) as u64;
+        self.totals.prefix_lookups = self.totals.prefix_lookups.saturating_add(looked_up);
+        self.totals.prefix_hits = self.totals.prefix_hits.saturating_add(shared as u64);
         let id = SessionId(self.next_session);
         self.next_session = self.next_session.wrapping_add(1);
         self.totals.reused_rows = self.totals.reused_rows.saturating_add(rows as u64);
         let session = Session {
-            group,
+            scope,
             prefilled: self.prefills,
             own,
             keys,
@@ -161,7 +163,7 @@ impl<C: Rows> Sessions<C> {
         let mut held = BTreeMap::<u64, u32>::new();
         for session in self.open.values() {
             let all = session.own.saturating_add(u32::try_from(session.shared).unwrap_or(u32::MAX));
-            let group = held.entry(session.group).or_default();
+            let group = held.entry(session.scope.group).or_default();
             *group = group.saturating_add(all);
         }
         let pages_of = |group: u64| held.get(&group).copied().unwrap_or(0);
@@ -171,7 +173,7 @@ impl<C: Rows> Sessions<C> {
             .iter()
             .filter(|(_, session)| {
                 let quiet = now.saturating_duration_since(session.active) >= self.config.grace;
-                let gives_way = session.group == newcomer || pages_of(session.group) > mine;
+                let gives_way = session.scope.group == newcomer || pages_of(session.scope.group) > mine;
                 session.is_idle() && session.on_event.is_some() && quiet && gives_way
             })
             .map(|(id, session)| (session.active, *id, session.own))
@@ -232,6 +234,14 @@ impl<C: Rows> Sessions<C> {
                 }
             }
             _ => session.queue.push_back(Item::Trim(keep)),
+        }
+    }
+
+    /// See [`super::Runner::keep`].
+    pub(super) fn keep(&mut self, id: SessionId, first: usize, keys: &PrefixKeys) {
+        if let Some(session) = self.open.get_mut(&id) {
+            session.name(first, keys);
+            session.publish(&mut self.pages);
         }
     }
 
@@ -303,7 +313,7 @@ impl<C: Rows> Sessions<C> {
             let pending = session.front().filter(|pending| pending.job.phase == phase)?;
             let waits_since = if phase == Phase::Prefill { session.prefilled } else { 0 };
             let rank = (waits_since, pending.number);
-            Some(Ready { key: *id, group: session.group, rank, rows: pending.rows })
+            Some(Ready { key: *id, group: session.scope.group, rank, rows: pending.rows })
         };
         self.open.iter().filter_map(next).collect()
     }

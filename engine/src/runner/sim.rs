@@ -10,8 +10,9 @@ use std::{
 use proptest::prelude::*;
 
 use super::{
-    AdmissionError, Input, Job, JobError, Phase, PrefixKey, RunnerConfig, SessionEvent, SessionId, SubmitError, Want,
-    pages_for,
+    AdmissionError, Input, Job, JobError, Phase, PrefixKey, PrefixKeys, RunnerConfig, SessionEvent, SessionId,
+    SubmitError, Want, pages_for,
+    prefix::Scope,
     session::Rows,
     sessions::{Done, MAX_DECODE_ROWS, Opening, Sessions},
 };
@@ -53,6 +54,8 @@ struct Known {
     max_rows: usize,
     prompt: u64,
     len: usize,
+    /// Blocks that have names.
+    named: usize,
     submitted: bool,
     /// Rows that it submits are its prompt's: nothing has failed, nor was taken back.
     faithful: bool,
@@ -65,10 +68,10 @@ fn row(prompt: u64, pos: usize) -> u64 {
     family * 1_000_000 + u64::from(differs) * 500_000 + pos as u64
 }
 
-fn keys(group: u64, prompt: u64, pages: usize) -> Vec<PrefixKey> {
+fn keys(prompt: u64, pages: usize) -> Vec<PrefixKey> {
     let key = |index: usize| {
         let rows: Vec<u8> = (0..(index + 1) * KV_PAGE_ROWS).flat_map(|pos| row(prompt, pos).to_le_bytes()).collect();
-        *blake3::hash(&[&group.to_le_bytes()[..], &rows].concat()).as_bytes()
+        *blake3::hash(&rows).as_bytes()
     };
     (0..pages.min(4)).map(key).collect()
 }
@@ -90,6 +93,9 @@ enum Step {
         at: usize,
         keep: usize,
     },
+    Keep {
+        at: usize,
+    },
     Close {
         at: usize,
     },
@@ -110,6 +116,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0..12_usize, 1..=MAX_ROWS, any::<bool>())
             .prop_map(|(at, rows, prefill)| Step::Submit { at, rows, prefill }),
         2 => (0..12_usize, 0..200_usize).prop_map(|(at, keep)| Step::Trim { at, keep }),
+        2 => (0..12_usize).prop_map(|at| Step::Keep { at }),
         1 => (0..12_usize).prop_map(|at| Step::Close { at }),
         6 => (proptest::bool::weighted(0.1), proptest::option::of((0..12_usize, any::<bool>())))
             .prop_map(|(fails, meanwhile)| Step::Tick { fails, meanwhile }),
@@ -154,11 +161,14 @@ impl World {
         let (told, name) = (self.told.clone(), Arc::new(Mutex::new(None)));
         let own = name.clone();
         let hears = move |_| told.lock().unwrap().push(own.lock().unwrap().expect("opened"));
+        // Of some prompts only the beginning has names when they begin.
+        let mut keys = keys(prompt, pages as usize);
+        keys.truncate(if prompt.is_multiple_of(3) { 1 } else { keys.len() });
+        let named = keys.len();
         let opening = Opening {
-            group,
+            scope: Scope { group, first: 0, layers: 1 },
             pages,
-            keys: keys(group, prompt, pages as usize),
-            reuse_blocks: (max_rows - 1) / KV_PAGE_ROWS,
+            prefix: PrefixKeys::from_keys(keys, max_rows as u32 - 1),
             cache: Book(Vec::new()),
             on_event: if deaf { None } else { Some(Box::new(hears)) },
         };
@@ -170,7 +180,7 @@ impl World {
             Ok((id, len)) => {
                 *name.lock().unwrap() = Some(id);
                 assert!(len < max_rows && len.is_multiple_of(KV_PAGE_ROWS));
-                self.known.insert(id, Known { group, max_rows, prompt, len, submitted: false, faithful: true });
+                self.known.insert(id, Known { group, max_rows, prompt, len, named, submitted: false, faithful: true });
             }
             Err(AdmissionError::Pages { needed_pages, free_pages }) => {
                 assert!(needed_pages > free_pages && pages > free);
@@ -270,6 +280,18 @@ impl World {
         self.tell(evicted);
     }
 
+    /// Names the rest of the prompt's blocks, unless the rows are no longer the prompt's.
+    fn keep(&mut self, id: SessionId) {
+        let known = self.known.get_mut(&id).unwrap();
+        if known.faithful {
+            let mut keys = keys(known.prompt, pages_for(known.max_rows as u32) as usize);
+            let keys = keys.split_off(known.named);
+            let first = known.named;
+            known.named += keys.len();
+            self.sessions.keep(id, first, &PrefixKeys::from_keys(keys, 0));
+        }
+    }
+
     fn close(&mut self, id: SessionId) {
         self.sessions.close(id);
         self.known.remove(&id);
@@ -308,6 +330,7 @@ proptest! {
                     world.nth(at).into_iter().for_each(|id| world.submit(id, rows, prefill));
                 }
                 Step::Trim { at, keep } => world.nth(at).into_iter().for_each(|id| world.trim(id, keep)),
+                Step::Keep { at } => world.nth(at).into_iter().for_each(|id| world.keep(id)),
                 Step::Close { at } => world.nth(at).into_iter().for_each(|id| world.close(id)),
             }
             let orphans = world.sessions.orphans();

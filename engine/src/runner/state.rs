@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    AdmissionError, Input, Job, Load, Opened, RunnerConfig, SessionEvent, SessionId, SessionSpec, SubmitError, Want,
-    pages_for,
+    AdmissionError, Input, Job, Load, Opened, PrefixKey, PrefixKeys, RunnerConfig, SessionEvent, SessionId,
+    SessionSpec, SubmitError, Want, pages_for,
     prefix::Scope,
     sessions::{Done, Evicted, Opening, Sessions, Taken},
 };
@@ -64,13 +64,11 @@ impl Shared {
         }
         let first = layers.start;
         let cache = self.stage.new_cache_over(layers, max_rows as usize);
-        let layers = cache.layers();
-        let pages = if layers == 0 { 0 } else { pages_for(max_rows) };
-        // Rows that others computed are as good as one's own only where the numbers depend on nothing else. A page that
-        // the session may not fill is not for others.
-        let keys = if self.stage.is_exact() { prefix.scoped(Scope { group, first, layers }) } else { Vec::new() };
-        let keys = keys.into_iter().take(pages as usize).collect();
-        let new = Opening { group, pages, keys, reuse_blocks: prefix.reuse_blocks(), cache, on_event };
+        let scope = Scope { group, first, layers: cache.layers() };
+        let pages = if scope.layers == 0 { 0 } else { pages_for(max_rows) };
+        // Rows that others computed are as good as one's own only where the numbers depend on nothing else.
+        let prefix = if self.stage.is_exact() { prefix } else { PrefixKeys::default() };
+        let new = Opening { scope, pages, prefix, cache, on_event };
         self.with(|state, evicted| {
             if state.stopping {
                 return Err(AdmissionError::Stopped);
@@ -114,6 +112,12 @@ impl Shared {
 
     pub(super) fn trim(&self, id: SessionId, keep_rows: u32) {
         self.with(|state, evicted| state.sessions.trim(id, keep_rows as usize, evicted));
+    }
+
+    pub(super) fn keep(&self, id: SessionId, first: usize, keys: Vec<PrefixKey>) {
+        if self.stage.is_exact() {
+            self.lock().sessions.keep(id, first, &PrefixKeys::from_keys(keys, 0));
+        }
     }
 
     pub(super) fn close(&self, id: SessionId) {

@@ -153,6 +153,30 @@ fn a_prompt_that_begins_alike_takes_pages_over_and_has_the_same_bits() {
     assert_eq!(runner.load().totals.reused_rows, 96 + 64 + 32);
 }
 
+/// A chat's second turn: the answer's rows, computed one by one, are the next prompt's.
+#[test]
+fn rows_of_an_answer_are_taken_over_once_they_have_names() {
+    let runner = runner();
+    let both = ids(120);
+    let (prompt, answer) = both[..70].split_at(40);
+    let names = |ids: &[u32]| PrefixKeys::new(&[9; 32], &[1; 32], runner.stage().profile(), ids).keys().to_vec();
+    let (first, _) = open(&runner, 1, prompt, 96);
+    logits(&runner, first, 0, prompt);
+    for (i, id) in answer.iter().enumerate() {
+        logits(&runner, first, prompt.len() + i, &[*id]);
+    }
+    assert_eq!(runner.load().kv_pages_cached, 1, "the answer's pages have no names yet");
+    runner.keep(first, 0, names(&both[..70]));
+    assert_eq!(runner.load().kv_pages_cached, 1, "one block is named already");
+    runner.keep(first, 1, names(&both)[1..].to_vec());
+    assert_eq!(runner.load().kv_pages_cached, 2, "the third is not whole");
+    runner.close(first);
+    let (second, reused) = open(&runner, 1, &both, 128);
+    assert_eq!(reused, 64);
+    assert_eq!(logits(&runner, second, reused, &both[reused..]), *alone(&both).last().unwrap());
+    assert_eq!((runner.load().totals.prefix_lookups, runner.load().totals.prefix_hits), (1 + 3, 2));
+}
+
 /// What is written behind shared pages stays one's own, and the pages stay as they were.
 #[test]
 fn going_back_behind_a_shared_page_changes_nobody_elses() {
