@@ -15,6 +15,7 @@ use std::{
 
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::PeerId;
+use quelea_engine::runner::Load;
 use quelea_shard::{
     ShardStream,
     frame::{SessionId, StreamKind},
@@ -157,13 +158,28 @@ impl Plane {
         }
     }
 
-    /// Mirrors how busy the served layers are into the gauges.
+    /// Mirrors how busy the served layers are, and what they have done, into the gauges.
     fn mirror(&self) {
-        for served in self.served() {
-            let load = served.runner.load();
+        let all = self.served();
+        for served in &all {
+            let of_model = all.iter().filter(|other| other.file.id == served.file.id);
+            let loads: Vec<(Load, u64)> = of_model.map(|s| (s.runner.load(), s.page_bytes())).collect();
+            let sum = |read: fn(&Load) -> u64| loads.iter().map(|(load, _)| read(load)).sum();
+            let bytes = |pages: fn(&Load) -> u32| {
+                loads.iter().map(|(load, page)| u64::from(pages(load)).saturating_mul(*page)).sum()
+            };
             let model = self.telemetry.stats.model(&served.file.id.short());
-            model.kv_pages_free.set(u64::from(load.kv_pages_free));
-            model.queue_depth.set(u64::try_from(load.queued).unwrap_or(u64::MAX));
+            model.kv_pages_free.set(sum(|load| u64::from(load.kv_pages_free)));
+            model.kv_pages_capacity.set(sum(|load| u64::from(load.kv_pages_total)));
+            model.kv_used_bytes.set(bytes(|load| load.kv_pages_total.saturating_sub(load.kv_pages_free)));
+            model.kv_capacity_bytes.set(bytes(|load| load.kv_pages_total));
+            model.prefix_cache_bytes.set(bytes(|load| load.kv_pages_cached));
+            model.queue_depth.set(sum(|load| u64::try_from(load.queued).unwrap_or(u64::MAX)));
+            model.totals.batches.set(sum(|load| load.totals.batches));
+            model.totals.rows.set(sum(|load| load.totals.rows));
+            model.totals.prefix_lookups.set(sum(|load| load.totals.prefix_lookups));
+            model.totals.prefix_hits.set(sum(|load| load.totals.prefix_hits));
+            model.totals.evicted_sessions.set(sum(|load| load.totals.evicted));
         }
     }
 

@@ -71,6 +71,11 @@ impl Served {
         span.embedding && span.head && self.span.as_usize() == (0..self.file.manifest.n_layers)
     }
 
+    /// Bytes of one KV page.
+    pub(crate) fn page_bytes(&self) -> u64 {
+        self.runner.stage().kv_bytes_per_row().saturating_mul(KV_PAGE_ROWS as u64)
+    }
+
     /// A part of the span, counted from the stage's first layer, as the engine counts.
     pub(crate) fn local_layers(&self, span: &SpanRange) -> Range<usize> {
         let first = usize::from(self.span.start());

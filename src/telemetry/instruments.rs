@@ -239,16 +239,50 @@ fn observe_peers(meter: &Meter, stats: &Arc<NodeStats>) {
 
 fn observe_models(meter: &Meter, stats: &Arc<NodeStats>) {
     type Read = fn(&ModelStats) -> u64;
-    let gauges: [(&'static str, &'static str, Read); 4] = [
-        ("quelea_model_layers_hosted", "Layers of a model that this node holds", |m| m.layers_hosted.get()),
-        ("quelea_kv_cache_free_pages", "KV cache pages that nobody uses", |m| m.kv_pages_free.get()),
-        ("quelea_kv_cache_capacity_pages", "KV cache pages there are", |m| m.kv_pages_capacity.get()),
-        ("quelea_inference_queue_depth", "Inference requests that wait for their turn", |m| m.queue_depth.get()),
+    let gauges: [(&'static str, &'static str, &'static str, Read); 7] = [
+        ("quelea_model_layers_hosted", "", "Layers of a model that this node holds", |m| m.layers_hosted.get()),
+        ("quelea_kv_cache_free_pages", "", "KV cache pages that a session could have", |m| m.kv_pages_free.get()),
+        ("quelea_kv_cache_capacity_pages", "", "KV cache pages there are", |m| m.kv_pages_capacity.get()),
+        ("quelea_kv_cache_used", "By", "Memory of KV cache pages that sessions have", |m| m.kv_used_bytes.get()),
+        ("quelea_kv_cache_capacity", "By", "Memory of all KV cache pages", |m| m.kv_capacity_bytes.get()),
+        (
+            "quelea_prefix_cache",
+            "By",
+            "Memory of KV cache pages kept for prompts that begin alike, in use or not",
+            |m| m.prefix_cache_bytes.get(),
+        ),
+        ("quelea_inference_queue_depth", "", "Inference requests that wait for their turn", |m| m.queue_depth.get()),
     ];
-    for (name, help, read) in gauges {
+    for (name, unit, help, read) in gauges {
         let stats = Arc::clone(stats);
         meter
             .u64_observable_gauge(Cow::Borrowed(name))
+            .with_unit(unit)
+            .with_description(help)
+            .with_callback(move |observer| {
+                for model in stats.models() {
+                    observer.observe(read(&model), &[KeyValue::new("model", model.label().shared())]);
+                }
+            })
+            .build();
+    }
+    let counters: [(&'static str, &'static str, Read); 5] = [
+        ("quelea_stage_batches", "Batches that this node's layers have computed", |m| m.totals.batches.get()),
+        ("quelea_stage_rows", "Rows that this node's layers have computed", |m| m.totals.rows.get()),
+        ("quelea_prefix_cache_lookups", "Blocks of 32 rows at the beginnings of prompts that were looked up", |m| {
+            m.totals.prefix_lookups.get()
+        }),
+        ("quelea_prefix_cache_hits", "Blocks of 32 rows that were kept from before and not computed again", |m| {
+            m.totals.prefix_hits.get()
+        }),
+        ("quelea_kv_cache_evicted_sessions", "Idle sessions that had to give way to others", |m| {
+            m.totals.evicted_sessions.get()
+        }),
+    ];
+    for (name, help, read) in counters {
+        let stats = Arc::clone(stats);
+        meter
+            .u64_observable_counter(Cow::Borrowed(name))
             .with_description(help)
             .with_callback(move |observer| {
                 for model in stats.models() {

@@ -111,8 +111,31 @@ pub struct ModelStats {
     pub kv_pages_free: Gauge,
     /// KV pages there are.
     pub kv_pages_capacity: Gauge,
+    /// Bytes of KV pages that sessions have.
+    pub kv_used_bytes: Gauge,
+    /// Bytes of all KV pages.
+    pub kv_capacity_bytes: Gauge,
+    /// Bytes of KV pages that are kept for prompts that begin alike, in use or not.
+    pub prefix_cache_bytes: Gauge,
     /// Requests that wait for their turn.
     pub queue_depth: Gauge,
+    /// What was computed since the start.
+    pub totals: StageTotals,
+}
+
+/// What the stages of a model have done since they were started; only grows.
+#[derive(Debug, Default)]
+pub struct StageTotals {
+    /// Batches computed.
+    pub batches: Gauge,
+    /// Rows computed in them.
+    pub rows: Gauge,
+    /// Blocks of prompts that were looked up.
+    pub prefix_lookups: Gauge,
+    /// Blocks that were there, and were not computed.
+    pub prefix_hits: Gauge,
+    /// Sessions that had to give way to others.
+    pub evicted_sessions: Gauge,
 }
 
 impl ModelStats {
@@ -181,7 +204,11 @@ impl NodeStats {
             layers_hosted: Gauge::default(),
             kv_pages_free: Gauge::default(),
             kv_pages_capacity: Gauge::default(),
+            kv_used_bytes: Gauge::default(),
+            kv_capacity_bytes: Gauge::default(),
+            prefix_cache_bytes: Gauge::default(),
             queue_depth: Gauge::default(),
+            totals: StageTotals::default(),
         });
         models.push(Arc::clone(&model));
         model

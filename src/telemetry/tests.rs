@@ -43,6 +43,10 @@ fn busy() -> (TelemetryState, Arc<NodeStats>) {
     model.layers_hosted.set(8);
     model.kv_pages_capacity.set(64);
     model.kv_pages_free.set(60);
+    model.kv_used_bytes.set(4096);
+    model.totals.rows.set(640);
+    model.totals.prefix_lookups.set(5);
+    model.totals.prefix_hits.set(3);
     for result in [RpcResult::Ok, RpcResult::Error, RpcResult::Timeout, RpcResult::Refused] {
         metrics.rpc("announce", Direction::Inbound, result);
         metrics.rpc("announce", Direction::Outbound, result);
@@ -152,6 +156,14 @@ fn the_scrape_holds_the_catalogue_and_no_more_labels() {
         ("quelea_model_layers_hosted", "gauge"),
         ("quelea_kv_cache_free_pages", "gauge"),
         ("quelea_kv_cache_capacity_pages", "gauge"),
+        ("quelea_kv_cache_used_bytes", "gauge"),
+        ("quelea_kv_cache_capacity_bytes", "gauge"),
+        ("quelea_kv_cache_evicted_sessions_total", "counter"),
+        ("quelea_prefix_cache_bytes", "gauge"),
+        ("quelea_prefix_cache_lookups_total", "counter"),
+        ("quelea_prefix_cache_hits_total", "counter"),
+        ("quelea_stage_batches_total", "counter"),
+        ("quelea_stage_rows_total", "counter"),
         ("quelea_inference_queue_depth", "gauge"),
         ("quelea_channel_full_total", "counter"),
         ("quelea_shard_streams", "gauge"),
@@ -180,6 +192,9 @@ fn the_scrape_holds_the_catalogue_and_no_more_labels() {
         r#"gen_ai_server_request_duration_seconds_bucket{error_type="QUE-2001",gen_ai_operation_name="text_completion",gen_ai_request_model="0123456789ab",le="2.56"} 1"#,
         r#"gen_ai_server_time_to_first_token_seconds_count{gen_ai_operation_name="chat",gen_ai_request_model="0123456789ab"} 1"#,
         r#"quelea_pipeline_stage_duration_seconds_bucket{phase="decode",where="local",le="0.001"} 1"#,
+        r#"quelea_kv_cache_used_bytes{model="0123456789ab"} 4096"#,
+        r#"quelea_prefix_cache_hits_total{model="0123456789ab"} 3"#,
+        r#"quelea_stage_rows_total{model="0123456789ab"} 640"#,
         r#"quelea_channel_full_total{name="commands"} 0"#,
         r#"quelea_channel_full_total{name="db"} 1"#,
         r#"quelea_ready{check="storage"} 0"#,
