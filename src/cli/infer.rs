@@ -248,8 +248,12 @@ pub(super) fn footer(route: &[RouteHop], summary: &Summary) -> String {
     };
     let rate = summary.tokens_per_s.map_or_else(String::new, |rate| format!(", {rate:.1} tokens/s"));
     lines.push(format!("answer:       {} token(s){rate} ({why})", summary.ids.len()));
+    let cached = match summary.cached_tokens {
+        0 => String::new(),
+        n => format!(", {n} of them kept from before"),
+    };
     lines.push(format!(
-        "prompt:       {} token(s), {:.1} tokens/s",
+        "prompt:       {} token(s){cached}, {:.1} tokens/s",
         summary.prompt_ids.len(),
         summary.prompt_tokens_per_s
     ));

@@ -85,6 +85,8 @@ pub(crate) async fn generate(
     let mut ids = Vec::new();
     let mut logprobs = request.logprobs.map(|_| Vec::new());
     let mut first_token = None;
+    // Tokens of the answer that have been run: all but the last, unless an end-of-text token followed.
+    let mut computed = 0;
 
     let prefill_started = Instant::now();
     let mut logits = pipeline.prefill(prompt).await?;
@@ -108,7 +110,9 @@ pub(crate) async fn generate(
         }
         let pos = u32::try_from(prompt.len() + ids.len() - 1).unwrap_or(u32::MAX);
         logits = pipeline.decode(id, pos).await?;
+        computed += 1;
     };
+    pipeline.keep(ends, &[prompt, ids.get(..computed).unwrap_or_default()].concat());
     let rest = text.finish();
     if !rest.is_empty() {
         let id = ids.last().copied().unwrap_or_default();
@@ -125,6 +129,7 @@ pub(crate) async fn generate(
         stop_string: text.stop.and_then(|stop| request.stop.get(stop)).cloned(),
         text: text.shown,
         prompt_ids: prompt.to_vec(),
+        cached_tokens: pipeline.kept_rows(),
         finish_reason,
         logprobs,
         hops: pipeline.finish().await,

@@ -6,6 +6,7 @@
 //! | `models` | model files that this node can ask about |
 //! | `discover`, `chain` | who holds what, and which of them to use |
 //! | `generate`, `sampling`, `pipeline` | prompt to text, wherever the layers run |
+//! | `prefix` | names of prompts' beginnings |
 //! | `coordinator` | one session over a chain, from the side that asks |
 //! | `plane`, `links`, `stage` | everything on shard streams: tasks, outgoing links, sessions served |
 //! | `fair` | who gives way when a stage is full |
@@ -21,6 +22,7 @@ mod memory;
 pub(crate) mod models;
 mod pipeline;
 pub(crate) mod plane;
+pub(crate) mod prefix;
 pub(crate) mod publish;
 mod sampling;
 pub(crate) mod serve;
@@ -33,6 +35,7 @@ use std::{
 };
 
 use quelea_announce::SignedAnnouncement;
+use quelea_engine::runner::PrefixKeys;
 use quelea_wire::{ErrorCode, ModelId};
 use tokio::sync::mpsc;
 
@@ -147,12 +150,17 @@ impl Asker {
             let local = LocalLayers::new(ends, &served.runner, prompt, max_rows, request.step_timeout())?;
             return Ok(Pipeline::Local(Box::new(local)));
         }
+        // Rows that others computed are as good as new ones only where they depend on nothing else.
+        let stage = runner.stage();
+        let keys = if stage.is_exact() { ends.prefix_keys(stage.profile(), prompt) } else { PrefixKeys::default() };
+        let prefix = prefix::to_wire(&keys);
         let spec = SessionSpec {
             model,
             profile,
             width: u32::try_from(ends.hparams.hidden).unwrap_or(u32::MAX),
             max_rows,
             step_timeout: request.step_timeout(),
+            prefix,
         };
         let chain = ChainSession::open(self.plane.clone(), hops, spec).await?;
         Ok(Pipeline::Chain(Box::new(RemoteLayers::new(chain, runner, request.step_timeout())?)))

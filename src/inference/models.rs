@@ -180,7 +180,7 @@ pub(crate) struct Models {
     open: Mutex<Vec<(Source, Arc<Ends>)>>,
     /// Files that this node serves, by which an id alone finds its file; with their stages where those are whole.
     served: std::sync::Mutex<Vec<(ModelFile, Option<Runner>)>>,
-    /// A secret of this process.
+    /// The secret of the node's own user.
     salt: [u8; 32],
 }
 
@@ -192,9 +192,9 @@ enum Source {
 }
 
 impl Models {
-    /// No models yet; those to come are computed like this.
-    pub(crate) fn new(compute: StageOptions) -> Self {
-        Self { compute, open: Mutex::default(), served: std::sync::Mutex::default(), salt: rand::random() }
+    /// No models yet; those to come are computed like this, and what is kept of prompts named with this secret.
+    pub(crate) fn new(compute: StageOptions, salt: [u8; 32]) -> Self {
+        Self { compute, open: Mutex::default(), served: std::sync::Mutex::default(), salt }
     }
 
     /// Remembers a file that this node serves layers of.

@@ -21,6 +21,7 @@ use super::{
     generate::engine,
     models::Ends,
     plane::engine_code,
+    prefix,
     serve::profile_of,
     types::{HopReport, InferError},
 };
@@ -50,6 +51,29 @@ impl Pipeline {
         match self {
             Self::Chain(remote) => remote.decode(id, pos).await,
             Self::Local(local) => local.work.run(Input::Tokens(vec![id]), pos, Want::Logits, Phase::Decode).await,
+        }
+    }
+
+    /// Rows of the prompt that were there from before, and are not computed.
+    pub(crate) fn kept_rows(&self) -> usize {
+        match self {
+            Self::Chain(remote) => usize::try_from(remote.chain.kept_rows()).unwrap_or(0),
+            Self::Local(local) => local.kept_rows,
+        }
+    }
+
+    /// Names the rows of `ids`, all of which were computed, for requests that begin alike.
+    pub(crate) fn keep(&self, ends: &Ends, ids: &[u32]) {
+        match self {
+            Self::Chain(remote) => {
+                let keys = ends.prefix_keys(remote.ends.runner.stage().profile(), ids);
+                remote.chain.keep(&prefix::to_wire(&keys).keys);
+            }
+            Self::Local(local) => {
+                let keys = ends.prefix_keys(local.work.runner.stage().profile(), ids);
+                let new = keys.keys().get(local.named..).unwrap_or_default();
+                local.work.runner.keep(local.work.session, local.named, new.to_vec());
+            }
         }
     }
 
@@ -85,8 +109,8 @@ impl RemoteLayers {
     }
 
     async fn prefill(&mut self, prompt: &[u32]) -> Result<Vec<f32>, InferError> {
-        let mut pos = 0;
-        for chunk in prompt.chunks(PREFILL_CHUNK) {
+        let mut pos = usize::try_from(self.chain.kept_rows()).unwrap_or(0);
+        for chunk in prompt.get(pos..).unwrap_or_default().chunks(PREFILL_CHUNK) {
             let rows = self.ends.runner.stage().embed(chunk).map_err(|e| engine(&e))?;
             self.chain.push_chunk(rows, u32::try_from(pos).unwrap_or(u32::MAX)).await?;
             pos += chunk.len();
@@ -111,7 +135,9 @@ impl RemoteLayers {
 pub(crate) struct LocalLayers {
     work: Work,
     /// Rows of the prompt that are there from before.
-    reused: usize,
+    kept_rows: usize,
+    /// Blocks of it that have names.
+    named: usize,
 }
 
 impl LocalLayers {
@@ -125,13 +151,14 @@ impl LocalLayers {
     ) -> Result<Self, InferError> {
         let layers: Range<usize> = 0..ends.hparams.n_layers;
         let prefix = ends.prefix_keys(runner.stage().profile(), prompt);
+        let named = prefix.keys().len();
         let spec = SessionSpec { group: OWN_GROUP, layers, max_rows, prefix, on_event: None };
-        let (work, reused) = Work::open(runner, spec, step_timeout)?;
-        Ok(Self { work, reused })
+        let (work, kept_rows) = Work::open(runner, spec, step_timeout)?;
+        Ok(Self { work, kept_rows, named })
     }
 
     async fn prefill(&mut self, prompt: &[u32]) -> Result<Vec<f32>, InferError> {
-        let mut pos = self.reused;
+        let mut pos = self.kept_rows;
         let mut logits = Vec::new();
         let rest = prompt.get(pos..).unwrap_or_default();
         for chunk in rest.chunks(PREFILL_CHUNK) {

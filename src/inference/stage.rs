@@ -17,7 +17,7 @@ use std::{
 use libp2p::PeerId;
 use quelea_engine::runner::Output;
 use quelea_shard::{
-    frame::{Frame, SessionId, StreamKind},
+    frame::{Frame, Keep, SessionId, StreamKind},
     link::{Batch, ControlLink, ControlSender, DataSender, LinkEnd, Role},
     protocol::Negotiated,
     reassembly::Expect,
@@ -33,6 +33,7 @@ use self::{
 use super::{
     fair::{self, Claim},
     plane::{Plane, engine_code},
+    prefix,
     serve::Served,
 };
 
@@ -356,6 +357,7 @@ where
         match frame {
             Frame::Open(open) => opened(plane, coordinator, id, &sender, open),
             Frame::Trim(f) => told(plane, (coordinator, f.session), Event::Trim(f)),
+            Frame::Keep(f) => named(plane, coordinator, &f),
             Frame::Probe(f) => told(plane, (coordinator, f.session), Event::Probe(f)),
             Frame::Cancel(f) => told(plane, (coordinator, f.session), Event::Cancel(f)),
             Frame::Close(f) => told(plane, (coordinator, f.session), Event::Close(f)),
@@ -364,6 +366,18 @@ where
     }
     plane.stages.control_ended(coordinator, id);
     receiver.ended().await
+}
+
+/// The coordinator names more blocks of a session.
+fn named(plane: &Arc<Plane>, coordinator: PeerId, keep: &Keep) {
+    let key = (coordinator, keep.session);
+    let mut tables = plane.stages.lock();
+    let Some(entry) = tables.entries.get_mut(&key) else { return };
+    let step = entry.machine.on(Instant::now(), Event::Keep { epoch: keep.epoch });
+    if let (Act::Keep, Some(held)) = (step.act, &entry.held) {
+        held.served.runner.keep(held.cache, usize::from(keep.first), prefix::keys_from_wire(&keep.keys));
+    }
+    tables.done(key, step);
 }
 
 /// An event that the coordinator caused.

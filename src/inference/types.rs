@@ -218,6 +218,9 @@ pub struct Summary {
     pub text: String,
     /// The prompt's token ids.
     pub prompt_ids: Vec<u32>,
+    /// How many of them were not computed: stages had kept them from requests that began alike.
+    #[serde(default)]
+    pub cached_tokens: usize,
     /// The answer's token ids, without the end-of-text token, but with those of a stop string.
     pub ids: Vec<u32>,
     /// Why it ended.

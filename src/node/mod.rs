@@ -31,6 +31,7 @@ use crate::{
         Asker, EVENT_QUEUE, InferError, InferEvent, InferRequest,
         models::{ModelFile, Models},
         plane::{INBOUND_QUEUE, Plane},
+        prefix,
         publish::Publisher,
         serve,
     },
@@ -140,7 +141,8 @@ impl Node {
         let plane = Plane::new(handle.clone(), network, telemetry.clone());
         tokio::spawn(plane.clone().run(streams));
         let own = Arc::default();
-        let asker = Arc::new(Asker { models: Models::new(settings.compute), plane: plane.clone(), own });
+        let salt = prefix::salt(&keypair, prefix::OWN_TENANT);
+        let asker = Arc::new(Asker { models: Models::new(settings.compute, salt), plane: plane.clone(), own });
         let (life, stopping) = watch::channel(Life::Running);
         bootstrap::spawn(&handle, &telemetry, settings.bootstrap.clone(), db.clone(), notices, stopping.clone());
 

@@ -3,6 +3,7 @@
 //! | module | asks |
 //! |---|---|
 //! | `swarm` | is a split model's answer the unsplit model's, whatever the spans and transports |
+//! | `prefix` | do prompts that begin alike cost only their new rows |
 //! | `failure` | does a request end in time, and named, when a worker or its caller goes away |
 //! | `lifecycle` | do daemons start, stop and come back as documented |
 //! | `bad_input` | is every mistake answered by a clear error and a documented exit code |
@@ -24,6 +25,7 @@ mod harness;
 mod hostile;
 mod lifecycle;
 mod measure;
+mod prefix;
 mod sampling;
 mod swarm;
 mod watch;

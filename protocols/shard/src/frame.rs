@@ -9,6 +9,7 @@ mod cursor;
 mod data;
 mod hello;
 mod open;
+mod prefix;
 
 use std::fmt;
 
@@ -20,7 +21,9 @@ pub use self::{
     data::{Ack, MAX_BATCH_BYTES, MAX_BATCH_ROWS, MAX_DEADLINE_MS, MAX_FRAGMENT, Rows, RowsHeader, put_floats},
     hello::{Hello, HelloAck, Reject, StreamKind},
     open::{MAX_ADDR, MAX_ADDRS, MAX_WIDTH, Open},
+    prefix::{BLOCK_ROWS, BlockKey, Keep, MAX_KEYS, Prefix},
 };
+use crate::protocol;
 
 /// Bytes of the length prefix.
 pub const PREFIX: usize = 4;
@@ -146,7 +149,7 @@ kinds! {
     /// Open a session at a stage.
     Open = 0x10, Coordinator, max Open::MAX_LEN;
     /// The session is open.
-    Accept = 0x11, Stage, max Accept::LEN;
+    Accept = 0x11, Stage, max Accept::MAX_LEN;
     /// The session is not opened.
     Refuse = 0x12, Stage, max Refuse::MAX_LEN;
     /// Forget rows past a position.
@@ -163,6 +166,8 @@ kinds! {
     Closed = 0x18, Stage, max Closed::LEN;
     /// The session has ended for a reason of the stage's.
     Fault = 0x19, Stage, max Fault::MAX_LEN;
+    /// Names for more blocks of a session.
+    Keep = 0x1a, Coordinator, max Keep::MAX_LEN;
     /// A fragment of a batch of rows.
     Rows = 0x40, Predecessor, max MAX_BODY;
     /// A fragment has been received.
@@ -178,6 +183,18 @@ impl Frame {
         let at = begin(out, self.kind());
         self.put_body(out);
         finish(out, at);
+    }
+
+    /// The feature bits that both ends must know for this frame, as it is, to be sent.
+    #[must_use]
+    pub fn features(&self) -> u64 {
+        let by_prefix = match self {
+            Self::Open(open) => !open.prefix.keys.is_empty(),
+            Self::Accept(accept) => accept.kept_rows > 0,
+            Self::Keep(_) => true,
+            _ => false,
+        };
+        if by_prefix { protocol::PREFIX } else { 0 }
     }
 }
 

@@ -24,8 +24,8 @@
 //! | 0x01 | Hello | all | opener, first | version u16, stream kind u8, features u64 |
 //! | 0x02 | HelloAck | all | acceptor, first | version u16, features u64 |
 //! | 0x03 | Reject | all | either, last | code u16 |
-//! | 0x10 | Open | control | coordinator | session \[16\], epoch u32, model \[32\], profile u16, span u16 u16, width u32, max_rows u32, step_deadline_ms u32, idle_ms u32, prev peer, next peer, next_addrs |
-//! | 0x11 | Accept | control | stage | session, epoch, kv_pages_free u32 |
+//! | 0x10 | Open | control | coordinator | session \[16\], epoch u32, model \[32\], profile u16, span u16 u16, width u32, max_rows u32, step_deadline_ms u32, idle_ms u32, prev peer, next peer, next_addrs, *prefix: keys, reuse u8* |
+//! | 0x11 | Accept | control | stage | session, epoch, kv_pages_free u32, *prefix: kept_rows u32* |
 //! | 0x12 | Refuse | control | stage | session, epoch, code u16, detail |
 //! | 0x13 | Trim | control | coordinator | session, epoch, keep_rows u32 |
 //! | 0x14 | Probe | control | coordinator | session, epoch |
@@ -34,12 +34,27 @@
 //! | 0x17 | Close | control | coordinator | session, epoch |
 //! | 0x18 | Closed | control | stage | session, epoch, code u16 (0: as asked), totals |
 //! | 0x19 | Fault | control | stage | session, epoch, code u16, about peer (or none), detail |
+//! | 0x1a | Keep | control | coordinator | *prefix:* session, epoch, first u8, keys |
 //! | 0x40 | Rows | data | predecessor | session, epoch, seq u32, pos u32, rows u16, flags u8, deadline_ms u32, total u32, offset u32, fragment |
 //! | 0x41 | Ack | data | successor | session, epoch, seq u32, received u32 |
 //!
 //! A *peer* is a u8 length and that many bytes (0: none), *next_addrs* a u8 count of (u16 length, multiaddr), *detail*
 //! a u16 length and UTF-8, *totals* rows_in, rows_out, compute_us, queue_us, hop_us, all u64. A *fragment* is f32
-//! values, row after row. 0x1a–0x3f are kept for control, 0x42–0x7f for data.
+//! values, row after row. 0x1b–0x3f are kept for control, 0x42–0x7f for data.
+//!
+//! | feature bit | name | what it adds |
+//! |---|---|---|
+//! | 0 | prefix | the last fields of Open and Accept, which are there or not at all, and Keep |
+//!
+//! What a feature adds is sent only where both ends have said that they know it; otherwise it ends the stream.
+//!
+//! # Beginnings of prompts
+//!
+//! A coordinator may name the blocks of 32 rows that a prompt begins with ([`frame::BlockKey`]): *keys* is a u8 count, 1 to
+//! 128, and 16 bytes each. A stage takes over as many of the first `reuse` blocks as it has kept under these names, of the
+//! same coordinator, model, profile and layers, and says how many rows that are. Chains begin where all stages have rows:
+//! the coordinator trims those that have more, waits for their State, and sends rows from there on. Whole blocks that the
+//! session fills itself are kept under their names. A stage may forget them at any time.
 //!
 //! # Who does what
 //!

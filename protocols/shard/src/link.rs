@@ -8,7 +8,7 @@
 //! | unfinished batches of all streams together | [`Sessions::budget`] | the batch's session ends |
 //! | batches from [`receive`] | the caller's sink, which never waits | the sink decides: end the session, or the stream |
 //! | control frames out | [`CONTROL_QUEUE`] | [`SendError::Full`]: the peer does not read, give it up |
-//! | control frames in | [`CONTROL_QUEUE`] | reading stops, and so the peer's writing |
+//! | control frames in | [`CONTROL_INBOUND`] | reading stops, and so the peer's writing |
 
 mod budget;
 mod control;
@@ -22,7 +22,7 @@ use tokio::{sync::watch, time::Instant};
 
 pub use self::{
     budget::Budget,
-    control::{CONTROL_QUEUE, ControlLink, ControlReceiver, ControlSender, Role},
+    control::{CONTROL_INBOUND, CONTROL_QUEUE, ControlLink, ControlReceiver, ControlSender, Role},
     receiver::{Dropped, Incoming, Sessions, SinkClosed, receive},
     sender::{DataSender, Rtt, SILENCE, SenderConfig},
 };

@@ -17,8 +17,12 @@ use crate::{
 /// The highest version of this build. 0 is no version.
 pub const VERSION: u16 = 1;
 
-/// The feature bits of this build. None are defined yet.
-pub const FEATURES: u64 = 0;
+/// Feature bit: beginnings of prompts have names, and stages keep them. Open and Accept have their last fields, and there
+/// is Keep.
+pub const PREFIX: u64 = 1;
+
+/// The feature bits of this build.
+pub const FEATURES: u64 = PREFIX;
 
 /// How long a greeting may take: several round trips through a slow relay.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(5);

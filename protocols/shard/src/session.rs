@@ -39,6 +39,7 @@ struct InFlight {
 /// | Draining | Computed, nothing left in flight | Closed | Closed | Release |
 /// | Live | Trim within what it has, nothing in flight | Live | State | Trim |
 /// | Live | Trim otherwise | Closed | Fault | Release |
+/// | Live, Draining | Keep | same | – | Keep |
 /// | Opening, Live, Draining | Probe | same | State | – |
 /// | Opening, Live | Close, nothing in flight | Closed | Closed | Release |
 /// | Live | Close, something in flight | Draining | – | – |
@@ -50,7 +51,7 @@ struct InFlight {
 /// | Live | Tick after the idle time, nothing in flight | Closed | Fault | Release |
 /// | any | of another epoch, from another predecessor, anything else | same | – | Ignore |
 ///
-/// Rows follow when their position is where the rows before ended (or a trim cut), and their number is above all before
+/// Rows follow when their position is where the rows before ended (those kept from before, at first; or a trim cut), and their number is above all before
 /// in the epoch. Closed is final.
 #[derive(Debug, Clone)]
 pub struct Session {
@@ -169,7 +170,9 @@ impl Session {
             (_, Event::Cancel(cancel)) => self.close(Some(cancel.code)),
             (_, Event::Failed { code, about, detail }) => self.fault(code, about, detail),
             (_, Event::Gone) => self.release(None),
-            (Phase::Opening, Event::Admitted { kv_pages_free }) => self.accept(now, kv_pages_free),
+            (Phase::Opening, Event::Admitted { kv_pages_free, kept_rows }) => {
+                self.accept(now, kv_pages_free, kept_rows)
+            }
             (Phase::Opening, Event::NotAdmitted { code, detail }) => {
                 let Open { session, epoch, .. } = self.open;
                 self.release(Some(Refuse { session, epoch, code, detail }.into()))
@@ -184,6 +187,7 @@ impl Session {
                 self.phase = Phase::Draining;
                 nothing()
             }
+            (Phase::Live | Phase::Draining, Event::Keep { .. }) => Step { reply: None, act: Act::Keep },
             (Phase::Live | Phase::Draining, Event::Tick) => self.tick(now),
             (Phase::Opening, Event::Tick) => nothing(),
             _ => ignore(Ignored::WrongPhase),
@@ -195,7 +199,7 @@ impl Session {
         let (epoch, raises) = match event {
             Event::Open(open) => (open.epoch, true),
             Event::Rows { batch, .. } => (batch.epoch, false),
-            Event::Computed { epoch, .. } => (*epoch, false),
+            Event::Computed { epoch, .. } | Event::Keep { epoch } => (*epoch, false),
             Event::Trim(f) => (f.epoch, false),
             Event::Probe(f) => (f.epoch, false),
             Event::Cancel(f) => (f.epoch, false),
@@ -222,11 +226,13 @@ impl Session {
         Step { reply: None, act: Act::Admit }
     }
 
-    fn accept(&mut self, now: Instant, kv_pages_free: u32) -> Step {
+    fn accept(&mut self, now: Instant, kv_pages_free: u32, kept_rows: u32) -> Step {
         self.phase = Phase::Live;
+        let kept_rows = kept_rows.min(self.open.max_rows);
+        self.pos = kept_rows;
         self.active = now;
         let Open { session, epoch, .. } = self.open;
-        reply(Accept { session, epoch, kv_pages_free })
+        reply(Accept { session, epoch, kv_pages_free, kept_rows })
     }
 
     fn rows(&mut self, now: Instant, from: PeerId, batch: Arrived) -> Step {

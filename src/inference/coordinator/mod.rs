@@ -5,6 +5,7 @@
 //! a stage's own fault, a lost stream, a hop that does not acknowledge, or silence, which is probed before the deadline
 //! so that the silent peer can be named.
 
+mod opening;
 mod wait;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -12,8 +13,9 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use futures::future::try_join_all;
 use libp2p::PeerId;
 use quelea_shard::{
-    frame::{Cancel, Close, Frame, Open, SessionId, StreamKind, Totals},
+    frame::{BlockKey, Cancel, Close, Frame, Keep, Prefix, SessionId, StreamKind, Totals},
     link::{Batch, DataSender},
+    protocol,
     reassembly::Expect,
 };
 use quelea_wire::{ErrorCode, ModelId, Profile};
@@ -24,7 +26,6 @@ use tokio::{
 
 use super::{
     chain::Hop,
-    generate::SLOW_CALLER,
     links::{Control, EVENTS, FromStage},
     plane::{Plane, RESULTS},
     types::{HopReport, InferError, RouteHop},
@@ -50,6 +51,8 @@ pub(crate) struct SessionSpec {
     pub(crate) width: u32,
     pub(crate) max_rows: u32,
     pub(crate) step_timeout: Duration,
+    /// How the prompt begins, for stages to look up.
+    pub(crate) prefix: Prefix,
 }
 
 /// One stage, as the coordinator sees it. It is listened to for as long as this lives.
@@ -99,6 +102,10 @@ pub(crate) struct ChainSession {
     bulk: DataSender,
     results: Results,
     events: mpsc::Receiver<(PeerId, FromStage)>,
+    /// Whether all stages keep blocks by their names.
+    shares: bool,
+    /// Rows that all stages have from before.
+    kept_rows: u32,
     next_seq: u32,
     /// Number and position of the rows that are to come back, in order.
     expected: VecDeque<(u32, u32)>,
@@ -110,7 +117,7 @@ pub(crate) struct ChainSession {
 
 impl ChainSession {
     /// Opens a session at every stage of `hops`.
-    pub(crate) async fn open(plane: Arc<Plane>, hops: Vec<Hop>, spec: SessionSpec) -> Result<Self, InferError> {
+    pub(crate) async fn open(plane: Arc<Plane>, hops: Vec<Hop>, mut spec: SessionSpec) -> Result<Self, InferError> {
         let local = plane.handle.local();
         let id = SessionId(rand::random());
         let epoch = 1;
@@ -133,6 +140,11 @@ impl ChainSession {
             }
         });
         let stages = try_join_all(reach).await?;
+        // Where one stage has to compute all rows, all others have to.
+        let shares = stages.iter().all(|stage| stage.control.sender.features() & protocol::PREFIX != 0);
+        if !shares {
+            spec.prefix = Prefix::default();
+        }
         let expect = Expect { width: spec.width, max_rows: spec.max_rows };
         let results = Results::await_from(&plane, last, id, epoch, expect);
         let links = async {
@@ -153,6 +165,8 @@ impl ChainSession {
             bulk,
             results,
             events,
+            shares,
+            kept_rows: 0,
             next_seq: 0,
             expected: VecDeque::new(),
             rows_sent: 0,
@@ -160,7 +174,7 @@ impl ChainSession {
             closed: false,
         };
         session.send_opens(local)?;
-        session.accepted(deadline).await?;
+        session.kept_rows = session.accepted(deadline).await?;
         Ok(session)
     }
 
@@ -176,53 +190,13 @@ impl ChainSession {
             .collect()
     }
 
+    /// Rows of the prompt that all stages have from before: what is sent begins there.
+    pub(crate) fn kept_rows(&self) -> u32 {
+        self.kept_rows
+    }
+
     pub(crate) fn profile(&self) -> Profile {
         self.spec.profile
-    }
-
-    fn send_opens(&self, local: PeerId) -> Result<(), InferError> {
-        let millis = |d: Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
-        for (i, stage) in self.stages.iter().enumerate() {
-            let prev = i.checked_sub(1).and_then(|i| self.stages.get(i)).map_or(local, |prev| prev.hop.peer);
-            let (next, next_addrs) = match self.stages.get(i + 1) {
-                Some(next) => (next.hop.peer, next.hop.addrs.clone()),
-                None => (local, Vec::new()),
-            };
-            let open = Open {
-                session: self.id,
-                epoch: self.epoch,
-                model: self.spec.model,
-                profile: self.spec.profile,
-                span: stage.hop.span,
-                width: self.spec.width,
-                max_rows: self.spec.max_rows,
-                // A chunk may wait for all others in the window before its own turn comes.
-                step_deadline_ms: millis(self.spec.step_timeout.saturating_mul(CHUNKS + 1)),
-                idle_ms: millis(self.spec.step_timeout.saturating_mul(2).saturating_add(SLOW_CALLER)),
-                prev,
-                next,
-                next_addrs,
-            };
-            stage.control.sender.send(open).map_err(|e| lost_hop(&stage.hop, &e.to_string()))?;
-        }
-        Ok(())
-    }
-
-    /// Waits until every stage has accepted.
-    async fn accepted(&mut self, deadline: Instant) -> Result<(), InferError> {
-        let mut waiting: Vec<PeerId> = self.stages.iter().map(|stage| stage.hop.peer).collect();
-        while let Some(&silent) = waiting.first() {
-            let event = timeout_at(deadline, self.events.recv()).await;
-            match event {
-                Ok(Some((peer, FromStage::Frame(frame)))) if matches!(*frame, Frame::Accept(_)) => {
-                    waiting.retain(|p| *p != peer);
-                }
-                Ok(Some((peer, event))) => self.event(peer, event)?,
-                Ok(None) => return Err(InferError::new(ErrorCode::Internal, "the session's events have ended")),
-                Err(_) => return Err(self.about(silent, ErrorCode::HopSilent, "does not accept the session")),
-            }
-        }
-        Ok(())
     }
 
     /// Sends a chunk of the prompt; waits only while the window is full.
@@ -276,6 +250,20 @@ impl ChainSession {
 
     fn chunks_under_way(&self) -> u32 {
         u32::try_from(self.expected.len()).unwrap_or(CHUNKS)
+    }
+
+    /// Names the blocks that the session has filled since it was opened, for those to come: `keys` of all its rows.
+    pub(crate) fn keep(&self, keys: &[BlockKey]) {
+        let named = self.spec.prefix.keys.len();
+        let (Some(new), Ok(first), true) = (keys.get(named..), u8::try_from(named), self.shares) else { return };
+        if new.is_empty() {
+            return;
+        }
+        for stage in &self.stages {
+            let keep = Keep { session: self.id, epoch: self.epoch, first, keys: new.to_vec() };
+            // A stage that does not hear of it keeps less; the session is over either way.
+            let _ = stage.control.sender.send(keep);
+        }
     }
 
     /// Closes the session in order; who did what.

@@ -15,6 +15,7 @@ use tokio::{task::AbortHandle, time::Instant};
 use super::{
     super::{
         links::{Far, LinkError},
+        prefix,
         serve::Served,
     },
     Entry, Held, MAX_PER_COORDINATOR, MAX_SESSIONS, Plane, Tables, told,
@@ -55,7 +56,10 @@ pub(super) fn opened(plane: &Arc<Plane>, coordinator: PeerId, stream: u64, contr
     }
     tables.routes.insert((open.prev, open.session), coordinator);
     *tables.held.entry(coordinator).or_default() += 1;
+    // The names are of use once.
+    let prefix = std::mem::take(&mut open.prefix);
     let machine = Session::new(open.clone(), Instant::now());
+    open.prefix = prefix;
     tables.entries.insert(
         key,
         Entry { machine, coordinator, control: control.clone(), stream, held: None, since: Instant::now() },
@@ -96,7 +100,7 @@ fn fits(plane: &Plane, coordinator: PeerId, open: &Open) -> Result<Arc<Served>, 
 /// Reserves the cache, reaches the next peer, and answers.
 async fn admit(plane: Arc<Plane>, key: (PeerId, SessionId), open: Open, served: Arc<Served>) {
     let event = match reserve(&plane, key.0, &open, &served).await {
-        Ok(mut held) => {
+        Ok((mut held, kept_rows)) => {
             let kv_pages_free = served.runner.load().kv_pages_free;
             held.watch = Some(watch_next(&plane, key, &open, &held));
             let mut tables = plane.stages.lock();
@@ -105,19 +109,20 @@ async fn admit(plane: Arc<Plane>, key: (PeerId, SessionId), open: Open, served: 
                 // Cancelled meanwhile; `held` gives its pages back.
                 None => return,
             }
-            Event::Admitted { kv_pages_free }
+            Event::Admitted { kv_pages_free, kept_rows }
         }
         Err((code, detail)) => Event::NotAdmitted { code, detail },
     };
     told(&plane, key, event);
 }
 
+/// What the session holds from now on, and the rows that it has from before.
 async fn reserve(
     plane: &Arc<Plane>,
     coordinator: PeerId,
     open: &Open,
     served: &Arc<Served>,
-) -> Result<Held, (ErrorCode, String)> {
+) -> Result<(Held, u32), (ErrorCode, String)> {
     let next = open.next;
     let (decode, bulk) = match tokio::time::timeout(REACH_NEXT, reach(plane, coordinator, open)).await {
         Ok(Ok(links)) => links,
@@ -129,16 +134,16 @@ async fn reserve(
         Err(_) => return Err((ErrorCode::NextUnreachable, format!("{next} does not answer"))),
     };
     let group = plane.stages.group(&coordinator);
-    let cache = loop {
+    let opened = loop {
         let spec = SessionSpec {
             group,
             layers: served.local_layers(&open.span),
             max_rows: open.max_rows,
+            prefix: prefix::from_wire(&open.prefix),
             on_event: Some(on_event(plane, (coordinator, open.session), open.epoch)),
-            ..SessionSpec::default()
         };
         match served.runner.open_with(spec) {
-            Ok(opened) => break opened.session,
+            Ok(opened) => break opened,
             Err(error) => {
                 let full = matches!(error, AdmissionError::Pages { .. } | AdmissionError::Sessions { .. });
                 let here = |held: &Held| Arc::ptr_eq(&held.served, served);
@@ -148,7 +153,8 @@ async fn reserve(
             }
         }
     };
-    Ok(Held { served: served.clone(), cache, decode, bulk, watch: None })
+    let held = Held { served: served.clone(), cache: opened.session, decode, bulk, watch: None };
+    Ok((held, opened.reused_rows))
 }
 
 /// Tells the coordinator when its session has to give way.

@@ -1,5 +1,7 @@
 //! Frames of the control stream, but for Open.
 
+use std::num::NonZeroU32;
+
 use libp2p::PeerId;
 use quelea_wire::ErrorCode;
 
@@ -23,19 +25,28 @@ pub struct Accept {
     pub epoch: u32,
     /// KV pages that are left after this session's.
     pub kv_pages_free: u32,
+    /// Rows that were taken over: whole blocks, as many as Open's prefix allows at most. The first batch begins here, unless
+    /// the coordinator trims. Only with [`PREFIX`](crate::protocol::PREFIX); 0 takes no byte.
+    pub kept_rows: u32,
 }
 
 impl Accept {
-    pub(super) const LEN: usize = SESSION + 4;
+    pub(super) const MAX_LEN: usize = SESSION + 4 + 4;
 
     pub(super) fn put(&self, out: &mut Vec<u8>) {
         put_session(out, self.session, self.epoch);
         out.extend_from_slice(&self.kv_pages_free.to_le_bytes());
+        if self.kept_rows != 0 {
+            out.extend_from_slice(&self.kept_rows.to_le_bytes());
+        }
     }
 
     pub(super) fn take(c: &mut Cursor<'_>) -> Result<Self, DecodeError> {
         let (session, epoch) = c.session()?;
-        Ok(Self { session, epoch, kv_pages_free: c.u32()? })
+        let kv_pages_free = c.u32()?;
+        let kept_rows =
+            if c.is_empty() { 0 } else { NonZeroU32::new(c.u32()?).ok_or(DecodeError::Field("kept_rows"))?.get() };
+        Ok(Self { session, epoch, kv_pages_free, kept_rows })
     }
 }
 

@@ -20,7 +20,12 @@ impl<'a> Cursor<'a> {
 
     /// Nothing may be left.
     pub(super) fn end(&self) -> Result<(), DecodeError> {
-        if self.rest.is_empty() { Ok(()) } else { Err(DecodeError::Trailing) }
+        if self.is_empty() { Ok(()) } else { Err(DecodeError::Trailing) }
+    }
+
+    /// Whether nothing is left.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rest.is_empty()
     }
 
     pub(super) fn bytes(&mut self, n: usize) -> Result<&'a [u8], DecodeError> {

@@ -9,6 +9,7 @@ use super::{
     DecodeError, MAX_DEADLINE_MS, SessionId,
     control::SESSION,
     cursor::{Cursor, MAX_PEER, put_peer, put_session},
+    prefix::Prefix,
 };
 
 /// The most addresses of the next peer that Open carries.
@@ -47,11 +48,14 @@ pub struct Open {
     pub next: PeerId,
     /// Where `next` can be dialled; only the first [`MAX_ADDRS`] of at most [`MAX_ADDR`] bytes are sent.
     pub next_addrs: Vec<Multiaddr>,
+    /// How the prompt begins: blocks that the stage has kept are taken over, the others kept for sessions to come. Only
+    /// with [`PREFIX`](crate::protocol::PREFIX).
+    pub prefix: Prefix,
 }
 
 impl Open {
     pub(super) const MAX_LEN: usize =
-        SESSION + 32 + 2 + 2 * 2 + 4 * 4 + 2 * (1 + MAX_PEER) + 1 + MAX_ADDRS * (2 + MAX_ADDR);
+        SESSION + 32 + 2 + 2 * 2 + 4 * 4 + 2 * (1 + MAX_PEER) + 1 + MAX_ADDRS * (2 + MAX_ADDR) + Prefix::MAX_LEN;
 
     /// [`Self::step_deadline_ms`], at most an hour.
     #[must_use]
@@ -82,6 +86,7 @@ impl Open {
             out.extend_from_slice(&u16::try_from(addr.len()).unwrap_or(0).to_le_bytes());
             out.extend_from_slice(addr.as_ref());
         }
+        self.prefix.put(out);
     }
 
     pub(super) fn take(c: &mut Cursor<'_>) -> Result<Self, DecodeError> {
@@ -127,6 +132,7 @@ impl Open {
             prev,
             next,
             next_addrs,
+            prefix: Prefix::take(c)?,
         })
     }
 }

@@ -17,8 +17,12 @@ use crate::{
     protocol::{GREETING_TIMEOUT, Negotiated, last_word},
 };
 
-/// Control frames that may wait in either direction: every session of a coordinator may have one and more under way.
+/// Control frames that may wait to be sent: every session of a coordinator may have one and more under way.
 pub const CONTROL_QUEUE: usize = 256;
+
+/// Control frames that may wait to be taken: then reading stops. An Open may have 3 KiB, so a peer that opens streams and
+/// fills them makes us hold 200 KiB for each.
+pub const CONTROL_INBOUND: usize = 64;
 
 /// Which side of a control stream we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +60,8 @@ impl ControlLink {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (out, to_write) = mpsc::channel(CONTROL_QUEUE);
-        let (read, frames) = mpsc::channel(CONTROL_QUEUE);
+        let (read, frames) = mpsc::channel(CONTROL_INBOUND);
+        let features = stream.features;
         let (end, ending) = watch::channel(None);
         let ending = Ending(ending);
         tokio::spawn(async move {
@@ -64,7 +69,7 @@ impl ControlLink {
             tracing::debug!(?role, "control link ended: {why}");
             end.send_replace(Some(why));
         });
-        (ControlSender { out, role, ending: ending.clone() }, ControlReceiver { frames, ending })
+        (ControlSender { out, role, features, ending: ending.clone() }, ControlReceiver { frames, ending })
     }
 }
 
@@ -73,6 +78,7 @@ impl ControlLink {
 pub struct ControlSender {
     out: mpsc::Sender<Frame>,
     role: Role,
+    features: u64,
     ending: Ending,
 }
 
@@ -81,16 +87,22 @@ impl ControlSender {
     ///
     /// # Errors
     /// When the queue is full, which means that the peer does not read; when the link has ended; or when the frame is
-    /// not this side's to send.
+    /// not this side's to send, or needs a feature that the peer does not have.
     pub fn send(&self, frame: impl Into<Frame>) -> Result<(), SendError> {
         let frame = frame.into();
-        if frame.origin() != self.role.origin() {
+        if frame.origin() != self.role.origin() || frame.features() & !self.features != 0 {
             return Err(SendError::Invalid);
         }
         self.out.try_send(frame).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => SendError::Full,
             mpsc::error::TrySendError::Closed(_) => SendError::Ended,
         })
+    }
+
+    /// The feature bits that both ends know.
+    #[must_use]
+    pub fn features(&self) -> u64 {
+        self.features
     }
 
     /// Why the link has ended, if it has.
@@ -133,9 +145,9 @@ async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Negotiated { mut reader, mut writer, .. } = stream;
+    let Negotiated { mut reader, mut writer, features, .. } = stream;
     let why = tokio::select! {
-        why = read_frames(&mut reader, role.peer().origin(), read) => why,
+        why = read_frames(&mut reader, role.peer().origin(), features, read) => why,
         why = write_frames(&mut writer, to_write) => why,
     };
     if let LinkEnd::Violation(code) = why {
@@ -147,12 +159,13 @@ where
 async fn read_frames<S: AsyncRead + Unpin>(
     reader: &mut FrameReader<ReadHalf<S>>,
     peer: Origin,
+    features: u64,
     read: mpsc::Sender<Frame>,
 ) -> LinkEnd {
     loop {
         match reader.next().await {
             Ok(Some(Frame::Reject(Reject { code }))) => return LinkEnd::Rejected(code),
-            Ok(Some(frame)) if frame.origin() == peer => {
+            Ok(Some(frame)) if frame.origin() == peer && frame.features() & !features == 0 => {
                 // Waiting here is what slows the peer down; writing goes on beside it.
                 if read.send(frame).await.is_err() {
                     return LinkEnd::Done;

@@ -17,6 +17,8 @@ pub enum Event {
     Admitted {
         /// KV pages that are left.
         kv_pages_free: u32,
+        /// Rows that it has from before.
+        kept_rows: u32,
     },
     /// The stage does not take it.
     NotAdmitted {
@@ -49,6 +51,11 @@ pub enum Event {
     },
     /// The coordinator trims it.
     Trim(Trim),
+    /// The coordinator names more of its blocks.
+    Keep {
+        /// The session's epoch; the names are the owner's.
+        epoch: u32,
+    },
     /// The coordinator asks how it stands.
     Probe(Probe),
     /// The coordinator ends it at once.
@@ -119,6 +126,8 @@ pub enum Act {
         /// How many stay.
         keep_rows: u32,
     },
+    /// Keep the blocks that were named.
+    Keep,
     /// Forget the session: it is closed.
     Release,
     /// Drop the event, and the batch with it, and count it.

@@ -2,7 +2,8 @@
 
 use quelea_shard::{
     frame::{Cancel, Close, Frame, Origin, Probe, StreamKind},
-    link::{CONTROL_QUEUE, ControlLink, LinkEnd, Role, SendError},
+    link::{CONTROL_INBOUND, CONTROL_QUEUE, ControlLink, LinkEnd, Role, SendError},
+    protocol::PREFIX,
 };
 use quelea_wire::ErrorCode;
 
@@ -50,6 +51,30 @@ async fn control_frames_of_the_wrong_side_end_the_link() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_feature_adds_is_neither_sent_nor_taken_without_it() {
+    let added: Vec<_> = samples().into_iter().map(|(_, frame)| frame).filter(|frame| frame.features() != 0).collect();
+    assert_eq!(added.len(), 3);
+    for frame in added {
+        let (mut a, b) = greeted(StreamKind::Control, 10_000).await;
+        let role = if frame.origin() == Origin::Coordinator { Role::Coordinator } else { Role::Stage };
+        let (with, _) = ControlLink::spawn(b, role);
+        assert_eq!((with.features(), with.send(frame.clone())), (PREFIX, Ok(())));
+
+        // A peer of before, which sends it all the same.
+        a.features = 0;
+        let other = if role == Role::Coordinator { Role::Stage } else { Role::Coordinator };
+        let (without, received) = ControlLink::spawn(a, other);
+        assert!(matches!(soon(received.ended()).await, LinkEnd::Violation(ErrorCode::BadFrame)), "{frame:?}");
+        drop(without);
+
+        let (mut a, _b) = greeted(StreamKind::Control, 1000).await;
+        a.features = 0;
+        let (without, _) = ControlLink::spawn(a, role);
+        assert_eq!((without.features(), without.send(frame)), (0, Err(SendError::Invalid)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_side_that_does_not_read_fills_a_bounded_queue_and_is_given_up() {
     let (a, b) = greeted(StreamKind::Control, 100).await;
     let (to_stage, _from_stage) = ControlLink::spawn(a, Role::Coordinator);
@@ -82,7 +107,7 @@ async fn a_side_whose_owner_is_slow_stops_reading_but_not_writing() {
         }
         tokio::task::yield_now().await;
     }
-    assert!((2 * CONTROL_QUEUE..4 * CONTROL_QUEUE).contains(&taken), "{taken}");
+    assert!((CONTROL_INBOUND + CONTROL_QUEUE..4 * CONTROL_QUEUE).contains(&taken), "{taken}");
     let (_, answer) = samples().remove(4);
     assert_eq!(to_coordinator.send(answer.clone()), Ok(()));
     assert_eq!(soon(from_stage.recv()).await, Some(answer));

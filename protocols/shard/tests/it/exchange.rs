@@ -154,7 +154,7 @@ async fn a_cancelled_session_is_closed_and_its_rows_dropped(transport: Transport
             let now = Instant::now();
             let step = match (frame, &mut live) {
                 (Frame::Open(open), None) => {
-                    live.insert(Session::new(open, now)).on(now, Event::Admitted { kv_pages_free: 5 })
+                    live.insert(Session::new(open, now)).on(now, Event::Admitted { kv_pages_free: 5, kept_rows: 0 })
                 }
                 (Frame::Cancel(cancel), Some(session)) => session.on(now, Event::Cancel(cancel)),
                 other => panic!("{other:?}"),

@@ -4,13 +4,13 @@ use futures::{executor::block_on, io::Cursor};
 use proptest::prelude::*;
 use quelea_shard::{
     codec::FrameReader,
-    frame::{self, MAX_BATCH_BYTES, MAX_FRAGMENT, RowsHeader, max_body, put_floats},
+    frame::{self, DecodeError, Frame, MAX_BATCH_BYTES, MAX_FRAGMENT, RowsHeader, max_body, put_floats},
     reassembly::{Expect, MAX_PARTIAL_BATCHES, MAX_PARTIAL_BYTES, Reassembly},
 };
 use quelea_wire::ErrorCode;
 use tokio::time::Instant;
 
-use crate::support::session;
+use crate::support::{frames::samples, session};
 
 fn header(n: u8, rows: u16, total: u32, offset: u32) -> RowsHeader {
     RowsHeader {
@@ -57,6 +57,22 @@ proptest! {
             prop_assert_eq!(reassembly.received_bytes(), sent);
             prop_assert!(reassembly.capacity_bytes() <= 2 * sent + MAX_FRAGMENT);
         }
+    }
+}
+
+#[test]
+fn a_count_of_keys_takes_nothing() {
+    for name in ["open_prefix", "keep"] {
+        let (_, frame) = samples().into_iter().find(|(n, _)| *n == name).expect("a sample");
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        let keys = bytes.windows(17).position(|w| w == [&[3][..], &[0x11; 16]].concat()).expect("three keys");
+        bytes[keys] = 128;
+        let addrs = allocation_counter::measure(|| drop(Frame::decode(bytes[4], &bytes[frame::HEADER..keys])));
+        let mut refused = None;
+        let taken = allocation_counter::measure(|| refused = Frame::decode(bytes[4], &bytes[frame::HEADER..]).err());
+        assert_eq!(refused, Some(DecodeError::Truncated), "{name}");
+        assert!(taken.bytes_max <= addrs.bytes_max, "{name}: {} bytes", taken.bytes_max);
     }
 }
 

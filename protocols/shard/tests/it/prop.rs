@@ -4,7 +4,10 @@ use futures::{executor::block_on, io::Cursor};
 use proptest::{collection::vec, prelude::*};
 use quelea_shard::{
     codec::{CodecError, FrameReader},
-    frame::{self, CRITICAL, DecodeError, Fault, Frame, MAX_ADDRS, MAX_BODY, MAX_DETAIL, Open},
+    frame::{
+        self, BlockKey, CRITICAL, DecodeError, Fault, Frame, Keep, MAX_ADDRS, MAX_BODY, MAX_DETAIL, MAX_KEYS, Open,
+        Prefix,
+    },
 };
 use quelea_wire::ErrorCode;
 
@@ -103,10 +106,16 @@ fn what_is_beyond_its_cap_is_cut_or_left_out() {
         .collect();
     let detail = "ü".repeat(MAX_DETAIL);
     let fault = Fault { session: session(1), epoch: 0, code: ErrorCode::Internal, about: Some(peer(1)), detail };
-    let (read, end) = read_all(&encode(&[Open { next_addrs: next_addrs.clone(), ..open }.into(), fault.into()]));
+    let keys: Vec<_> = (0..=u8::MAX).map(|n| BlockKey([n; 16])).collect();
+    let prefix = Prefix { keys: keys.clone(), reuse: 200 };
+    let keep = Keep { session: session(1), epoch: 0, first: 0, keys: keys.clone() };
+    let open = Open { next_addrs: next_addrs.clone(), prefix, ..open };
+    let (read, end) = read_all(&encode(&[open.into(), fault.into(), keep.into()]));
     assert!(end.is_ok());
     match &read[..] {
-        [Frame::Open(open), Frame::Fault(fault)] => {
+        [Frame::Open(open), Frame::Fault(fault), Frame::Keep(keep)] => {
+            assert_eq!((&open.prefix.keys[..], open.prefix.reuse), (&keys[..MAX_KEYS], 128));
+            assert_eq!(keep.keys, keys[..MAX_KEYS]);
             assert_eq!(open.next_addrs, next_addrs[1..=MAX_ADDRS]);
             assert_eq!(fault.detail, "ü".repeat(MAX_DETAIL / 2));
         }
@@ -146,7 +155,7 @@ fn impossible_fields_are_refused() {
         encode(&[frame])
     };
     // (frame, offset in the body, new byte, field)
-    let cases: [(&str, usize, u8, &str); 12] = [
+    let cases: [(&str, usize, u8, &str); 17] = [
         ("hello", 2, 9, "stream kind"),
         ("open", 54, 16, "span"),
         ("open", 60, 0xff, "width"),
@@ -159,6 +168,11 @@ fn impossible_fields_are_refused() {
         ("rows", 35, 0, "total"),
         ("rows", 39, 12, "offset"),
         ("rows", 39, 6, "offset"),
+        ("open_prefix", 188, 0, "keys"),
+        ("open_prefix", 188, 129, "keys"),
+        ("open_prefix", 237, 4, "reuse"),
+        ("accept_kept", 24, 0, "kept_rows"),
+        ("keep", 21, 0, "keys"),
     ];
     for (name, at, byte, field) in cases {
         let mut bytes = encoded(name);

@@ -44,6 +44,10 @@ fn trim(keep_rows: u32) -> Event {
     Event::Trim(Trim { session: session(1), epoch: EPOCH, keep_rows })
 }
 
+fn keep(epoch: u32) -> Event {
+    Event::Keep { epoch }
+}
+
 fn probe() -> Event {
     Event::Probe(Probe { session: session(1), epoch: EPOCH })
 }
@@ -73,7 +77,10 @@ impl Bench {
 
     fn live() -> Self {
         let mut bench = Self::opening();
-        assert_eq!(bench.step(Event::Admitted { kv_pages_free: 3 }), ("accept", Act::Nothing, Phase::Live));
+        assert_eq!(
+            bench.step(Event::Admitted { kv_pages_free: 3, kept_rows: 0 }),
+            ("accept", Act::Nothing, Phase::Live)
+        );
         bench
     }
 
@@ -130,6 +137,7 @@ fn the_table_holds() {
         (Bench::opening, not_admitted(), "refuse", Release, Closed),
         (Bench::opening, rows(0, 0, 1, far), "", wrong, Opening),
         (Bench::opening, trim(0), "", wrong, Opening),
+        (Bench::opening, keep(EPOCH), "", wrong, Opening),
         (Bench::opening, probe(), "state", Nothing, Opening),
         (Bench::opening, close(), "closed", Release, Closed),
         (Bench::opening, cancel(EPOCH), "closed", Release, Closed),
@@ -137,7 +145,7 @@ fn the_table_holds() {
         (Bench::opening, reopened(), "", Admit, Opening),
         (Bench::opening, Event::Gone, "", Release, Closed),
         (Bench::opening, Event::Tick, "", Nothing, Opening),
-        (Bench::live, Event::Admitted { kv_pages_free: 1 }, "", wrong, Live),
+        (Bench::live, Event::Admitted { kv_pages_free: 1, kept_rows: 0 }, "", wrong, Live),
         (Bench::live, not_admitted(), "", wrong, Live),
         (Bench::live, computed(0), "", wrong, Live),
         (Bench::live, rows(5, 0, 1, far), "", Compute, Live),
@@ -147,6 +155,8 @@ fn the_table_holds() {
         (Bench::live, rows(0, u32::MAX, 1, far), "fault", Release, Closed),
         (Bench::live, trim(0), "state", Act::Trim { keep_rows: 0 }, Live),
         (Bench::live, trim(1), "fault", Release, Closed),
+        (Bench::live, keep(EPOCH), "", Act::Keep, Live),
+        (Bench::live, keep(EPOCH - 1), "", Ignore(Ignored::StaleEpoch), Live),
         (Bench::live, close(), "closed", Release, Closed),
         (Bench::live, cancel(EPOCH), "closed", Release, Closed),
         (Bench::live, cancel(EPOCH - 1), "", Ignore(Ignored::StaleEpoch), Live),
@@ -166,6 +176,7 @@ fn the_table_holds() {
         (Bench::busy, reopened(), "", Admit, Opening),
         (Bench::draining, rows(1, 10, 1, far), "", wrong, Draining),
         (Bench::draining, trim(0), "", wrong, Draining),
+        (Bench::draining, keep(EPOCH), "", Act::Keep, Draining),
         (Bench::draining, probe(), "state", Nothing, Draining),
         (Bench::draining, computed(0), "closed", Release, Closed),
         (Bench::draining, close(), "", wrong, Draining),
@@ -182,6 +193,27 @@ fn the_table_holds() {
             assert_eq!(bench.step(probe()), ("", Ignore(Ignored::Closed), Closed), "after {before:?} and {event:?}");
         }
     }
+}
+
+#[test]
+fn rows_begin_after_those_that_were_kept() {
+    let kept = || {
+        let mut bench = Bench::opening();
+        match bench.on(Event::Admitted { kv_pages_free: 3, kept_rows: 96 }).reply {
+            Some(Frame::Accept(accept)) => assert_eq!((accept.kv_pages_free, accept.kept_rows), (3, 96)),
+            other => panic!("{other:?}"),
+        }
+        bench
+    };
+    let far = Instant::now() + Duration::from_secs(60);
+    assert_eq!(kept().step(rows(0, 0, 1, far)).0, "fault");
+    let mut bench = kept();
+    assert_eq!(bench.step(rows(0, 96, 1, far)).1, Act::Compute);
+    assert_eq!(bench.session.totals().rows_in, 1, "kept rows are not done");
+    let mut bench = kept();
+    assert_eq!(bench.step(trim(64)), ("state", Act::Trim { keep_rows: 64 }, Phase::Live));
+    assert_eq!(bench.step(rows(0, 64, 1, far)).1, Act::Compute);
+    assert_eq!(kept().step(trim(97)).0, "fault");
 }
 
 #[test]
@@ -281,7 +313,8 @@ fn any_event(start: Instant) -> impl Strategy<Value = Event> {
     let from = prop_oneof![8 => Just(1), 1 => Just(2)].prop_map(peer);
     let s = session(1);
     prop_oneof![
-        3 => Just(Event::Admitted { kv_pages_free: 1 }),
+        3 => any::<u8>().prop_map(|kept| Event::Admitted { kv_pages_free: 1, kept_rows: u32::from(kept) }),
+        1 => epoch.clone().prop_map(keep),
         1 => Just(Event::NotAdmitted { code: ErrorCode::NoKvPages, detail: String::new() }),
         1 => epoch.clone().prop_map(|e| Event::Open(Box::new(open(e)))),
         9 => (from, epoch.clone(), 0..40_u32, pos.clone(), 0..4_u16, after).prop_map(

@@ -22,31 +22,30 @@ pub fn samples() -> Vec<(&'static str, Frame)> {
         total: 24,
         offset: 8,
     };
+    let open = Open {
+        session: s,
+        epoch,
+        model: ModelId([0x3c; 32]),
+        profile: Profile::from_u16(1),
+        span: SpanRange::new(8, 16).expect("not empty"),
+        width: 2048,
+        max_rows: 4096,
+        step_deadline_ms: 5000,
+        idle_ms: 60_000,
+        prev: peer(1),
+        next: peer(2),
+        next_addrs: vec![addr("/ip4/192.0.2.1/udp/8468/quic-v1"), addr("/ip6/2001:db8::1/tcp/8468")],
+        prefix: Prefix::default(),
+    };
+    let keys = vec![BlockKey([0x11; 16]), BlockKey([0x22; 16]), BlockKey([0x33; 16])];
     let mut fragment = Vec::new();
     put_floats(&[1.0, -2.5, f32::MIN_POSITIVE, 0.0], &mut fragment);
     vec![
         ("hello", Hello { version: 1, stream: StreamKind::Bulk, features: 0x8000_0000_0000_0001 }.into()),
         ("hello_ack", HelloAck { version: 1, features: 2 }.into()),
         ("reject", Reject { code: ErrorCode::FrameTooLarge }.into()),
-        (
-            "open",
-            Open {
-                session: s,
-                epoch,
-                model: ModelId([0x3c; 32]),
-                profile: Profile::from_u16(1),
-                span: SpanRange::new(8, 16).expect("not empty"),
-                width: 2048,
-                max_rows: 4096,
-                step_deadline_ms: 5000,
-                idle_ms: 60_000,
-                prev: peer(1),
-                next: peer(2),
-                next_addrs: vec![addr("/ip4/192.0.2.1/udp/8468/quic-v1"), addr("/ip6/2001:db8::1/tcp/8468")],
-            }
-            .into(),
-        ),
-        ("accept", Accept { session: s, epoch, kv_pages_free: 12 }.into()),
+        ("open", open.clone().into()),
+        ("accept", Accept { session: s, epoch, kv_pages_free: 12, kept_rows: 0 }.into()),
         ("refuse", Refuse { session: s, epoch, code: ErrorCode::NoKvPages, detail: "voll: größer".into() }.into()),
         ("trim", Trim { session: s, epoch, keep_rows: 32 }.into()),
         ("probe", Probe { session: s, epoch }.into()),
@@ -60,6 +59,9 @@ pub fn samples() -> Vec<(&'static str, Frame)> {
         ),
         ("rows", Rows { header, fragment }.into()),
         ("ack", Ack { session: s, epoch, seq: 9, received: 24 }.into()),
+        ("open_prefix", Open { prefix: Prefix { keys: keys.clone(), reuse: 2 }, ..open }.into()),
+        ("accept_kept", Accept { session: s, epoch, kv_pages_free: 12, kept_rows: 64 }.into()),
+        ("keep", Keep { session: s, epoch, first: 3, keys }.into()),
     ]
 }
 
@@ -94,6 +96,17 @@ fn any_totals() -> impl Strategy<Value = Totals> {
     })
 }
 
+fn any_keys(least: usize) -> impl Strategy<Value = Vec<BlockKey>> {
+    vec(any::<[u8; 16]>().prop_map(BlockKey), least..=MAX_KEYS)
+}
+
+fn any_prefix() -> impl Strategy<Value = Prefix> {
+    (any_keys(0), any::<prop::sample::Index>()).prop_map(|(keys, reuse)| {
+        let reuse = u8::try_from(reuse.index(keys.len() + 1)).expect("at most 128");
+        Prefix { keys, reuse }
+    })
+}
+
 fn any_open() -> impl Strategy<Value = Frame> {
     let addr = (any::<[u8; 4]>(), any::<u16>())
         .prop_map(|(ip, port)| addr(&format!("/ip4/{}/udp/{port}/quic-v1", std::net::Ipv4Addr::from(ip))));
@@ -105,10 +118,19 @@ fn any_open() -> impl Strategy<Value = Frame> {
         1..=MAX_WIDTH,
         [1..=u32::MAX, 1..=u32::MAX, 1..=u32::MAX],
         [any_peer(), any_peer()],
-        vec(addr, 0..=MAX_ADDRS),
+        (vec(addr, 0..=MAX_ADDRS), any_prefix()),
     )
         .prop_map(
-            |((session, epoch), model, profile, (start, layers), width, numbers, [prev, next], next_addrs)| {
+            |(
+                (session, epoch),
+                model,
+                profile,
+                (start, layers),
+                width,
+                numbers,
+                [prev, next],
+                (next_addrs, prefix),
+            )| {
                 let [max_rows, step_deadline_ms, idle_ms] = numbers;
                 let span = SpanRange::new(start, start + layers).expect("within the longest model");
                 let (model, profile) = (ModelId(model), Profile::from_u16(profile));
@@ -125,6 +147,7 @@ fn any_open() -> impl Strategy<Value = Frame> {
                     prev,
                     next,
                     next_addrs,
+                    prefix,
                 }
                 .into()
             },
@@ -164,10 +187,18 @@ pub fn any_frame() -> impl Strategy<Value = Frame> {
         any::<(u16, u64)>().prop_map(|(version, features)| HelloAck { version, features }.into()),
         any_code().prop_map(|code| Reject { code }.into()),
         any_open(),
-        (any_session(), any::<u32>()).prop_map(|((session, epoch), kv_pages_free)| Accept {
+        (any_session(), any::<[u32; 2]>()).prop_map(|((session, epoch), [kv_pages_free, kept_rows])| Accept {
             session,
             epoch,
-            kv_pages_free
+            kv_pages_free,
+            kept_rows
+        }
+        .into()),
+        (any_session(), any::<u8>(), any_keys(1)).prop_map(|((session, epoch), first, keys)| Keep {
+            session,
+            epoch,
+            first,
+            keys
         }
         .into()),
         (any_session(), any_code(), any_detail()).prop_map(|((session, epoch), code, detail)| Refuse {

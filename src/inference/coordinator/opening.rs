@@ -1,0 +1,109 @@
+//! Opening a session at every stage, and finding where it begins: behind the rows that all of them have from before.
+
+use std::collections::HashMap;
+
+use libp2p::PeerId;
+use quelea_shard::frame::{Accept, BLOCK_ROWS, Frame, Open, Trim};
+use quelea_wire::ErrorCode;
+use tokio::time::{Instant, timeout_at};
+
+use super::{CHUNKS, ChainSession, lost_hop};
+use crate::inference::{generate::SLOW_CALLER, links::FromStage, types::InferError};
+
+impl ChainSession {
+    pub(super) fn send_opens(&self, local: PeerId) -> Result<(), InferError> {
+        let millis = |d: std::time::Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
+        for (i, stage) in self.stages.iter().enumerate() {
+            let prev = i.checked_sub(1).and_then(|i| self.stages.get(i)).map_or(local, |prev| prev.hop.peer);
+            let (next, next_addrs) = match self.stages.get(i + 1) {
+                Some(next) => (next.hop.peer, next.hop.addrs.clone()),
+                None => (local, Vec::new()),
+            };
+            let open = Open {
+                session: self.id,
+                epoch: self.epoch,
+                model: self.spec.model,
+                profile: self.spec.profile,
+                span: stage.hop.span,
+                width: self.spec.width,
+                max_rows: self.spec.max_rows,
+                // A chunk may wait for all others in the window before its own turn comes.
+                step_deadline_ms: millis(self.spec.step_timeout.saturating_mul(CHUNKS + 1)),
+                idle_ms: millis(self.spec.step_timeout.saturating_mul(2).saturating_add(SLOW_CALLER)),
+                prev,
+                next,
+                next_addrs,
+                prefix: self.spec.prefix.clone(),
+            };
+            stage.control.sender.send(open).map_err(|e| lost_hop(&stage.hop, &e.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until every stage has accepted, and has as many rows from before as all others: that many.
+    pub(super) async fn accepted(&mut self, deadline: Instant) -> Result<u32, InferError> {
+        let mut kept = HashMap::new();
+        while let Some(silent) = self.waits_for(|peer| kept.contains_key(&peer)) {
+            match self.next_frame(silent, deadline, "does not accept the session").await? {
+                (peer, Frame::Accept(accept)) => drop(kept.insert(peer, self.plausible(peer, &accept)?)),
+                (peer, frame) => self.event(peer, FromStage::Frame(Box::new(frame)))?,
+            }
+        }
+        let start = kept.values().copied().min().unwrap_or(0);
+        self.trim_to(start, kept, deadline).await?;
+        Ok(start)
+    }
+
+    /// Trims the stages that have more than `start` rows. Their answers are waited for: rows come on other streams, and
+    /// must not come before.
+    async fn trim_to(
+        &mut self,
+        start: u32,
+        mut kept: HashMap<PeerId, u32>,
+        deadline: Instant,
+    ) -> Result<(), InferError> {
+        for stage in self.stages.iter().filter(|stage| kept.get(&stage.hop.peer).is_some_and(|rows| *rows > start)) {
+            let trim = Trim { session: self.id, epoch: self.epoch, keep_rows: start };
+            stage.control.sender.send(trim).map_err(|e| lost_hop(&stage.hop, &e.to_string()))?;
+        }
+        while let Some(silent) = self.waits_for(|peer| kept.get(&peer).is_none_or(|rows| *rows <= start)) {
+            match self.next_frame(silent, deadline, "does not go back to the rows that all stages have").await? {
+                (peer, Frame::State(state)) if state.pos == start => drop(kept.insert(peer, start)),
+                (peer, frame) => self.event(peer, FromStage::Frame(Box::new(frame)))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The first stage that is not done yet.
+    fn waits_for(&self, done: impl Fn(PeerId) -> bool) -> Option<PeerId> {
+        self.stages.iter().map(|stage| stage.hop.peer).find(|peer| !done(*peer))
+    }
+
+    /// The next frame of any stage; whoever is waited for is named when none comes in time.
+    async fn next_frame(
+        &mut self,
+        silent: PeerId,
+        deadline: Instant,
+        what: &str,
+    ) -> Result<(PeerId, Frame), InferError> {
+        loop {
+            match timeout_at(deadline, self.events.recv()).await {
+                Ok(Some((peer, FromStage::Frame(frame)))) => return Ok((peer, *frame)),
+                Ok(Some((peer, lost))) => self.event(peer, lost)?,
+                Ok(None) => return Err(InferError::new(ErrorCode::Internal, "the session's events have ended")),
+                Err(_) => return Err(self.about(silent, ErrorCode::HopSilent, what)),
+            }
+        }
+    }
+
+    /// The rows that a stage says it has: whole blocks, and no more than it was offered.
+    fn plausible(&self, peer: PeerId, accept: &Accept) -> Result<u32, InferError> {
+        let rows = accept.kept_rows;
+        if rows > self.spec.prefix.reuse_rows() || !rows.is_multiple_of(BLOCK_ROWS) {
+            let what = format!("says that it has {rows} rows from before, which cannot be");
+            return Err(self.about(peer, ErrorCode::BadPosition, &what));
+        }
+        Ok(rows)
+    }
+}
