@@ -14,7 +14,7 @@ use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use quelea_kernels::{Activations, Isa, PackedMatrix, Pool, WeightType, matmul};
+use quelea_kernels::{Activations, Forms, Isa, PackedMatrix, Pool, WeightType, matmul};
 
 /// Bytes of weights walked through per repeat, beyond what caches hold.
 const WORKING_SET: usize = 192 << 20;
@@ -137,8 +137,8 @@ fn main() -> ExitCode {
             let mut out = vec![0.0; rows * outputs];
             for &isa in &o.isas {
                 let mut activations = Activations::default();
-                let quantised = timed(|| activations.set(isa, &pool, &x, inputs))
-                    .min(timed(|| activations.set(isa, &pool, &x, inputs)));
+                let quantised = timed(|| activations.set(isa, &pool, &x, inputs, Forms::of([ty])))
+                    .min(timed(|| activations.set(isa, &pool, &x, inputs, Forms::of([ty]))));
                 let mut call = |matrix: &PackedMatrix| {
                     matmul(isa, &pool, &activations, &mut [(matrix, &mut out)]);
                 };

@@ -21,4 +21,4 @@ pub mod product;
 
 pub use isa::Isa;
 pub use pool::Pool;
-pub use product::{Activations, Counts, PackError, PackedMatrix, WeightType, dequantize, kernels_run, matmul};
+pub use product::{Activations, Counts, Forms, PackError, PackedMatrix, WeightType, dequantize, kernels_run, matmul};

@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::isa::Isa;
 use crate::memory::{AlignedVec, LINE};
 use crate::pool::Pool;
-use crate::product::{Activations, PackedMatrix, WeightType, matmul};
+use crate::product::{Activations, Forms, PackedMatrix, WeightType, matmul};
 
 /// What a thread reads at a time.
 const CHUNK: usize = 1 << 20;
@@ -60,7 +60,7 @@ pub fn product_rate(isa: Isa, pool: &Pool, repeat: usize) -> f64 {
     let zeroes = vec![0; OUTPUTS * INPUTS / TYPE.block_len() * TYPE.block_bytes()];
     let Ok(matrix) = PackedMatrix::pack(TYPE, OUTPUTS, INPUTS, &zeroes, pool) else { return 0.0 };
     let mut x = Activations::default();
-    x.set(isa, pool, &[1.0; ROWS * INPUTS], INPUTS);
+    x.set(isa, pool, &[1.0; ROWS * INPUTS], INPUTS, Forms::of([TYPE]));
     let mut out = vec![0.0; ROWS * OUTPUTS];
     let mut pass = || {
         let start = Instant::now();

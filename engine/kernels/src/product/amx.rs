@@ -217,13 +217,13 @@ unsafe fn multiply<const M: usize, const SUBS: usize, const MINIMUMS: bool>(
             *acc = sums.add(r).read();
         }
     }
-    let (_, scaled_sums) = tile.sums(SUBS);
+    let x = tile.blocks(SUBS);
     let steps = count * SUBS;
     let products = |step: usize| (&raw mut (*scratch).products[step % 2]).cast::<i32>();
     let load = |step: usize| {
         if step < steps {
             let (b, sub) = (step / SUBS, step % SUBS);
-            let activations = tile.codes.add((from + b) * M * BLOCK + sub * (BLOCK / SUBS));
+            let activations = x.codes.add((from + b) * M * BLOCK + sub * (BLOCK / SUBS));
             let codes = (&raw const (*scratch).codes[b]).cast::<u8>().add(sub * (CODES / SUBS));
             load_tiles(step % 2, activations, codes);
         }
@@ -248,13 +248,13 @@ unsafe fn multiply<const M: usize, const SUBS: usize, const MINIMUMS: bool>(
         let mw =
             if MINIMUMS { _mm512_load_ps((&raw const (*scratch).minimums[step]).cast()) } else { _mm512_setzero_ps() };
         let isums = products(step);
-        let scales = tile.scales.add((from + step / SUBS) * M);
-        let scaled = scaled_sums.add((from * SUBS + step) * M);
+        let scales = x.scales.add((from * SUBS + step) * M);
+        let totals = x.totals.add((from * SUBS + step) * M);
         for (r, acc) in acc.iter_mut().enumerate() {
             let sum = _mm512_cvtepi32_ps(_mm512_load_si512(isums.add(r * GROUP).cast()));
             *acc = _mm512_fmadd_ps(sum, _mm512_mul_ps(dw, _mm512_set1_ps(*scales.add(r))), *acc);
             if MINIMUMS {
-                *acc = _mm512_fmadd_ps(mw, _mm512_set1_ps(*scaled.add(r)), *acc);
+                *acc = _mm512_fmadd_ps(mw, _mm512_set1_ps(*totals.add(r)), *acc);
             }
         }
     }

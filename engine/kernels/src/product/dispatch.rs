@@ -71,7 +71,8 @@ unsafe impl Sync for Job<'_> {}
 /// takes the kernels of [`Isa::Avx512`].
 ///
 /// # Panics
-/// When the machine lacks the path, a matrix has other `inputs` than the rows, or an `out` another length.
+/// When the machine lacks the path, a matrix has other `inputs` than the rows or needs them in another form, or an `out`
+/// has another length.
 pub fn matmul(isa: Isa, pool: &Pool, x: &Activations, products: &mut [(&PackedMatrix, &mut [f32])]) -> Counts {
     assert!(isa.is_available(), "this machine has no {isa}");
     let mut counts = Counts::default();
@@ -83,6 +84,7 @@ pub fn matmul(isa: Isa, pool: &Pool, x: &Activations, products: &mut [(&PackedMa
     let mut tasks = 0;
     for (matrix, out) in products.iter_mut() {
         assert_eq!(matrix.inputs(), x.width(), "inputs of the matrix and width of the rows");
+        assert!(x.serves(matrix.ty()), "rows that were not prepared for {}", matrix.ty());
         assert_eq!(out.len(), matrix.outputs() * x.rows(), "room for the product");
         let isa = path(isa, matrix.ty(), x.rows());
         counts.0[isa as usize] += (matrix.groups() * tiling.tiles) as u64;

@@ -8,14 +8,14 @@
 //! for k in 0..inputs:  acc = fma(w[k], x[k], acc)
 //! ```
 //!
-//! For every quantised type the row is first turned into blocks of 32 codes `a` with a scale `da` ([`Activations`] says
-//! how). `code` is what the file holds for a weight as an unsigned number (Q8_0: plus 128), `zero` the code that stands
-//! for zero. Sums of codes are exact in i32, and exact again as f32 (below 2²⁴), so their order does not matter; the rest
-//! is f32, each operation rounded once:
+//! For every quantised type the row is first turned into blocks of codes `a` with a scale `da` ([`Activations`] says how),
+//! a block for each of the type's sub-blocks. `code` is what the file holds for a weight as an unsigned number (Q8_0: plus
+//! 128), `zero` the code that stands for zero. Sums of codes are exact in i32, and exact again as f32 (below 2²⁴), so their
+//! order does not matter; the rest is f32, each operation rounded once:
 //!
 //! ```text
 //! for each block b of 32 inputs, in order:
-//!   for each sub-block s of it, in order:            // one of 32 inputs, or two of 16
+//!   for each sub-block of it, in order:              // one of 32 inputs, or two of 16
 //!     isum = Σ (code[k] − zero) · a[k]               // i32
 //!     acc  = fma(isum, dw · da, acc)
 //!     acc  = fma(mw, da · Σ a[k], acc)               // types with a minimum
@@ -23,8 +23,8 @@
 //!
 //! | type | zero | sub-block | `dw` | `mw` |
 //! |---|---|---|---|---|
-//! | Q4_0, Q5_0, Q8_0 | 8, 16, 128 | 32 | `d` | |
-//! | Q4_1, Q5_1 | 0 | 32 | `d` | `m` |
+//! | Q4_0, Q5_0, Q8_0 | 8, 16, 128 | 16 | `d` | |
+//! | Q4_1, Q5_1 | 0 | 16 | `d` | `m` |
 //! | Q4_K, Q5_K | 0 | 32 | `d · scale` | `−dmin · min` |
 //! | Q2_K | 0 | 16 | `d · scale` | `−dmin · min` |
 //! | Q3_K, Q6_K | 4, 32 | 16 | `d · scale` | |
@@ -56,7 +56,7 @@ mod simd_avx512;
 mod simd_scalar;
 mod weight;
 
-pub use activations::Activations;
+pub use activations::{Activations, Forms};
 pub use dequantize::{DequantizeError, dequantize};
 pub use dispatch::{Counts, kernels_run, matmul};
 pub use packed::{PackError, PackedMatrix};

@@ -37,7 +37,7 @@ pub(crate) unsafe fn pass<S: Simd, F: Format, const R: usize>(
     out: Out,
 ) {
     let mut sums = [[S::zero_float(); 2]; R];
-    let (sub_sums, scaled_sums) = tile.sums(F::SUBS);
+    let x = tile.blocks(F::SUBS);
     let mut record = weights;
     let mut b = 0;
     while b < blocks {
@@ -51,7 +51,7 @@ pub(crate) unsafe fn pass<S: Simd, F: Format, const R: usize>(
                 S::prefetch(codes.wrapping_add(AHEAD + line));
                 line += LINE;
             }
-            let activations = tile.codes.add((b * tile.rows + first) * BLOCK);
+            let activations = x.codes.add((b * tile.rows + first) * BLOCK);
             let mut part = 0;
             while part < S::PARTS {
                 let quads = quads::<S, F>(codes.add(part * S::BYTES));
@@ -66,18 +66,18 @@ pub(crate) unsafe fn pass<S: Simd, F: Format, const R: usize>(
                         let start = if F::ZERO == 0 || (F::BITS == 8 && S::SIGNED_EIGHT) {
                             S::zero()
                         } else {
-                            S::splat_times(sub_sums.add(at), F::ZERO)
+                            S::splat_times(x.sums.add(at), F::ZERO)
                         };
                         let sum = match (F::SUBS, sub) {
                             (1, _) => dot::<S, F, 0, 8>(&quads, a, start),
                             (_, 0) => dot::<S, F, 0, 4>(&quads, a, start),
                             _ => dot::<S, F, 4, 8>(&quads, a, start),
                         };
-                        let da = S::splat(tile.scales.add(b * tile.rows + first + r));
+                        let da = S::splat(x.scales.add(at));
                         let acc = &mut sums[r][part];
                         *acc = S::fma(S::to_float(sum), S::mul(dw, da), *acc);
                         if F::MINIMUMS {
-                            *acc = S::fma(mw, S::splat(scaled_sums.add(at)), *acc);
+                            *acc = S::fma(mw, S::splat(x.totals.add(at)), *acc);
                         }
                         r += 1;
                     }

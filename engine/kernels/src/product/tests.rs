@@ -95,7 +95,7 @@ fn activations(rows: usize, width: usize, source: &mut Source) -> Vec<f32> {
 
 fn product(isa: Isa, pool: &Pool, matrix: &PackedMatrix, x: &[f32]) -> Vec<f32> {
     let mut activations = Activations::default();
-    activations.set(isa, pool, x, matrix.inputs());
+    activations.set(isa, pool, x, matrix.inputs(), Forms::of([matrix.ty()]));
     let mut out = vec![f32::NAN; activations.rows() * matrix.outputs()];
     matmul(isa, pool, &activations, &mut [(matrix, &mut out)]);
     out
@@ -152,7 +152,7 @@ fn what_runs_is_what_was_asked_for() {
         let packed = PackedMatrix::pack(ty, 40, 256, &matrix(ty, 40, 256, &mut Source(9)), &one).unwrap();
         let run = |isa, rows: usize| {
             let mut x = Activations::default();
-            x.set(isa, &one, &vec![1.0; rows * 256], 256);
+            x.set(isa, &one, &vec![1.0; rows * 256], 256, Forms::of([ty]));
             let before = kernels_run();
             let counts = matmul(isa, &one, &x, &mut [(&packed, &mut vec![0.0; rows * 40])]);
             assert!(kernels_run().of(isa) >= before.of(isa) + counts.of(isa));
@@ -204,8 +204,8 @@ fn several_matrices_share_a_call() {
     for isa in Isa::available() {
         let mut activations = Activations::default();
         // A longer set before leaves nothing behind.
-        activations.set(isa, &two, &[1.0; 40 * 288], 288);
-        activations.set(isa, &two, &x, 256);
+        activations.set(isa, &two, &[1.0; 40 * 288], 288, Forms::of([WeightType::Q8_0, WeightType::F16]));
+        activations.set(isa, &two, &x, 256, Forms::of(shapes.map(|(ty, _)| ty)));
         let mut outs = shapes.map(|(_, outputs)| vec![0.0; 11 * outputs]);
         let mut products: Vec<_> = packed.iter().zip(&mut outs).map(|(m, out)| (m, out.as_mut_slice())).collect();
         matmul(isa, &two, &activations, &mut products);
@@ -271,7 +271,8 @@ fn bounds(ty: WeightType, row: &[u8], x: &[f32], w: &[f32]) -> (f64, f64) {
     let mut coded = vec![0.0; w.len()];
     dequantize(ty, &no_minimum, &mut coded).unwrap();
     let (mut rounding, mut terms) = (0.0, 0.0);
-    for ((x, w), coded) in x.chunks_exact(32).zip(w.chunks_exact(32)).zip(coded.chunks_exact(32)) {
+    let length = if matches!(ty, WeightType::Q4K | WeightType::Q5K) { 32 } else { 16 };
+    for ((x, w), coded) in x.chunks_exact(length).zip(w.chunks_exact(length)).zip(coded.chunks_exact(length)) {
         let da = f64::from(x.iter().fold(0f32, |m, x| m.max(x.abs()))) / 127.0;
         for ((&x, &w), &coded) in x.iter().zip(w).zip(coded) {
             rounding += f64::from(w.abs()) * (da / 2.0 + f64::from(x.abs()) * 2f64.powi(-22));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use arena::Arena;
 pub use arena::Rows;
 use quelea_kernels::{
-    Isa, Pool,
+    Forms, Isa, Pool,
     attention::{self, AttendJob, AttendShape, KvFormat, KvPage},
     float,
     product::{self, PackError, PackedMatrix, WeightType},
@@ -165,7 +165,8 @@ impl Backend for Cpu {
         }
         let mut out = w.map(|matrix| self.rows(x, matrix.outputs()));
         let mut activations = self.arena.activations();
-        activations.set(self.isa, &self.pool, x.values(), x.width());
+        let forms = Forms::of(w.map(PackedMatrix::ty));
+        activations.set(self.isa, &self.pool, x.values(), x.width(), forms);
         let mut products: Vec<_> = w.into_iter().zip(out.iter_mut().map(Rows::values_mut)).collect();
         product::matmul(self.isa, &self.pool, &activations, &mut products);
         self.arena.keep_activations(activations);
