@@ -1,6 +1,8 @@
 //! Kademlia: how it is set up, and what libp2p leaves to us: which peers enter the routing table, which records are held,
 //! whether we serve, and publishing our own values again.
 
+mod answers;
+
 use std::{
     net::IpAddr,
     num::NonZeroUsize,
@@ -16,6 +18,8 @@ use crate::{
     Config, KadMode, identify, nat,
     store::{Refusal, Store},
 };
+
+pub use self::answers::{Answers, Choice, MAX_CHOICES, OPEN_QUORUM, SIGNED_QUORUM};
 
 /// The behaviour.
 pub type Behaviour = kad::Behaviour<Store>;
@@ -34,6 +38,11 @@ pub const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often our own values are published again: three times within their life of a day.
 pub const REPUBLISH_EVERY: Duration = Duration::from_secs(8 * 3600);
+/// Values published again at once. A thousand are through in twenty minutes when asked every ten seconds, at some eight
+/// lookups at a time.
+pub const REPUBLISH_AT_ONCE: usize = 8;
+/// How often the table is refreshed by lookups of ourselves and of random ids far away.
+pub const BOOTSTRAP_EVERY: Duration = Duration::from_secs(5 * 60);
 /// Peers of one address group in a bucket and in the table. A group is what one customer of a provider can rent: an IPv4 /24
 /// or an IPv6 /48. The figures are those of go-libp2p-kad-dht.
 pub const GROUP_PER_BUCKET: usize = 2;
@@ -58,10 +67,11 @@ pub(crate) fn new(local: PeerId, config: &Config) -> Behaviour {
         // publishers.
         .set_replication_interval(None)
         .set_publication_interval(None)
+        .set_periodic_bootstrap_interval(Some(BOOTSTRAP_EVERY))
         .set_caching(Caching::Disabled);
     let mut limits = config.limits.store.clone();
     limits.provider_ttl = config.provider_ttl;
-    let mut behaviour = Behaviour::with_config(local, Store::new(local, limits), kad);
+    let mut behaviour = Behaviour::with_config(local, Store::new(local, config.network, limits), kad);
     // Left to itself it turns to server on a relay reservation too.
     behaviour.set_mode(Some(mode(config.kad_mode, [])));
     behaviour
@@ -106,19 +116,38 @@ pub fn receive(kad: &mut Behaviour, request: InboundRequest) -> Inbound {
     result.map_or_else(Inbound::Refused, |()| Inbound::Held)
 }
 
-/// Publishes those of our own values that are due, and sweeps what has expired. To be called every few minutes; returns how
-/// many lookups it started.
+/// Publishes at most [`REPUBLISH_AT_ONCE`] of those of our own values that are due, and sweeps what has expired. To be
+/// called every few seconds; returns how many lookups it started. They end in a
+/// [`PutRecord`](kad::QueryResult::PutRecord), of which [`holders`] tells the success.
 pub fn republish(kad: &mut Behaviour, now: Instant) -> usize {
     kad.store_mut().sweep(now);
-    let due = kad.store_mut().due(now, REPUBLISH_EVERY);
-    let mut started = 0_usize;
-    for mut record in due {
-        record.expires = None;
-        if kad.put_record(record, Quorum::One).is_ok() {
-            started = started.saturating_add(1);
+    if kad.kbuckets().next().is_none() {
+        // Nobody to publish to: they stay due.
+        return 0;
+    }
+    let due = kad.store_mut().due(now, REPUBLISH_EVERY, REPUBLISH_AT_ONCE);
+    due.into_iter().filter_map(|record| publish(kad, record).ok()).count()
+}
+
+/// Keeps `record` as our own and starts to publish it to all of the k closest peers: libp2p stops at the quorum, which
+/// would leave a value at a single peer.
+///
+/// # Errors
+/// When our own store refuses it.
+pub fn publish(kad: &mut Behaviour, record: kad::Record) -> Result<kad::QueryId, kad::store::Error> {
+    kad.put_record(record, Quorum::All)
+}
+
+/// How many peers acknowledged a value of ours that was [published](publish). An acknowledgement says that it was received;
+/// what a peer keeps is its own affair.
+#[must_use]
+pub fn holders(result: &kad::PutRecordResult) -> usize {
+    match result {
+        Ok(_) => K.get(),
+        Err(kad::PutRecordError::QuorumFailed { success, .. } | kad::PutRecordError::Timeout { success, .. }) => {
+            success.len()
         }
     }
-    started
 }
 
 /// Puts a peer into the routing table, unless its address group has its share already. Returns how many addresses were
@@ -149,6 +178,12 @@ pub fn insert(kad: &mut Behaviour, peer: PeerId, addrs: &[Multiaddr]) -> usize {
 /// As the table keeps it: ending in the peer's id.
 fn named(addr: &Multiaddr, peer: PeerId) -> Multiaddr {
     addr.clone().with_p2p(peer).unwrap_or_else(|addr| addr)
+}
+
+/// The addresses of `peer` in the routing table.
+#[must_use]
+pub fn addresses(kad: &mut Behaviour, peer: &PeerId) -> Vec<Multiaddr> {
+    held_addresses(kad, peer)
 }
 
 fn held_addresses(kad: &mut Behaviour, peer: &PeerId) -> Vec<Multiaddr> {
@@ -293,7 +328,7 @@ mod tests {
     #[test]
     fn own_values_are_published_when_due_and_lookups_bring_nothing_to_hold() {
         let mut kad = table();
-        let key = kad::RecordKey::new(b"/user/a");
+        let key = kad::RecordKey::new(b"/quelea/user/a");
         let server = PeerId::random();
         insert(&mut kad, server, &[addr("/ip4/127.0.0.1/tcp/1")]);
         kad.put_record(kad::Record::new(key, vec![1]), Quorum::One).unwrap();

@@ -10,31 +10,30 @@
 //! | a key's providers | the one that expires first gives way |
 //! | the store | the peer that holds most gives up what expires first |
 
+mod libp2p_store;
 mod quota;
 #[cfg(test)]
 mod tests;
 mod types;
+pub(crate) mod value;
 
 use std::{
-    borrow::Cow,
     collections::{HashMap, VecDeque, hash_map::Entry},
     time::{Duration, Instant},
 };
 
 use libp2p::{
     Multiaddr, PeerId,
-    kad::{
-        ProviderRecord, Record, RecordKey,
-        store::{Error, RecordStore},
-    },
+    kad::{ProviderRecord, Record, RecordKey},
 };
-use quelea_wire::rate::PeerBuckets;
+use quelea_wire::{NetworkId, rate::PeerBuckets, time::unix_ms};
 
 use self::quota::{Quota, Room, Ticket};
 pub use self::types::{Refusal, StoreLimits, StoreStats};
+use self::value::{Rules, Standing};
 
-/// Keys under this prefix are open to everybody; all other values are refused.
-pub const USER_PREFIX: &[u8] = b"/user/";
+/// Keys under this prefix are open to everybody.
+pub const USER_PREFIX: &[u8] = b"/quelea/user/";
 
 /// Peers whose addresses are remembered for provider records that came without. Four times the connections a node holds;
 /// at four addresses of 128 bytes, 0.5 MiB.
@@ -43,17 +42,22 @@ pub const KNOWN_PEERS: usize = 1024;
 struct Held<T> {
     record: T,
     ticket: Ticket,
+    /// Of a signed value.
+    sequence: Option<u64>,
 }
 
 struct OwnValue {
     record: Record,
-    published: Instant,
+    sequence: Option<u64>,
+    /// When it was last handed to Kademlia; `None` while it has reached nobody.
+    published: Option<Instant>,
 }
 
 /// The store of one node; see the module.
 pub struct Store {
     local: PeerId,
     limits: StoreLimits,
+    rules: Rules,
     own_values: HashMap<RecordKey, OwnValue>,
     own_providers: HashMap<RecordKey, ProviderRecord>,
     values: HashMap<RecordKey, Held<Record>>,
@@ -71,11 +75,12 @@ pub struct Store {
 }
 
 impl Store {
-    /// An empty store of `local`.
+    /// An empty store of `local`, a member of `network`.
     #[must_use]
-    pub fn new(local: PeerId, limits: StoreLimits) -> Self {
+    pub fn new(local: PeerId, network: NetworkId, limits: StoreLimits) -> Self {
         Self {
             local,
+            rules: Rules::new(network, &limits),
             own_values: HashMap::new(),
             own_providers: HashMap::new(),
             values: HashMap::new(),
@@ -94,7 +99,7 @@ impl Store {
     }
 
     /// Takes a value that `source` asks us to hold. In the open user namespace the last writer wins, as it does at every
-    /// other holder of the key.
+    /// other holder of the key; of signed values the one with the highest sequence number.
     ///
     /// # Errors
     /// Says why it is not held.
@@ -104,16 +109,28 @@ impl Store {
         result
     }
 
-    fn try_put_from(&mut self, source: PeerId, mut record: Record, now: Instant) -> Result<(), Refusal> {
-        self.check_value(&record)?;
+    fn try_put_from(&mut self, source: PeerId, record: Record, now: Instant) -> Result<(), Refusal> {
+        self.rules.glance(record.key.as_ref(), &record.value)?;
         if self.own_values.contains_key(&record.key) {
             return Err(Refusal::Own);
         }
         if !self.rate.admit(source, now) {
             return Err(Refusal::Rate);
         }
+        self.hold(source, record, now)
+    }
+
+    /// Holds a value of another peer, if it is valid and there is room.
+    fn hold(&mut self, source: PeerId, mut record: Record, now: Instant) -> Result<(), Refusal> {
+        let now_ms = unix_ms();
+        let standing = self.rules.judge(record.key.as_ref(), &record.value, now_ms)?;
         self.sweep(now);
-        let expires = clamp(record.expires, now, self.limits.value_ttl).ok_or(Refusal::Expired)?;
+        if self.values.get(&record.key).is_some_and(|held| is_stale(&record, standing, &held.record, held.sequence)) {
+            return Err(Refusal::Stale);
+        }
+        let by_its_word = standing.expires_ms.map(|at| Duration::from_millis(at.saturating_sub(now_ms)));
+        let ttl = by_its_word.unwrap_or(self.limits.value_ttl).min(self.limits.value_ttl);
+        let expires = clamp(record.expires, now, ttl).ok_or(Refusal::Expired)?;
         let old = self.values.get(&record.key).map(|held| held.ticket);
         let refreshes = old.is_some_and(|old| self.values_quota.owner(old) == Some(&source));
         if !refreshes {
@@ -134,7 +151,7 @@ impl Store {
         record.expires = Some(expires);
         self.value_bytes = self.value_bytes.saturating_add(record.value.len());
         let ticket = self.values_quota.take(source, record.key.clone(), expires);
-        self.values.insert(record.key.clone(), Held { record, ticket });
+        self.values.insert(record.key.clone(), Held { record, ticket, sequence: standing.sequence });
         Ok(())
     }
 
@@ -176,13 +193,15 @@ impl Store {
             }
         }
         let ticket = self.providers_quota.take(provider, record.key.clone(), expires);
-        self.providers.entry(record.key.clone()).or_default().push(Held { record, ticket });
+        self.providers.entry(record.key.clone()).or_default().push(Held { record, ticket, sequence: None });
         Ok(())
     }
 
     /// Drops what has expired; returns how much. Also done before anything is added.
     pub fn sweep(&mut self, now: Instant) -> usize {
-        let mut swept = 0_usize;
+        let before = self.own_values.len();
+        self.own_values.retain(|_, own| own.record.expires.is_none_or(|expires| expires > now));
+        let mut swept = before.saturating_sub(self.own_values.len());
         while let Some(ticket) = self.values_quota.expired(now) {
             self.drop_value(ticket);
             swept = swept.saturating_add(1);
@@ -216,11 +235,35 @@ impl Store {
         record
     }
 
-    /// Our own values that were last published at least `every` ago.
+    /// Of our own values that were never published or last at least `every` ago, at most `limit`.
     #[must_use]
-    pub fn due(&self, now: Instant, every: Duration) -> Vec<Record> {
-        let due = |own: &&OwnValue| now.saturating_duration_since(own.published) >= every;
-        self.own_values.values().filter(due).map(|own| own.record.clone()).collect()
+    pub fn due(&self, now: Instant, every: Duration, limit: usize) -> Vec<Record> {
+        let due = |own: &&OwnValue| own.published.is_none_or(|at| now.saturating_duration_since(at) >= every);
+        self.own_values.values().filter(due).take(limit).map(|own| own.record.clone()).collect()
+    }
+
+    /// Our own value under `key` reached nobody: it is due again at once.
+    pub fn unpublished(&mut self, key: &RecordKey) {
+        if let Some(own) = self.own_values.get_mut(key) {
+            own.published = None;
+        }
+    }
+
+    /// Stops publishing a value of our own. What others hold of it goes when its time is over.
+    pub fn forget(&mut self, key: &RecordKey) {
+        self.own_values.remove(key);
+    }
+
+    /// Whether we provide this key.
+    #[must_use]
+    pub fn provides(&self, key: &RecordKey) -> bool {
+        self.own_providers.contains_key(key)
+    }
+
+    /// Whether we publish a value under this key.
+    #[must_use]
+    pub fn is_own(&self, key: &RecordKey) -> bool {
+        self.own_values.contains_key(key)
     }
 
     /// Counts for metrics.
@@ -237,18 +280,6 @@ impl Store {
             refused: self.refused,
             replaced: self.replaced,
             expired: self.expired,
-        }
-    }
-
-    fn check_value(&self, record: &Record) -> Result<(), Refusal> {
-        if record.key.as_ref().len() > self.limits.key_bytes {
-            Err(Refusal::KeyTooLong)
-        } else if record.value.len() > self.limits.value_bytes {
-            Err(Refusal::ValueTooLong)
-        } else if !record.key.as_ref().starts_with(USER_PREFIX) {
-            Err(Refusal::Namespace)
-        } else {
-            Ok(())
         }
     }
 
@@ -283,73 +314,17 @@ impl Store {
     }
 }
 
+/// Whether a signed value that is held is newer than `record`, or claims the same number for something else.
+fn is_stale(record: &Record, standing: Standing, held: &Record, held_sequence: Option<u64>) -> bool {
+    match (standing.sequence, held_sequence) {
+        (Some(new), Some(held_sequence)) => new < held_sequence || (new == held_sequence && record.value != held.value),
+        _ => false,
+    }
+}
+
 /// The earlier of what the record says and what we allow; `None` when it has passed.
 fn clamp(expires: Option<Instant>, now: Instant, ttl: Duration) -> Option<Instant> {
     let latest = now.checked_add(ttl)?;
     let expires = expires.map_or(latest, |expires| expires.min(latest));
     (expires > now).then_some(expires)
-}
-
-impl RecordStore for Store {
-    type RecordsIter<'a> = Box<dyn Iterator<Item = Cow<'a, Record>> + 'a>;
-    type ProvidedIter<'a> = Box<dyn Iterator<Item = Cow<'a, ProviderRecord>> + 'a>;
-
-    fn get(&self, key: &RecordKey) -> Option<Cow<'_, Record>> {
-        let own = self.own_values.get(key).map(|own| &own.record);
-        own.or_else(|| self.values.get(key).map(|held| &held.record)).map(Cow::Borrowed)
-    }
-
-    /// Puts a value of our own: Kademlia calls this when we publish. Those of others come by [`Store::put_from`].
-    fn put(&mut self, record: Record) -> Result<(), Error> {
-        self.check_value(&record).map_err(|_| Error::ValueTooLarge)?;
-        if self.own_values.len() >= self.limits.own && !self.own_values.contains_key(&record.key) {
-            return Err(Error::MaxRecords);
-        }
-        if let Some(ticket) = self.values.get(&record.key).map(|held| held.ticket) {
-            self.drop_value(ticket);
-        }
-        self.own_values.insert(record.key.clone(), OwnValue { record, published: Instant::now() });
-        Ok(())
-    }
-
-    fn remove(&mut self, key: &RecordKey) {
-        self.own_values.remove(key);
-        if let Some(ticket) = self.values.get(key).map(|held| held.ticket) {
-            self.drop_value(ticket);
-        }
-    }
-
-    fn records(&self) -> Self::RecordsIter<'_> {
-        let own = self.own_values.values().map(|own| Cow::Borrowed(&own.record));
-        Box::new(own.chain(self.values.values().map(|held| Cow::Borrowed(&held.record))))
-    }
-
-    /// Adds a provider record: our own when we start providing, else as [`Store::provide_from`].
-    fn add_provider(&mut self, record: ProviderRecord) -> Result<(), Error> {
-        if record.provider != self.local {
-            return self.provide_from(record, Instant::now()).map_err(|_| Error::MaxProvidedKeys);
-        }
-        if self.own_providers.len() >= self.limits.own && !self.own_providers.contains_key(&record.key) {
-            return Err(Error::MaxProvidedKeys);
-        }
-        self.own_providers.insert(record.key.clone(), record);
-        Ok(())
-    }
-
-    fn providers(&self, key: &RecordKey) -> Vec<ProviderRecord> {
-        let others = self.providers.get(key).into_iter().flatten().map(|held| self.with_addresses(&held.record));
-        self.own_providers.get(key).cloned().into_iter().chain(others).collect()
-    }
-
-    fn provided(&self) -> Self::ProvidedIter<'_> {
-        Box::new(self.own_providers.values().map(Cow::Borrowed))
-    }
-
-    fn remove_provider(&mut self, key: &RecordKey, provider: &PeerId) {
-        if *provider == self.local {
-            self.own_providers.remove(key);
-        } else if let Some(ticket) = self.provider_ticket(key, provider) {
-            self.drop_provider(ticket);
-        }
-    }
 }

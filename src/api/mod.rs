@@ -5,11 +5,13 @@
 //! | `GET /api/v1/id` | peer id and full addresses |
 //! | `GET /api/v1/status` | peers, spans, sessions, health |
 //! | `POST /api/v1/infer` | a stream of [`InferEvent`]s, one JSON object a line |
+//! | `/api/v1/dht/*` | see `dht` |
 //!
 //! Errors are `{"error": {"code", "message", "hint", "retryable"}}` with a fitting status. A request whose client goes
 //! away is cancelled at every stage.
 
 mod access;
+mod dht;
 
 use std::{future::Future, io, path::Path, sync::Arc};
 
@@ -57,6 +59,7 @@ fn router(state: ApiState) -> Router {
         .route("/api/v1/id", get(id))
         .route("/api/v1/status", get(status))
         .route("/api/v1/infer", post(infer))
+        .merge(dht::routes())
         .fallback(|| async { failure(StatusCode::NOT_FOUND, &InferError::new(ErrorCode::Usage, "no such route")) })
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(state)
@@ -196,7 +199,7 @@ async fn infer(State(state): State<ApiState>, body: Bytes) -> Response {
     }
 }
 
-fn line(event: &InferEvent) -> io::Result<Bytes> {
+fn line(event: &impl serde::Serialize) -> io::Result<Bytes> {
     let mut line = serde_json::to_vec(event)?;
     line.push(b'\n');
     Ok(line.into())
@@ -209,7 +212,7 @@ fn failure(status: StatusCode, error: &InferError) -> Response {
 fn status_of(code: ErrorCode) -> StatusCode {
     match code {
         ErrorCode::Usage | ErrorCode::ContextFull | ErrorCode::ModelFile => StatusCode::BAD_REQUEST,
-        ErrorCode::ModelUnknown | ErrorCode::ModelFileNeeded => StatusCode::NOT_FOUND,
+        ErrorCode::ModelUnknown | ErrorCode::ModelFileNeeded | ErrorCode::NotFound => StatusCode::NOT_FOUND,
         ErrorCode::Internal | ErrorCode::EngineFailed => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     }

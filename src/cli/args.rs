@@ -2,6 +2,7 @@
 
 mod bench;
 mod compute;
+mod dht;
 mod sampling;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -12,6 +13,7 @@ use libp2p::Multiaddr;
 pub(crate) use self::{
     bench::{BenchCommand, BenchModelArgs, TransportArg},
     compute::{ComputeArgs, LogitsArgs},
+    dht::DhtCommand,
     sampling::SamplingArgs,
 };
 use crate::{
@@ -82,6 +84,9 @@ pub(crate) enum Command {
     Status,
     /// Whether the node is well: exit code 0 or 1
     Health(HealthArgs),
+    /// Values and peers that nobody keeps a list of
+    #[command(subcommand)]
+    Dht(DhtCommand),
     /// Look into model files
     #[command(subcommand)]
     Model(ModelCommand),

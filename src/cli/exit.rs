@@ -28,7 +28,7 @@ impl Exit {
             ErrorCode::Usage | ErrorCode::ContextFull => Self::Usage,
             ErrorCode::DaemonUnreachable => Self::Unreachable,
             ErrorCode::Unauthorized => Self::Auth,
-            ErrorCode::ModelUnknown | ErrorCode::ModelFileNeeded => Self::NotFound,
+            ErrorCode::ModelUnknown | ErrorCode::ModelFileNeeded | ErrorCode::NotFound => Self::NotFound,
             ErrorCode::NoRoute
             | ErrorCode::NoBootstrap
             | ErrorCode::NotConnected
@@ -36,6 +36,7 @@ impl Exit {
             | ErrorCode::HopSilent
             | ErrorCode::HopLost
             | ErrorCode::DeadlineExceeded
+            | ErrorCode::QuorumNotMet
             | ErrorCode::NoKvPages
             | ErrorCode::TooManySessions
             | ErrorCode::LayersNotHeld

@@ -5,6 +5,7 @@ mod bench;
 mod client;
 mod daemon;
 mod demo;
+mod dht;
 mod exit;
 mod health;
 mod infer;
@@ -58,6 +59,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Status => status::status(global).await,
             Command::Health(args) => health::run(global, args).await,
             Command::Model(command) => Box::pin(model::run(global, command)).await,
+            Command::Dht(command) => dht::run(global, command).await,
             Command::Bench(BenchCommand::Hop { transport, rows, bytes }) => {
                 bench::hop(global, transport, rows, bytes).await
             }

@@ -7,8 +7,13 @@ use quelea_wire::ErrorCode;
 
 /// Data, for the next program.
 pub(super) fn data(text: &str) -> Result<(), CliError> {
+    data_bytes(text.as_bytes())
+}
+
+/// Data that need not be text.
+pub(super) fn data_bytes(bytes: &[u8]) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
-    check(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
+    check(stdout.write_all(bytes).and_then(|()| stdout.flush()))
 }
 
 /// Data, with a newline.

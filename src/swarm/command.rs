@@ -1,11 +1,14 @@
 //! What a [`super::Handle`] asks of the loop. Every command carries the sender of its answer.
 
+use std::time::Duration;
+
 use libp2p::{Multiaddr, PeerId};
 use quelea_announce::SignedAnnouncement;
 use quelea_shard::ShardStream;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
+    dht::{Ask, DhtStats, Waiter},
     handle::{AnnouncementError, ConnectError, OpenStreamError},
     state::Snapshot,
 };
@@ -33,6 +36,12 @@ pub(super) enum Command {
     Provide { key: Vec<u8> },
     /// Take a provider record of ours back.
     StopProviding { key: Vec<u8> },
+    /// Ask the DHT.
+    Dht { ask: Ask, timeout: Duration, waiter: Waiter },
+    /// Stop publishing what is ours under `key`: answers whether there was a value, and whether we provided it.
+    DhtDelete { key: Vec<u8>, reply: oneshot::Sender<(bool, bool)> },
+    /// Figures of our part of the DHT.
+    DhtStats { reply: oneshot::Sender<DhtStats> },
     /// Serve this announcement from now on, and gossip it.
     Announce { announcement: SignedAnnouncement },
     /// Every live announcement that this node has heard.

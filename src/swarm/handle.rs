@@ -5,9 +5,14 @@ use std::time::Duration;
 use libp2p::{Multiaddr, PeerId};
 use quelea_announce::SignedAnnouncement;
 use quelea_shard::ShardStream;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use super::{command::Command, events::SwarmNotice, state::Snapshot};
+use super::{
+    command::Command,
+    dht::{Answer, Ask, DhtError, DhtStats, Effort, Waiter},
+    events::SwarmNotice,
+    state::Snapshot,
+};
 
 /// Commands that may wait for the loop. The loop takes them in microseconds; 256 covers every task of a busy node.
 pub(super) const COMMAND_QUEUE: usize = 256;
@@ -27,6 +32,9 @@ pub(super) const MAX_PROVIDERS: usize = 64;
 
 /// How long a look-up of providers may take before we go on with what was found.
 pub(super) const PROVIDERS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The answer of the DHT, once it is there.
+pub(crate) type DhtAnswer = oneshot::Receiver<Result<Answer, DhtError>>;
 
 /// A clonable reference to the running swarm.
 #[derive(Clone, Debug)]
@@ -153,6 +161,27 @@ impl Handle {
     /// Stops providing `key`.
     pub(crate) async fn stop_providing(&self, key: Vec<u8>) {
         let _ = self.commands.send(Command::StopProviding { key }).await;
+    }
+
+    /// Asks the DHT; how far it is, and the answer.
+    pub(crate) async fn dht(&self, ask: Ask, timeout: Duration) -> (watch::Receiver<Effort>, DhtAnswer) {
+        let (progress, efforts) = watch::channel(Effort::default());
+        let (reply, answer) = oneshot::channel();
+        // When the loop is gone, so is the sender of the answer.
+        let _ = self.commands.send(Command::Dht { ask, timeout, waiter: Waiter { progress, reply } }).await;
+        (efforts, answer)
+    }
+
+    /// Stops publishing what is ours under `key`: whether there was a value, and whether we provided it.
+    pub(crate) async fn dht_delete(&self, key: Vec<u8>) -> Result<(bool, bool), DhtError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::DhtDelete { key, reply }, answer).await.ok_or(DhtError::Stopped)
+    }
+
+    /// Figures of our part of the DHT.
+    pub(crate) async fn dht_stats(&self) -> Result<DhtStats, DhtError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::DhtStats { reply }, answer).await.ok_or(DhtError::Stopped)
     }
 
     /// Serves and gossips this node's announcement.

@@ -11,6 +11,7 @@
 //! | inbound shard streams: loop → plane | 64 | the stream is reset; its opener sees a broken stream | `shard_inbound` |
 //! | answers: loop → caller | 1 (oneshot) | cannot be full | – |
 //! | providers found: loop → caller | 64, as many as one look-up takes | cannot be full | – |
+//! | questions to the DHT | 32 | the caller is told to come back | `queries` |
 //! | look-ups at once | 64 | the caller is told that nobody was found | `queries` |
 //! | notices: loop → watchers (bootstrap, publisher) | 256, broadcast | the oldest is overwritten; the watcher is told how many | – |
 //! | peers seen: loop → storage | 1,024 | the sighting is dropped, the next one replaces it | `storage` |
@@ -20,6 +21,7 @@
 //! | control frames, each way | 256 per stream | out: the frame is dropped, the peer does not read; in: reading stops | – |
 
 mod command;
+pub(crate) mod dht;
 mod dispatch;
 mod driver;
 mod events;

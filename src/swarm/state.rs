@@ -11,6 +11,7 @@ use quelea_shard::ShardStream;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
+    dht::Questions,
     handle::{AnnouncementError, ConnectError, OpenStreamError},
     pending::Pending,
 };
@@ -101,6 +102,7 @@ pub(super) struct State {
     pub(super) opens: Pending<quelea_shard::OpenId, Result<ShardStream, OpenStreamError>>,
     pub(super) fetches: Pending<quelea_announce::FetchId, Result<Option<SignedAnnouncement>, AnnouncementError>>,
     pub(super) queries: HashMap<QueryId, ProviderQuery>,
+    pub(super) dht: Questions,
     pub(super) book: Book,
 }
 
@@ -115,6 +117,7 @@ impl State {
             opens: Pending::new(MAX_PENDING),
             fetches: Pending::new(MAX_PENDING),
             queries: HashMap::new(),
+            dht: Questions::default(),
             book: Book::default(),
         }
     }

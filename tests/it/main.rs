@@ -12,6 +12,7 @@
 //! | `sampling` | do stop strings, log-probabilities and penalties do what they say |
 //! | `watch` | do health and metrics tell what happened |
 //! | `hostile` | does a worker go on serving, right and in time, while it is attacked |
+//! | `dht` | are values, providers and peers found through others, and given up |
 //! | `demo` | does the demo work with nothing at hand |
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say what they expect by failing loudly, helpers too")]
@@ -20,6 +21,7 @@
 mod bad_input;
 mod bad_model;
 mod demo;
+mod dht;
 mod failure;
 mod harness;
 mod hostile;

@@ -1,4 +1,9 @@
+use libp2p::{
+    identity::Keypair,
+    kad::store::{Error, RecordStore},
+};
 use proptest::prelude::*;
+use quelea_record::{PeerRecord, peer_key};
 
 use super::*;
 
@@ -18,13 +23,17 @@ fn limits() -> StoreLimits {
     }
 }
 
+fn network() -> NetworkId {
+    NetworkId::from_name("store test")
+}
+
 fn store() -> (Store, PeerId) {
     let local = PeerId::random();
-    (Store::new(local, limits()), local)
+    (Store::new(local, network(), limits()), local)
 }
 
 fn user(n: usize) -> RecordKey {
-    RecordKey::from(format!("/user/{n}").into_bytes())
+    RecordKey::from(format!("/quelea/user/{n}").into_bytes())
 }
 
 fn key(n: usize) -> RecordKey {
@@ -80,7 +89,7 @@ fn a_peer_has_its_share_of_values_and_may_refresh_them() {
 #[test]
 fn a_peer_may_not_put_too_fast() {
     let local = PeerId::random();
-    let mut store = Store::new(local, StoreLimits { values_per_10_s: 2, ..limits() });
+    let mut store = Store::new(local, network(), StoreLimits { values_per_10_s: 2, ..limits() });
     let (peer, now) = (PeerId::random(), Instant::now());
     let results: Vec<_> = (0..3).map(|_| store.put_from(peer, value(0), now)).collect();
     assert_eq!(results, [Ok(()), Ok(()), Err(Refusal::Rate)]);
@@ -112,10 +121,10 @@ fn own_values_fall_due_and_are_then_published() {
     let (mut store, _) = store();
     store.put(value(1)).unwrap();
     let published = Instant::now();
-    assert!(store.due(published + SECOND, 5 * SECOND).is_empty());
-    assert_eq!(store.due(published + 6 * SECOND, 5 * SECOND), [value(1)]);
+    assert!(store.due(published + SECOND, 5 * SECOND, 9).is_empty());
+    assert_eq!(store.due(published + 6 * SECOND, 5 * SECOND, 9), [value(1)]);
     store.remove(&user(1));
-    assert!(store.due(published + 6 * SECOND, 5 * SECOND).is_empty());
+    assert!(store.due(published + 6 * SECOND, 5 * SECOND, 9).is_empty());
 }
 
 #[test]
@@ -259,4 +268,43 @@ proptest! {
         let stats = store.stats();
         prop_assert_eq!((stats.values, stats.value_bytes, stats.providers, stats.provider_keys, stats.peers), (0, 0, 0, 0, 0));
     }
+}
+
+#[test]
+fn a_signed_value_is_held_when_its_signer_is_named_and_the_newest_wins() {
+    let (mut store, _) = store();
+    let keypair = Keypair::generate_ed25519();
+    let peer = keypair.public().to_peer_id();
+    let (carrier, now, now_ms) = (PeerId::random(), Instant::now(), unix_ms());
+    let signed = |last_seq: u64, lifetime: u64, network: &NetworkId| {
+        let (record, value) = PeerRecord::sign(&keypair, network, &[], last_seq, now_ms, lifetime).unwrap();
+        (record.seq, Record::new(peer_key(&peer), value))
+    };
+    let (_, old) = signed(0, 60_000, &network());
+    let (_, new) = signed(now_ms + 5, 60_000, &network());
+    let (_, foreign) = signed(0, 60_000, &NetworkId::from_name("elsewhere"));
+    assert_eq!(store.put_from(carrier, foreign, now), Err(Refusal::Invalid));
+    let forged = Record::new(peer_key(&PeerId::random()), old.value.clone());
+    assert_eq!(store.put_from(carrier, forged, now), Err(Refusal::Invalid));
+    assert_eq!(store.put_from(carrier, old.clone(), now), Ok(()));
+    // Whoever brings it: the signer counts, and nobody can bring back what was replaced.
+    assert_eq!(store.put_from(PeerId::random(), new.clone(), now), Ok(()));
+    assert_eq!(store.put_from(carrier, old, now), Err(Refusal::Stale));
+    assert_eq!(store.put_from(carrier, new.clone(), now), Ok(()));
+    let held = store.get(&new.key).unwrap().into_owned();
+    assert_eq!(held.value, new.value);
+    assert!(held.expires.unwrap() <= now + 61 * SECOND, "it does not outlive what the signer said");
+    assert_eq!(store.sweep(now + 61 * SECOND), 1);
+}
+
+#[test]
+fn an_own_value_with_an_end_goes_at_its_end() {
+    let (mut store, _) = store();
+    let now = Instant::now();
+    store.put(Record { expires: Some(now + 9 * SECOND), ..value(1) }).unwrap();
+    store.put(value(2)).unwrap();
+    assert_eq!((store.sweep(now + 9 * SECOND), store.stats().own_values), (1, 1));
+    store.unpublished(&user(2));
+    assert_eq!(store.due(now, 9 * SECOND, 9), [value(2)]);
+    assert_eq!(store.due(now, 9 * SECOND, 0), []);
 }

@@ -58,9 +58,15 @@ pub enum Refusal {
     /// The value is longer than [`StoreLimits::value_bytes`].
     #[error("the value is too long")]
     ValueTooLong,
-    /// Outside the user namespace nothing is held that nobody vouches for.
+    /// Nothing is held that nobody vouches for, but for the user namespace.
     #[error("not a namespace for values")]
     Namespace,
+    /// Not signed by whom the key names, or malformed.
+    #[error("not validly signed by the peer that the key names")]
+    Invalid,
+    /// A newer value of the same signer is held.
+    #[error("older than what is held")]
+    Stale,
     /// We publish this key ourselves.
     #[error("a key of our own")]
     Own,

@@ -74,7 +74,7 @@ async fn a_provider_is_found_and_dialled_through_a_third_node() {
 async fn a_value_of_the_user_namespace_is_held_and_no_other() {
     let mut nodes = Box::pin(three()).await;
     let kad = &mut nodes[1].swarm.behaviour_mut().kad;
-    let good = RecordKey::new(b"/user/greeting");
+    let good = RecordKey::new(b"/quelea/user/greeting");
     kad.put_record(Record::new(good.clone(), b"hello".to_vec()), Quorum::One).unwrap();
     // Our own store refuses it before anybody is bothered; a peer without manners sends it all the same.
     let bad = Record::new(RecordKey::new(b"/quelea/model/forged"), b"x".to_vec());

@@ -19,7 +19,7 @@ use crate::swarm::{
 };
 
 /// How often the store is looked over for what is due.
-const REPUBLISH_LOOK: Duration = Duration::from_secs(120);
+const REPUBLISH_LOOK: Duration = Duration::from_secs(10);
 
 pub(crate) fn find_providers(driver: &mut Driver, key: Vec<u8>, found: mpsc::Sender<PeerId>) {
     if !driver.state.query_has_room() {
@@ -43,8 +43,8 @@ pub(crate) fn stop_providing(driver: &mut Driver, key: &[u8]) {
 }
 
 pub(crate) fn event(driver: &mut Driver, event: kad::Event) {
-    let (id, result, step) = match event {
-        kad::Event::OutboundQueryProgressed { id, result, step, .. } => (id, result, step),
+    let (id, result, stats, step) = match event {
+        kad::Event::OutboundQueryProgressed { id, result, stats, step } => (id, result, stats, step),
         kad::Event::InboundRequest { mut request } => {
             if let InboundRequest::AddProvider { record: Some(record) } = &mut request {
                 let (state, provider) = (&driver.state, record.provider);
@@ -56,6 +56,9 @@ pub(crate) fn event(driver: &mut Driver, event: kad::Event) {
         }
         _ => return,
     };
+    if super::dht::progressed(driver, id, &result, &stats, step.last) {
+        return;
+    }
     match result {
         QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { providers, .. })) => {
             found(driver, id, providers);
@@ -95,6 +98,7 @@ pub(crate) fn tick(driver: &mut Driver, now: Instant) {
             query.finish();
         }
     }
+    super::dht::tick(driver, now);
     let kad = &mut driver.swarm.behaviour_mut().kad;
     if now >= driver.next_republish {
         quelea_behaviours::kad::republish(kad, now);

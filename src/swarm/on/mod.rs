@@ -2,6 +2,7 @@
 
 pub(super) mod announce;
 pub(super) mod connection;
+pub(super) mod dht;
 pub(super) mod gossip;
 pub(super) mod identify;
 pub(super) mod kad;

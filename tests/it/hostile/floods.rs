@@ -45,7 +45,7 @@ fn add_provider(peer: &PeerId) -> Vec<u8> {
 
 /// Kademlia's PUT_VALUE of a kilobyte for a random key.
 fn put_value() -> Vec<u8> {
-    let key = [b"/user/".as_slice(), &rand::random::<[u8; 32]>()].concat();
+    let key = [b"/quelea/user/".as_slice(), &rand::random::<[u8; 32]>()].concat();
     let record = [field(1, &key), field(2, &[7; 1000])].concat();
     prefixed(&[vec![0x08, 0], field(2, &key), field(3, &record)].concat())
 }
