@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use futures::{AsyncReadExt, future::join_all};
 use libp2p::{PeerId, swarm::Stream};
-use quelea_shard::frame::{Ack, Cancel, Close, Frame, Open, Probe, Rows, RowsHeader, SessionId, StreamKind, Trim};
+use quelea_shard::frame::{
+    Ack, BlockKey, Cancel, Close, Frame, Keep, MAX_KEYS, Open, Prefix, Probe, Rows, RowsHeader, SessionId, StreamKind,
+    Trim,
+};
 use quelea_shard::link::SILENCE;
 use quelea_wire::{ErrorCode, Profile};
 use rand::RngCore;
@@ -116,7 +119,12 @@ fn header(session: SessionId, pos: u32, rows: u16) -> RowsHeader {
     RowsHeader { session, epoch: 1, seq: pos, pos, rows, last_row_only: false, deadline_ms: u32::MAX, total, offset: 0 }
 }
 
-/// Opens that should never be taken.
+/// Names of blocks that nobody has.
+fn prefix(keys: usize, reuse: u8) -> Prefix {
+    Prefix { keys: (0..keys).map(|_| BlockKey(rand::random())).collect(), reuse }
+}
+
+/// Opens that should never be taken, or of which nothing follows.
 fn impossible(target: &Target, me: PeerId, victim: PeerId) -> Vec<Open> {
     let stranger = PeerId::random();
     let plain = target.open(me, me);
@@ -129,6 +137,7 @@ fn impossible(target: &Target, me: PeerId, victim: PeerId) -> Vec<Open> {
         Open { profile: Profile::Other(u16::MAX), ..plain.clone() },
         Open { span: "100..101".parse().unwrap(), ..plain.clone() },
         Open { span: "3..6".parse().unwrap(), ..plain.clone() },
+        Open { prefix: prefix(MAX_KEYS, u8::MAX), max_rows: 1, ..plain.clone() },
         Open { next: victim, ..plain.clone() },
         Open { prev: victim, ..plain.clone() },
         Open { prev: victim, next: victim, ..plain.clone() },
@@ -161,6 +170,8 @@ async fn numbers(target: &Target, attacker: &mut Attacker) {
         Probe { session, epoch: u32::MAX }.into(),
         Cancel { session, epoch: 0, code: ErrorCode::from_u16(u16::MAX) }.into(),
         Close { session: SessionId([0xff; 16]), epoch: u32::MAX }.into(),
+        Keep { session, epoch: 1, first: u8::MAX, keys: prefix(MAX_KEYS, 0).keys }.into(),
+        Keep { session, epoch: 1, first: 0, keys: prefix(1, 0).keys }.into(),
         Probe { session, epoch: 1 }.into(),
     ]
     .into();
@@ -174,7 +185,7 @@ async fn numbers(target: &Target, attacker: &mut Attacker) {
     // Rows for nobody, of the wrong shape, at the wrong place, of no numbers.
     let value = |rows: u16, value: f32| vec![value; usize::from(rows) * 192];
     for n in 0..20 {
-        let open: Open = target.open(me, me);
+        let open = Open { prefix: prefix(n, 1), ..target.open(me, me) };
         let session = open.session;
         let Some(mut control) = attacker.greeted(&network(), StreamKind::Control).await else { break };
         if !write(&mut control, &[open.into()]).await {

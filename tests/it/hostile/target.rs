@@ -52,7 +52,7 @@ impl Target {
             session: SessionId(rand::random()),
             epoch: 1,
             model: self.model,
-            profile: Profile::CandleCpu,
+            profile: Profile::Exact,
             span: self.span,
             width: WIDTH,
             max_rows: CONTEXT,
