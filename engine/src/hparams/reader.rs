@@ -164,6 +164,7 @@ impl Reader<'_> {
         COMPUTED.contains(&name)
             || match self.architecture {
                 Architecture::Gemma2 | Architecture::Gemma3 => COMPUTED_FOR_GEMMA.contains(&name),
+                // Every file names a size; where that is all, it is left out on purpose.
                 Architecture::Phi3 => WINDOW.contains(&name),
                 Architecture::Mistral3 if name == "attention.temperature_scale" => true,
                 _ => WINDOW.contains(&name) && self.lists_windows(),

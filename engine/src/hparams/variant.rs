@@ -169,8 +169,8 @@ fn window(reader: &Reader<'_>, hparams: &Hparams) -> Result<Option<Window>, Load
     let (size, period) = match hparams.architecture {
         Architecture::Gemma2 => (named.or(Some(GEMMA2_WINDOW)), 2),
         Architecture::Gemma3 => (named, 6),
-        // All layers.
-        Architecture::Phi3 => (named, 0),
+        // Where Phi-3's files give a size alone, converters and the engine these files are made for do not mean a window
+        // by it. See docs/adr/0008.
         _ if reader.lists_windows() => (named, 0),
         _ => return Ok(None),
     };

@@ -1,10 +1,11 @@
-//! Qwen2: Llama's graph with biases on query, key and value, and another pairing in the rotation.
+//! Qwen2: Llama's graph with another pairing in the rotation, and biases on query, key and value where the file has them
+//! (the released models do).
 
 use super::{
     Step,
     block::{FeedForward, Norm, Projections, Weights, layer_norms},
 };
-use crate::{BackendError, LoadError, backend::Backend, gguf::GgufError, hparams::Hparams};
+use crate::{BackendError, LoadError, backend::Backend, hparams::Hparams};
 
 pub(crate) struct Layer<B: Backend> {
     attention_norm: Norm<B>,
@@ -15,13 +16,6 @@ pub(crate) struct Layer<B: Backend> {
 
 impl<B: Backend> Layer<B> {
     pub(crate) fn load(weights: &mut Weights<'_, B>, hparams: &Hparams, index: usize) -> Result<Self, LoadError> {
-        for part in ["q", "k", "v"] {
-            // Projections take a bias when there is one; in this family its absence is a broken file.
-            let tensor = format!("blk.{index}.attn_{part}.bias");
-            if weights.gguf.tensor(&tensor).is_err() {
-                return Err(GgufError::MissingTensor { tensor }.into());
-            }
-        }
         let (attention_norm, feed_forward_norm) = layer_norms(weights, hparams, index)?;
         Ok(Self {
             attention_norm,

@@ -94,6 +94,11 @@ impl Builder {
         self
     }
 
+    /// Leaves out the tensors whose names do not pass.
+    pub fn retain(&mut self, pass: impl Fn(&str) -> bool) {
+        self.tensors.retain(|tensor| pass(&tensor.name));
+    }
+
     /// Sets all values of the tensor at `i`, which has type `f32`.
     pub fn fill(mut self, i: usize, value: f32) -> Self {
         let start = self.tensors[i].offset as usize;
