@@ -1,9 +1,13 @@
 //! Mixtures of experts: a router chooses for each row which few of many feed-forward parts it goes through.
 //!
-//! An expert's weights are read when a row is first sent to it. Rows are grouped by expert, and what experts return is
+//! An expert's weights are read when a row is first sent to it, and again at the next row where that failed. Rows are grouped by expert, and what experts return is
 //! added in the order of their numbers, so that a row's bits do not depend on which rows share its batch.
 
-use std::{collections::BTreeMap, sync::OnceLock};
+mod slot;
+
+use std::{collections::BTreeMap, fmt::Display};
+
+use slot::Slot;
 
 use super::block::Weights;
 use crate::{
@@ -17,9 +21,11 @@ use crate::{
 pub(crate) struct Experts<B: Backend> {
     router: B::Matrix,
     used: usize,
+    /// The layer's number in the model, for messages.
+    layer: usize,
     source: Source,
-    /// Each expert's weights, or why they cannot be used, from its first row on.
-    experts: Vec<OnceLock<Result<Expert<B>, String>>>,
+    /// Each expert's weights, from its first row on.
+    experts: Vec<Slot<Expert<B>>>,
 }
 
 struct Expert<B: Backend> {
@@ -47,8 +53,9 @@ impl<B: Backend> Experts<B> {
         Ok(Self {
             router: weights.matrix(&format!("blk.{layer}.ffn_gate_inp.weight"), count, hidden)?,
             used,
+            layer,
             source,
-            experts: (0..count).map(|_| OnceLock::new()).collect(),
+            experts: (0..count).map(|_| Slot::default()).collect(),
         })
     }
 
@@ -67,10 +74,10 @@ impl<B: Backend> Experts<B> {
     }
 
     fn expert(&self, backend: &B, index: usize) -> Result<&Expert<B>, BackendError> {
-        let missing = || BackendError(format!("there is no expert {index}"));
-        let slot = self.experts.get(index).ok_or_else(missing)?;
-        let load = || self.source.expert(backend, index).map_err(|error| format!("expert {index}: {error}"));
-        slot.get_or_init(load).as_ref().map_err(|error| BackendError(error.clone()))
+        let named = |error: &dyn Display| BackendError(format!("layer {}, expert {index}: {error}", self.layer));
+        let slot = self.experts.get(index).ok_or_else(|| named(&"there is none of this number"))?;
+        slot.get_or_load(|| self.source.expert(backend, index).map_err(|error| error.to_string()))
+            .map_err(|e| named(&e))
     }
 }
 
