@@ -24,7 +24,7 @@ use super::{
     exit::{CliError, Exit},
     output::{data_line, note},
 };
-use crate::inference::models::{open_gguf, unusable};
+use crate::inference::models::{not_quantised, open_gguf};
 
 #[derive(Debug, Args)]
 pub(crate) struct SynthArgs {
@@ -98,13 +98,13 @@ pub(crate) struct QuantizeArgs {
 pub(super) async fn quantize(global: &Global, args: QuantizeArgs) -> Result<(), CliError> {
     let started = Instant::now();
     let gguf = open_gguf(&args.file)?;
-    let refused = |error: QuantizeError| CliError::from(unusable(&args.file, &error));
+    let refused = |error: QuantizeError| CliError::from(not_quantised(&args.file, &error));
     let size = Plan::new(&gguf, args.mix).map_err(refused)?.size();
     check_space(&args.output, size)?;
     let (file, path, mix, force) = (args.file.clone(), args.output.clone(), args.mix, args.force);
     let mut bar = Bar::new(global, size);
     interruptible(move |stop| {
-        let plan = Plan::new(&gguf, mix).map_err(|error| CliError::from(unusable(&file, &error)))?;
+        let plan = Plan::new(&gguf, mix).map_err(|error| CliError::from(not_quantised(&file, &error)))?;
         plan.write_file(&path, force, |done| {
             bar.show(done);
             if stop.load(Ordering::Relaxed) { Err(interrupted()) } else { Ok(()) }

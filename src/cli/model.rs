@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use quelea_engine::{
-    Chain, ChainError, Gguf, Manifest, StageError, log_probs,
+    Chain, ChainError, Gguf, Manifest, Stage, StageError, log_probs,
     tokenizer::{EncodeOptions, Tokenizer},
 };
 use quelea_wire::ErrorCode;
@@ -30,6 +30,8 @@ pub(super) async fn run(global: &Global, command: ModelCommand) -> Result<ExitCo
 
 fn show(global: &Global, file: &str) -> Result<(), CliError> {
     let gguf = open_gguf(file)?;
+    // What is shown should be what can be run; looking at shapes is cheap beside hashing.
+    Stage::check_file(&gguf).map_err(|e| unusable(file, &e))?;
     let manifest = Manifest::from_gguf(&gguf).map_err(|e| unusable(file, &e))?;
     let id = hex::encode(manifest.id());
     let bytes: u64 = manifest.layers.iter().map(|part| part.bytes).sum();

@@ -9,7 +9,7 @@ use std::{
 use quelea_engine::{
     Gguf, GgufError, Hparams, Manifest, Runner, Span, Stage, StageOptions,
     huggingface::{self, HfError},
-    quantize::Mix,
+    quantize::{Mix, QuantizeError},
     runner::{PrefixKeys, pages_for},
     template::ChatTemplate,
     tokenizer::Tokenizer,
@@ -96,7 +96,18 @@ fn folder_error(reference: &str, error: &HfError) -> InferError {
             let message = format!("there is no room for the quantised weights of {reference:?}: {error}");
             InferError::new(ErrorCode::StorageFull, message).hint("set TMPDIR to a folder on a larger disk")
         }
+        HfError::Quantize(error) => not_quantised(reference, error),
         _ => unusable(reference, error),
+    }
+}
+
+/// A model whose weights cannot be turned into the types asked for.
+pub(crate) fn not_quantised(reference: &str, error: &QuantizeError) -> InferError {
+    let message = format!("{:?} cannot be quantised: {error}", parts(reference).0);
+    match error {
+        QuantizeError::Already { .. } => InferError::new(ErrorCode::Usage, message)
+            .hint("the file is whole and runs as it is: leave the quantisation out, or start from the model's F32, F16 or BF16 weights"),
+        _ => InferError::new(ErrorCode::ModelFile, message),
     }
 }
 
@@ -297,6 +308,10 @@ mod tests {
     fn a_model_that_is_quantised_is_not_quantised_again() {
         let plain = ModelFile::open(DEMO).unwrap();
         assert_eq!(ModelFile::open("demo@q8_0").unwrap().manifest.layers, plain.manifest.layers);
-        assert!(ModelFile::open("demo@q4_0").unwrap_err().message.contains("is Q8_0 already"));
+        let error = ModelFile::open("demo@q4_0").unwrap_err();
+        assert!(error.message.contains("\"demo\" cannot be quantised: tensor '"), "{}", error.message);
+        assert!(error.message.contains("is Q8_0 already"), "{}", error.message);
+        let hint = error.hint.unwrap();
+        assert!(hint.contains("runs as it is") && !hint.contains("damaged"), "{hint}");
     }
 }

@@ -68,11 +68,6 @@ impl Damaged {
 async fn refused(file: PathBuf, says: &[&str]) {
     let show = quelea(&["model", "show", file.to_str().unwrap()]).await.expect(1).says(says);
     assert_eq!(show.says(&[file.to_str().unwrap(), "QUE-4004", "hint: "]).stdout, "");
-    not_run(file, says).await;
-}
-
-/// Every command that computes with the layers refuses `file`, saying all of this.
-async fn not_run(file: PathBuf, says: &[&str]) {
     let file = file.to_str().unwrap();
     let commands: [&[&str]; 2] =
         [&["model", "logits", file, "--ids", "1,2,3"], &["infer", "--route", "local", "--model", file, "hi"]];
@@ -106,8 +101,10 @@ async fn lying_tensors() {
         refused(model.with(model.shape(1), &lie.to_le_bytes()), &[&named]).await;
     }
     // Smaller than it is: well-formed, and not what the model's sizes ask for.
+    let columns = model.number(model.shape(0));
     for lie in [1, rows - 1] {
-        not_run(model.with(model.shape(1), &lie.to_le_bytes()), &[&named]).await;
+        let (found, expected) = (format!("has shape [{lie}, {columns}]"), format!("expected [{rows}, {columns}]"));
+        refused(model.with(model.shape(1), &lie.to_le_bytes()), &[&named, &found, &expected]).await;
     }
     for lie in [model.number(model.offset()) + 1, 1 << 40, u64::MAX - 31, 0] {
         refused(model.with(model.offset(), &lie.to_le_bytes()), &[&named]).await;
@@ -126,7 +123,7 @@ async fn lying_counts_and_names() {
     refused(model.with(16, &u64::MAX.to_le_bytes()), &["metadata count"]).await;
     refused(model.with(24, &u64::MAX.to_le_bytes()), &["metadata key 0"]).await;
     let other = model.with(model.after("blk.3.ffn_u") - 1, b"x");
-    not_run(other, &["'blk.3.ffn_up.weight' is missing"]).await;
+    refused(other, &["'blk.3.ffn_up.weight' is missing"]).await;
 }
 
 #[tokio::test]
@@ -169,5 +166,34 @@ async fn ids_and_cuts_that_the_model_does_not_have() {
         (["--ids", "1,2", "--split", "3,1"], "cuts [3, 1]"),
     ] {
         quelea(&[&["model", "logits", "demo"], &args[..]].concat()).await.expect(2).says(&[says, "QUE-1001"]);
+    }
+}
+
+/// Nothing is wrong with the file: it is the flag that does not fit.
+#[tokio::test]
+async fn a_quantised_model_is_not_quantised_again() {
+    let out = tempdir();
+    let file = out.path().join("new.gguf");
+    for args in [
+        &["infer", "--route", "local", "--model", DEMO_FILE, "--quantize", "q4_0", "hi"][..],
+        &["model", "quantize", DEMO_FILE, "--type", "q4_0", "--output", file.to_str().unwrap()],
+    ] {
+        let ended = quelea(args).await.expect(2).says(&[DEMO_FILE, "is Q8_0 already", "hint: ", "runs as it is"]);
+        assert!(!ended.stderr.contains("damaged"), "{}", ended.stderr);
+    }
+    assert!(!file.exists());
+}
+
+/// With or without a model to serve, and before anything is started.
+#[cfg(not(any(feature = "cuda", feature = "metal")))]
+#[tokio::test]
+async fn a_device_that_this_build_does_not_have_is_refused_at_start() {
+    for (device, name) in [("cuda", "CUDA"), ("cuda:1", "CUDA"), ("metal", "Metal")] {
+        let says = [name, "--features", "Leave --device out"];
+        let daemon = Launch::new().args(&["--device", device]).fails().await.expect(2).says(&says);
+        assert_eq!(daemon.stdout, "");
+        for args in [&["model", "logits", "demo", "--ids", "1"][..], &["infer", "--route", "local", "hi"]] {
+            quelea(&[args, &["--device", device]].concat()).await.expect(2).says(&says);
+        }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod candle;
 pub mod cpu;
+pub(crate) mod dry;
 pub mod kv;
 
 use kv::KvCache;

@@ -22,7 +22,7 @@ const CHUNK: usize = 1 << 24;
 #[non_exhaustive]
 pub enum QuantizeError {
     /// It is quantised already: another rounding would only lose more.
-    #[error("tensor '{tensor}' is {found} already; quantise from the F32, F16 or BF16 model instead")]
+    #[error("tensor '{tensor}' is {found} already, and another rounding would only lose more")]
     Already {
         /// The tensor's name.
         tensor: String,

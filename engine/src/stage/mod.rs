@@ -22,7 +22,7 @@ pub use options::{Device, Isa, KvFormat, StageOptions, UnknownDevice, UnknownIsa
 
 use crate::{
     LoadError, MAX_BATCH_ROWS, MAX_ROWS, StageError,
-    backend::{Backend, candle::Candle},
+    backend::{Backend, candle::Candle, dry::Dry},
     gguf::Gguf,
     hparams::Hparams,
 };
@@ -102,6 +102,17 @@ impl Stage {
             Device::Cuda(number) => Self::on(Candle::cuda(number)?, gguf, hparams, span),
             Device::Metal(number) => Self::on(Candle::metal(number)?, gguf, hparams, span),
         }
+    }
+
+    /// Checks that all of a model can be loaded, as far as that shows without reading weights: every tensor that the
+    /// hyper-parameters ask for is there, has the shape that follows from them and a type that is computed with, and
+    /// there are no others.
+    ///
+    /// # Errors
+    /// As [`Stage::load_with`], weights that are no numbers aside.
+    pub fn check_file(gguf: &Gguf) -> Result<(), LoadError> {
+        let hparams = Hparams::from_gguf(gguf)?;
+        Loaded::load(Dry, gguf, &hparams, &Span::whole(hparams.n_layers)).map(drop)
     }
 
     fn on<B: Backend>(backend: B, gguf: &Gguf, hparams: Hparams, span: Span) -> Result<Self, LoadError> {

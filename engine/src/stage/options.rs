@@ -10,7 +10,10 @@ use std::{
 pub use quelea_kernels::{Isa, attention::KvFormat, isa::UnknownIsa};
 use quelea_kernels::{Pool, limits};
 
-use crate::{BackendError, LoadError, backend::cpu::Cpu};
+use crate::{
+    BackendError, LoadError,
+    backend::{candle::Candle, cpu::Cpu},
+};
 
 /// How a stage computes. The default is what a user wants: the exact kernels on all cores.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -76,6 +79,20 @@ pub enum Device {
     Cuda(usize),
     /// Candle on the Metal device of this number, in builds with the feature `metal`.
     Metal(usize),
+}
+
+impl Device {
+    /// Whether this build and this machine have it.
+    ///
+    /// # Errors
+    /// What is missing: support for it in the build, or the device.
+    pub fn check(self) -> Result<(), BackendError> {
+        match self {
+            Self::Cpu | Self::Candle => Ok(()),
+            Self::Cuda(number) => Candle::cuda(number).map(drop),
+            Self::Metal(number) => Candle::metal(number).map(drop),
+        }
+    }
 }
 
 impl std::fmt::Display for Device {

@@ -82,10 +82,11 @@ fn broken_hyperparameters_are_refused_by_name() {
             "'blk.0.attn_q.weight' has shape [64, 16], expected [32, 32]",
         ),
         (model("llama").edit(3, |t| t.dtype = 26), "'blk.0.attn_q.weight' has type I32"),
-        (model("qwen2").edit(4, |t| t.name = "x".to_owned()), "tensor 'blk.0.attn_q.bias' is missing"),
+        (model("qwen2").edit(4, |t| t.name = "x".to_owned()), "tensor 'x' is not part of this model family"),
     ] {
         let error = Stage::load(&broken.open(), Span::whole(LAYERS)).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}\nshould say\n{expected}");
+        assert_eq!(Stage::check_file(&broken.open()).unwrap_err().to_string(), error, "seen without loading");
     }
     let error = Stage::load(&model("llama").open(), Span::layers(1..9)).unwrap_err().to_string();
     assert_eq!(error, "layers 1..9 are not a span of a model with 3 layers");

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use clap::Args;
-use quelea_engine::{Device, Isa, KvFormat, MAX_ROWS, StageOptions, UnknownDevice};
+use quelea_engine::{BackendError, Device, Isa, KvFormat, MAX_ROWS, StageOptions, UnknownDevice};
 
 /// On what models are computed, and how.
 #[derive(Debug, Clone, Copy, Default, Args)]
@@ -46,8 +46,10 @@ impl IsaArg {
 /// Where flags of computing stand in `--help`.
 const COMPUTE: &str = "Computing";
 
-fn parse_device(name: &str) -> Result<Device, UnknownDevice> {
-    name.parse()
+fn parse_device(name: &str) -> Result<Device, String> {
+    let device: Device = name.parse().map_err(|e: UnknownDevice| e.to_string())?;
+    let missing = |e: BackendError| format!("{}. Leave --device out to compute on the processor", e.0);
+    device.check().map(|()| device).map_err(missing)
 }
 
 fn parse_kv(name: &str) -> Result<KvFormat, String> {

@@ -73,7 +73,8 @@ fn weight_type(dtype: DType) -> Option<WeightType> {
     })
 }
 
-fn supported(tensor: &TensorView<'_>) -> Result<WeightType, LoadError> {
+/// The kernels' name of a tensor's type.
+pub(super) fn supported(tensor: &TensorView<'_>) -> Result<WeightType, LoadError> {
     weight_type(tensor.dtype).ok_or_else(|| LoadError::UnsupportedType {
         tensor: tensor.name.to_owned(),
         dtype: tensor.dtype,
