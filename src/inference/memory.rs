@@ -1,6 +1,8 @@
 //! Whether a model fits in the memory of this machine, asked before it is loaded.
 
-use std::path::Path;
+mod groups;
+
+use std::{fs, path::Path};
 
 use quelea_engine::Span;
 use quelea_wire::ErrorCode;
@@ -12,9 +14,6 @@ const OVERHEAD: u64 = 10;
 
 /// Length of a session that there must be room for, in rows, unless the model's context is shorter.
 const ROWS: u64 = 2048;
-
-/// Where Linux shows control groups.
-const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// What a stage will take, in bytes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -68,26 +67,13 @@ fn fits(what: &str, needed: Needed, free: u64) -> Result<(), InferError> {
 
 /// Bytes that this process may still take: what the system has, or what its control groups leave, if that is less.
 pub(crate) fn available() -> Option<u64> {
-    let system = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| field(&text, "MemAvailable:"))?;
+    available_under(Path::new("/"))
+}
+
+fn available_under(root: &Path) -> Option<u64> {
+    let system = fs::read_to_string(root.join("proc/meminfo")).ok().and_then(|text| field(&text, "MemAvailable:"))?;
     let system = system.saturating_mul(1 << 10);
-    Some(group().map_or(system, |group| group.min(system)))
-}
-
-/// What the control groups (version 2) of this process leave, from its own up to the root.
-fn group() -> Option<u64> {
-    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let own = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let folder = Path::new(CGROUPS).join(own.trim_start_matches('/'));
-    folder.ancestors().take_while(|folder| folder.starts_with(CGROUPS)).filter_map(left_in).min()
-}
-
-fn left_in(folder: &Path) -> Option<u64> {
-    let read = |name: &str| std::fs::read_to_string(folder.join(name)).ok();
-    let max: u64 = read("memory.max")?.trim().parse().ok()?;
-    let used: u64 = read("memory.current")?.trim().parse().ok()?;
-    // Pages of files that nobody uses right now go when memory is asked for.
-    let cache = read("memory.stat").and_then(|text| field(&text, "inactive_file")).unwrap_or(0);
-    Some(max.saturating_sub(used.saturating_sub(cache)))
+    Some(groups::left(root).map_or(system, |group| group.min(system)))
 }
 
 /// The number after `name` on a line of its own.
@@ -120,5 +106,7 @@ mod tests {
         assert_eq!(field("inactive_filex 3\ninactive_file 4096\n", "inactive_file"), Some(4096));
         #[cfg(target_os = "linux")]
         assert!(available().unwrap() > 1 << 20);
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(available_under(root.path()), None, "a system that does not say");
     }
 }
