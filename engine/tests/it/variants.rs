@@ -171,15 +171,19 @@ fn a_build_without_a_gpu_says_how_to_get_one() {
     }
 }
 
-/// Phi-3's files name a window that the engine they are made for leaves out: see docs/adr/0008.
+/// Phi-3's files name a window's size, which the engine they are made for leaves out; a list of layers says that it is
+/// meant. See docs/adr/0008.
 #[test]
-fn phi3s_window_is_left_out() {
+fn phi3s_window_is_left_out_unless_its_layers_are_listed() {
     let named = |size| model("phi3").u32("phi3.attention.sliding_window", size);
     assert_eq!(Hparams::from_gguf(&named(4).open()).unwrap().variant.window, None);
     let without = Chain::load(&model("phi3").open(), &[]).unwrap().advance(&ids(20)).unwrap();
     for size in [0, 4, 262_144] {
         assert_eq!(Chain::load(&named(size).open(), &[]).unwrap().advance(&ids(20)).unwrap(), without, "{size}");
     }
+    let all = [&7u32.to_le_bytes()[..], &(LAYERS as u64).to_le_bytes(), &[1; LAYERS]].concat();
+    let listed = named(4).raw("phi3.attention.sliding_window_pattern", 9, &all);
+    assert_ne!(Chain::load(&listed.open(), &[]).unwrap().advance(&ids(20)).unwrap(), without);
 }
 
 /// The released Qwen2 models have them; a file without them is the same graph with none.
