@@ -14,6 +14,7 @@
 //! | [`store`] | quotas and expiry of what the DHT asks this node to hold |
 //! | [`scope`] | which addresses a peer may have us dial |
 //! | [`gossip`] | topics, scores, and which messages are passed on |
+//! | [`peers`] | which peers are remembered, and whom to dial |
 //! | [`nat`] | relays, AutoNAT, UPnP, mDNS |
 
 #![forbid(unsafe_code)]
@@ -32,6 +33,7 @@ pub mod kad;
 pub mod nat;
 #[allow(missing_docs, reason = "the derive's event enum cannot carry docs; every field of the struct has them")]
 mod node;
+pub mod peers;
 pub mod prefixes;
 pub mod scope;
 pub mod store;

@@ -29,6 +29,8 @@ pub struct Behaviour {
     pub shard: quelea_shard::Behaviour,
     /// Fetches and answers signed announcements of who serves which layers.
     pub announce: quelea_announce::Behaviour,
+    /// Tells peers of peers, and hears of them, in signed records.
+    pub exchange: quelea_exchange::Behaviour,
     /// Tells peers our addresses and protocols, and learns theirs.
     pub identify: identify::Behaviour,
     /// Keeps lines alive and measures round trips.

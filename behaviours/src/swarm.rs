@@ -25,7 +25,7 @@ use crate::{
     config::{CONNECTION_TIMEOUT, PENDING_INBOUND_SLACK, PING_INTERVAL, PING_TIMEOUT},
     gossip,
     handshakes::Handshakes,
-    identify, inbound, kad, nat, prefixes,
+    identify, inbound, kad, nat, peers, prefixes,
 };
 
 /// Why no swarm could be built.
@@ -166,6 +166,7 @@ fn behaviour(
         inbound: inbound::Behaviour::new(&config.limits),
         shard: quelea_shard::Behaviour::new(quelea_shard::Config::new(config.network)),
         announce: quelea_announce::Behaviour::new(config.network),
+        exchange: quelea_exchange::Behaviour::new(keypair.clone(), peers::exchange_config(config)),
         identify: identify::new(keypair, config),
         ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
         kad: kad::new(local, config),

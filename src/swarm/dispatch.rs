@@ -52,6 +52,7 @@ fn behaviour(driver: &mut Driver, event: BehaviourEvent) {
     match event {
         BehaviourEvent::Shard(event) => on::shard::event(driver, event),
         BehaviourEvent::Announce(event) => on::announce::event(driver, event),
+        BehaviourEvent::Exchange(event) => on::exchange::event(driver, event),
         BehaviourEvent::Identify(event) => on::identify::event(driver, event),
         BehaviourEvent::Ping(event) => on::ping::event(driver, &event),
         BehaviourEvent::Kad(event) => on::kad::event(driver, event),

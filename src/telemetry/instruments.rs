@@ -38,6 +38,8 @@ const COMMIT_BOUNDS: [f64; 11] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.0
 #[derive(Debug)]
 pub(super) struct Instruments {
     pub(super) rpc_requests: Counter<u64>,
+    pub(super) exchange_records: Counter<u64>,
+    pub(super) exchange_bytes: Counter<u64>,
     pub(super) inference_requests: Counter<u64>,
     pub(super) tokens_processed: Counter<u64>,
     pub(super) request_duration: Histogram<f64>,
@@ -62,6 +64,15 @@ impl Instruments {
                 "quelea_rpc_requests",
                 "Requests of the node's own protocols, by protocol, direction and result",
             ),
+            exchange_records: counter(
+                "quelea_exchange_records",
+                "Records of peers that exchanges brought (inbound) or took (outbound)",
+            ),
+            exchange_bytes: meter
+                .u64_counter("quelea_exchange")
+                .with_unit("By")
+                .with_description("Bytes of those answers, by direction")
+                .build(),
             inference_requests: counter(
                 "quelea_inference_requests",
                 "Inference requests that this node coordinated and that ended, by model and outcome",

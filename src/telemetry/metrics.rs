@@ -243,6 +243,14 @@ impl Metrics {
         );
     }
 
+    /// An exchange of peers brought (`Inbound`) or took (`Outbound`) so many records in so many bytes.
+    pub fn exchanged(&self, direction: Direction, records: usize, bytes: usize) {
+        let labels = [KeyValue::new("direction", direction.as_str())];
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        self.inner.instruments.exchange_records.add(count(records), &labels);
+        self.inner.instruments.exchange_bytes.add(count(bytes), &labels);
+    }
+
     /// An inference request that this node coordinated ended.
     pub fn finished(&self, request: &Finished<'_>) {
         let instruments = &self.inner.instruments;

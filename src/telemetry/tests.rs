@@ -51,6 +51,8 @@ fn busy() -> (TelemetryState, Arc<NodeStats>) {
         metrics.rpc("announce", Direction::Inbound, result);
         metrics.rpc("announce", Direction::Outbound, result);
     }
+    metrics.exchanged(Direction::Inbound, 12, 3000);
+    metrics.exchanged(Direction::Outbound, 1, 250);
     for (operation, outcome) in [(Operation::Chat, Outcome::Stop), (Operation::TextCompletion, Outcome::NoRoute)] {
         metrics.finished(&Finished {
             operation,
@@ -146,6 +148,8 @@ fn the_scrape_holds_the_catalogue_and_no_more_labels() {
         ("quelea_rate_limited_total", "counter"),
         ("quelea_reachability", "gauge"),
         ("quelea_rpc_requests_total", "counter"),
+        ("quelea_exchange_records_total", "counter"),
+        ("quelea_exchange_bytes_total", "counter"),
         ("quelea_inference_requests_total", "counter"),
         ("quelea_tokens_processed_total", "counter"),
         ("gen_ai_server_request_duration_seconds", "histogram"),

@@ -3,6 +3,7 @@
 pub(super) mod announce;
 pub(super) mod connection;
 pub(super) mod dht;
+pub(super) mod exchange;
 pub(super) mod gossip;
 pub(super) mod identify;
 pub(super) mod kad;
