@@ -9,6 +9,9 @@
 //! | [`config`] | every limit, with its arithmetic |
 //! | [`prefixes`] | how many connections an address range may have, and how fast |
 //! | [`inbound`] | who gives way when inbound connections are full, by the rule of [`eviction`] |
+//! | [`guard`] | how many signatures and records peers get looked at |
+//! | [`conduct`] | how peers behave, as a score that ends in a ban |
+//! | [`bans`] | who is banned, until when and why |
 //! | [`identify`] | which addresses of a peer are believed |
 //! | [`kad`] | which records and peers are kept; the mode; republishing |
 //! | [`store`] | quotas and expiry of what the DHT asks this node to hold |
@@ -23,9 +26,12 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
+pub mod bans;
+pub mod conduct;
 pub mod config;
 pub mod eviction;
 pub mod gossip;
+pub mod guard;
 mod handshakes;
 pub mod identify;
 pub mod inbound;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /api/v1/id` | peer id and full addresses |
 //! | `GET /api/v1/status` | peers, spans, sessions, health |
+//! | `GET /api/v1/peers/bans`, `POST /api/v1/peers/ban`, `…/unban` | who is refused, and changes of that |
 //! | `POST /api/v1/infer` | a stream of [`InferEvent`]s, one JSON object a line |
 //! | `/api/v1/dht/*` | see `dht` |
 //!
@@ -11,6 +12,7 @@
 //! away is cancelled at every stage.
 
 mod access;
+mod bans;
 mod dht;
 
 use std::{future::Future, io, path::Path, sync::Arc};
@@ -60,6 +62,7 @@ fn router(state: ApiState) -> Router {
         .route("/api/v1/status", get(status))
         .route("/api/v1/infer", post(infer))
         .merge(dht::routes())
+        .merge(bans::routes())
         .fallback(|| async { failure(StatusCode::NOT_FOUND, &InferError::new(ErrorCode::Usage, "no such route")) })
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(state)

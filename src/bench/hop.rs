@@ -142,7 +142,8 @@ impl End {
         let swarm = build_swarm(Keypair::generate_ed25519(), config, None).map_err(failed)?;
         let (inbound, streams) = mpsc::channel(8);
         let telemetry = Telemetry::new().map_err(failed)?;
-        let config = DriverConfig { network, db: None, inbound, telemetry, kad_mode: KadMode::Client };
+        let config =
+            DriverConfig { network, db: None, inbound, telemetry, bans: Vec::new(), kad_mode: KadMode::Client };
         let metrics = libp2p::metrics::Metrics::new(&mut prometheus_client::registry::Registry::default());
         let (mut driver, handle) = Driver::new(swarm, config, metrics);
         if let Some(listen) = listen {

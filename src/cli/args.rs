@@ -3,6 +3,7 @@
 mod bench;
 mod compute;
 mod dht;
+mod peers;
 mod sampling;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -14,6 +15,7 @@ pub(crate) use self::{
     bench::{BenchCommand, BenchModelArgs, TransportArg},
     compute::{ComputeArgs, LogitsArgs},
     dht::DhtCommand,
+    peers::{BanArgs, PeersCommand},
     sampling::SamplingArgs,
 };
 use crate::{
@@ -82,6 +84,9 @@ pub(crate) enum Command {
     /// What the node is doing: peers, spans, sessions
     #[command(after_help = "Examples:\n  quelea status\n  quelea status --json")]
     Status,
+    /// Peers that are refused
+    #[command(subcommand)]
+    Peers(PeersCommand),
     /// Whether the node is well: exit code 0 or 1
     Health(HealthArgs),
     /// Values and peers that nobody keeps a list of

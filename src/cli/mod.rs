@@ -1,6 +1,7 @@
 //! The command line: parses, runs one command, and ends with a documented exit code.
 
 mod args;
+mod bans;
 mod bench;
 mod client;
 mod daemon;
@@ -20,7 +21,7 @@ use clap::Parser;
 use quelea_wire::ErrorCode;
 
 use self::{
-    args::{BenchCommand, Cli, Command},
+    args::{BenchCommand, Cli, Command, PeersCommand},
     exit::CliError,
 };
 use crate::telemetry::logging::{self, LogFormat};
@@ -57,6 +58,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Infer(args) => Box::pin(infer::run(global, args)).await,
             Command::Id => status::id(global).await,
             Command::Status => status::status(global).await,
+            Command::Peers(PeersCommand::Ban(args)) => bans::ban(global, args).await,
+            Command::Peers(PeersCommand::Unban { subject }) => bans::unban(global, subject).await,
+            Command::Peers(PeersCommand::Bans) => bans::bans(global).await,
             Command::Health(args) => health::run(global, args).await,
             Command::Model(command) => Box::pin(model::run(global, command)).await,
             Command::Dht(command) => dht::run(global, command).await,

@@ -15,11 +15,12 @@ use std::{
 
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::PeerId;
+use quelea_behaviours::conduct::Deed;
 use quelea_engine::runner::Load;
 use quelea_shard::{
     ShardStream,
     frame::{SessionId, StreamKind},
-    link::{self, Batch, Budget, Dropped, Incoming, Sessions, SinkClosed},
+    link::{self, Batch, Budget, Dropped, Incoming, LinkEnd, Sessions, SinkClosed},
     protocol,
     reassembly::Expect,
 };
@@ -239,6 +240,9 @@ impl Plane {
             }
         };
         self.telemetry.stats.shard_streams.dec();
+        if let LinkEnd::Violation(_) = end {
+            self.handle.deed(peer, Deed::Violation);
+        }
         tracing::debug!(%peer, ?kind, %end, "shard stream ended");
     }
 

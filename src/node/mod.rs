@@ -115,12 +115,17 @@ impl Node {
         let libp2p_metrics = libp2p::metrics::Metrics::new(&mut registry);
         telemetry.metrics.join_libp2p(registry);
 
+        let bans = match &db {
+            Some(db) => db.bans().await.map_err(|e| StartError::new(ErrorCode::StorageFailed, e.to_string()))?,
+            None => Vec::new(),
+        };
         let (inbound, streams) = mpsc::channel(INBOUND_QUEUE);
         let driver_config = DriverConfig {
             network,
             db: db.clone(),
             inbound,
             telemetry: telemetry.clone(),
+            bans,
             kad_mode: settings.kad_mode,
         };
         let (mut driver, handle) = Driver::new(swarm, driver_config, libp2p_metrics);

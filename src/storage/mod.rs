@@ -14,6 +14,7 @@
 //!
 //! Tables carry a version in their name ([`tables`]); the way from one schema to the next is in [`migrations`].
 
+mod bans;
 mod migrations;
 mod open;
 mod tables;
@@ -25,6 +26,7 @@ use std::{
     time::Duration,
 };
 
+use quelea_behaviours::bans::{Ban, Subject};
 use redb::{Database, ReadTransaction, ReadableDatabase as _};
 use tokio::sync::{mpsc, oneshot};
 
@@ -177,13 +179,31 @@ impl Db {
     /// # Errors
     /// When the row was not even queued.
     pub fn try_record_peer(&self, row: PeerRow) -> Result<(), NotRecorded> {
-        if self.shared.fault.get().is_some() {
-            return Err(NotRecorded::Unavailable);
-        }
-        self.queue.try_send(Job::Write(Write::Peer(row), None)).map_err(|e| match e {
-            mpsc::error::TrySendError::Full(_) => NotRecorded::QueueFull,
-            mpsc::error::TrySendError::Closed(_) => NotRecorded::Unavailable,
-        })
+        self.try_write(Write::Peer(row))
+    }
+
+    /// The bans of earlier runs, those that are over too.
+    ///
+    /// # Errors
+    /// When the storage fails (which poisons it) or is closed.
+    pub async fn bans(&self) -> Result<Vec<Ban>, ReadError> {
+        self.read(bans::read).await
+    }
+
+    /// Keeps a ban, in the place of an earlier one of the same subject. Never blocks; there is no answer.
+    ///
+    /// # Errors
+    /// When it was not even queued.
+    pub fn try_put_ban(&self, ban: Ban) -> Result<(), NotRecorded> {
+        self.try_write(Write::Ban(bans::Change::Put(Box::new(ban))))
+    }
+
+    /// Forgets a ban. Never blocks; there is no answer.
+    ///
+    /// # Errors
+    /// When it was not even queued.
+    pub fn try_remove_ban(&self, subject: Subject) -> Result<(), NotRecorded> {
+        self.try_write(Write::Ban(bans::Change::Remove(subject)))
     }
 
     /// Stores our own announcement, its sequence number and its exact signed bytes. When this returns `Ok` it is on disk
@@ -221,6 +241,16 @@ impl Db {
             return self.health().map_err(WriteError::Fault);
         }
         answer.await.unwrap_or(Err(WriteError::Closed))
+    }
+
+    fn try_write(&self, write: Write) -> Result<(), NotRecorded> {
+        if self.shared.fault.get().is_some() {
+            return Err(NotRecorded::Unavailable);
+        }
+        self.queue.try_send(Job::Write(write, None)).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => NotRecorded::QueueFull,
+            mpsc::error::TrySendError::Closed(_) => NotRecorded::Unavailable,
+        })
     }
 
     async fn write(&self, write: Write) -> Result<(), WriteError> {

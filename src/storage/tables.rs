@@ -1,9 +1,10 @@
-//! The tables of schema 1 and the rows in them.
+//! The tables and the rows in them.
 //!
 //! | table              | key                  | value                                                                     |
 //! |--------------------|----------------------|---------------------------------------------------------------------------|
 //! | `meta_v1`          | `"schema_version"`   | u64                                                                       |
 //! | `peers_v1`         | peer id, its bytes   | CBOR `[first_seen_ms, last_seen_ms, source, [multiaddr bytes, …]]`        |
+//! | `bans_v1`          | peer id or range, as text | see [`super::bans`]                                                 |
 //! | `announcements_v1` | `"own"`              | (sequence number, the exact signed bytes)                                 |
 
 use libp2p::{Multiaddr, PeerId};
@@ -145,7 +146,7 @@ impl PeerRow {
     }
 }
 
-fn bad_row(what: &str, why: &dyn std::fmt::Display) -> redb::Error {
+pub(super) fn bad_row(what: &str, why: &dyn std::fmt::Display) -> redb::Error {
     redb::Error::Corrupted(format!("a row that is no {what}: {why}"))
 }
 

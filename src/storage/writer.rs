@@ -5,7 +5,7 @@ use std::time::Instant;
 use redb::{Database, Durability};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{CommitObserver, PeerRow, Shared, WriteError, tables};
+use super::{CommitObserver, PeerRow, Shared, WriteError, bans, tables};
 
 /// Writes that share one commit at most. It bounds what one failed commit takes with it.
 const BATCH_MAX: usize = 256;
@@ -24,6 +24,7 @@ pub(super) enum Job {
 pub(super) enum Write {
     Peer(PeerRow),
     OwnAnnouncement { seq: u64, raw: Vec<u8> },
+    Ban(bans::Change),
 }
 
 /// Runs until [`Job::Close`], or until every [`super::Db`] is gone.
@@ -107,8 +108,14 @@ fn commit(database: &Database, writes: Vec<Write>) -> Result<Committed, redb::Er
     {
         let mut peers = txn.open_table(tables::PEERS)?;
         let mut announcements = txn.open_table(tables::ANNOUNCEMENTS)?;
+        let mut bans = txn.open_table(bans::BANS)?;
         for write in writes {
             outcomes.push(match write {
+                Write::Ban(change) => {
+                    bans::apply(&mut bans, change)?;
+                    changed = true;
+                    Ok(())
+                }
                 Write::Peer(row) => {
                     changed |= tables::record_peer(&mut peers, row)?;
                     Ok(())

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use libp2p::{Multiaddr, PeerId};
 use quelea_announce::SignedAnnouncement;
+use quelea_behaviours::{
+    bans::{Ban, Full, Subject},
+    conduct::Deed,
+};
 use quelea_shard::ShardStream;
 use tokio::sync::{mpsc, oneshot};
 
@@ -46,6 +50,14 @@ pub(super) enum Command {
     Announce { announcement: SignedAnnouncement },
     /// Every live announcement that this node has heard.
     Announced { reply: oneshot::Sender<Vec<SignedAnnouncement>> },
+    /// A peer did something on a stream of ours.
+    Deed { peer: PeerId, deed: Deed },
+    /// Refuse a peer or a range from now on.
+    Ban { subject: Subject, duration: Duration, reason: String, reply: oneshot::Sender<Result<Ban, Full>> },
+    /// Let it in again; the answer is whether it was banned.
+    Unban { subject: Subject, reply: oneshot::Sender<bool> },
+    /// The bans in force.
+    Bans { reply: oneshot::Sender<Vec<Ban>> },
     /// What the loop knows of itself and its peers.
     Snapshot { reply: oneshot::Sender<Snapshot> },
 }

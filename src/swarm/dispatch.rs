@@ -19,6 +19,12 @@ pub(super) fn command(driver: &mut Driver, command: Command) {
         Command::DhtDelete { key, reply } => on::dht::delete(driver, key, reply),
         Command::DhtStats { reply } => on::dht::stats(driver, reply),
         Command::Announce { announcement } => on::announce::announce(driver, announcement),
+        Command::Deed { peer, deed } => on::conduct::deed(driver, peer, deed),
+        Command::Ban { subject, duration, reason, reply } => {
+            on::conduct::ban(driver, subject, duration, &reason, reply);
+        }
+        Command::Unban { subject, reply } => on::conduct::unban(driver, subject, reply),
+        Command::Bans { reply } => on::conduct::bans(driver, reply),
         Command::Snapshot { reply } => on::connection::snapshot(driver, reply),
         Command::Announced { reply } => on::announce::announced(driver, reply),
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use libp2p::{Multiaddr, PeerId, Swarm, metrics::Recorder, swarm::SwarmEvent};
-use quelea_behaviours::{Behaviour, BehaviourEvent, KadMode};
+use quelea_behaviours::{Behaviour, BehaviourEvent, KadMode, bans::Ban};
 use quelea_shard::ShardStream;
 use quelea_wire::NetworkId;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -37,6 +37,8 @@ pub(crate) struct DriverConfig {
     pub(crate) inbound: mpsc::Sender<(PeerId, ShardStream)>,
     /// Where figures and health go.
     pub(crate) telemetry: Telemetry,
+    /// Bans of earlier runs.
+    pub(crate) bans: Vec<Ban>,
     /// The node's part in the DHT.
     pub(crate) kad_mode: KadMode,
 }
@@ -58,13 +60,16 @@ impl Driver {
     /// libp2p's own metrics are counted here and shown by whoever scrapes the registry they were made from.
     pub(crate) fn new(
         swarm: Swarm<Behaviour>,
-        config: DriverConfig,
+        mut config: DriverConfig,
         metrics: libp2p::metrics::Metrics,
     ) -> (Self, Handle) {
         let (notices, _) = broadcast::channel(NOTICE_BUFFER);
         let (handle, commands) = Handle::new(*swarm.local_peer_id(), notices.clone());
         let next_republish = Instant::now();
-        (Self { swarm, state: State::new(), config, notices, next_republish, metrics, commands }, handle)
+        let bans = std::mem::take(&mut config.bans);
+        let mut driver = Self { swarm, state: State::new(), config, notices, next_republish, metrics, commands };
+        super::on::conduct::load(&mut driver, bans);
+        (driver, handle)
     }
 
     /// Opens a listener; its addresses follow as notices.
@@ -109,6 +114,7 @@ impl Driver {
         self.state.book.sweep(quelea_wire::time::unix_ms());
         self.config.telemetry.health.beat();
         super::on::kad::tick(self, now);
+        super::on::conduct::tick(self);
         super::on::connection::tick(self);
     }
 

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use libp2p::{Multiaddr, PeerId};
 use quelea_announce::SignedAnnouncement;
+use quelea_behaviours::{
+    bans::{Ban, Full, Subject},
+    conduct::Deed,
+};
 use quelea_shard::ShardStream;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -84,6 +88,16 @@ pub(crate) enum AnnouncementError {
     Timeout { peer: PeerId },
     #[error("too many announcements are being fetched")]
     Busy,
+    #[error("the swarm has stopped")]
+    Stopped,
+}
+
+/// Why nobody was banned.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum BanError {
+    #[error(transparent)]
+    Full(#[from] Full),
     #[error("the swarm has stopped")]
     Stopped,
 }
@@ -187,6 +201,30 @@ impl Handle {
     /// Serves and gossips this node's announcement.
     pub(crate) async fn announce(&self, announcement: SignedAnnouncement) {
         let _ = self.commands.send(Command::Announce { announcement }).await;
+    }
+
+    /// A peer did something on a stream of ours. Never waits; a deed that finds the queue full is not counted.
+    pub(crate) fn deed(&self, peer: PeerId, deed: Deed) {
+        let _ = self.commands.try_send(Command::Deed { peer, deed });
+    }
+
+    /// Refuses a peer or a range of addresses for so long.
+    pub(crate) async fn ban(&self, subject: Subject, duration: Duration, reason: String) -> Result<Ban, BanError> {
+        let (reply, answer) = oneshot::channel();
+        let made = self.ask(Command::Ban { subject, duration, reason, reply }, answer).await;
+        Ok(made.ok_or(BanError::Stopped)??)
+    }
+
+    /// Lets it in again; whether it was banned, `None` once the loop has stopped.
+    pub(crate) async fn unban(&self, subject: Subject) -> Option<bool> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Unban { subject, reply }, answer).await
+    }
+
+    /// The bans in force.
+    pub(crate) async fn bans(&self) -> Vec<Ban> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Bans { reply }, answer).await.unwrap_or_default()
     }
 
     /// What the loop knows about itself and its peers; `None` once it has stopped.

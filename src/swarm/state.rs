@@ -7,6 +7,7 @@ use std::{
 
 use libp2p::{Multiaddr, PeerId, core::transport::ListenerId, kad::QueryId, swarm::ConnectionId};
 use quelea_announce::{Book, SignedAnnouncement};
+use quelea_behaviours::{bans::Bans, conduct::Conduct, guard::Guard, prefixes::DeniedCounts};
 use quelea_shard::ShardStream;
 use tokio::sync::{mpsc, oneshot};
 
@@ -104,6 +105,13 @@ pub(super) struct State {
     pub(super) queries: HashMap<QueryId, ProviderQuery>,
     pub(super) dht: Questions,
     pub(super) book: Book,
+    pub(super) guard: Guard,
+    pub(super) conduct: Conduct,
+    pub(super) bans: Bans,
+    /// When the bans were looked over last, in Unix milliseconds.
+    pub(super) bans_looked_at: u64,
+    /// What had been denied by address range when it was last counted.
+    pub(super) denied: DeniedCounts,
 }
 
 impl State {
@@ -119,6 +127,11 @@ impl State {
             queries: HashMap::new(),
             dht: Questions::default(),
             book: Book::default(),
+            guard: Guard::default(),
+            conduct: Conduct::default(),
+            bans: Bans::default(),
+            bans_looked_at: 0,
+            denied: DeniedCounts::default(),
         }
     }
 

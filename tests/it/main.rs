@@ -8,6 +8,7 @@
 //! | `lifecycle` | do daemons start, stop and come back as documented |
 //! | `bad_input` | is every mistake answered by a clear error and a documented exit code |
 //! | `bad_model` | are damaged and foreign model files refused in words |
+//! | `bans` | is a banned peer out until it is forgiven |
 //! | `measure` | do measurements come with their limits, and logits the same on every path |
 //! | `sampling` | do stop strings, log-probabilities and penalties do what they say |
 //! | `watch` | do health and metrics tell what happened |
@@ -20,6 +21,7 @@
 
 mod bad_input;
 mod bad_model;
+mod bans;
 mod demo;
 mod dht;
 mod failure;

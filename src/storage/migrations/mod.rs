@@ -2,6 +2,7 @@
 //! A file with a newer schema is left alone.
 
 mod m0001_first_tables;
+mod m0002_bans;
 
 use std::path::Path;
 
@@ -12,7 +13,7 @@ use super::{OpenError, tables};
 type Step = fn(&WriteTransaction) -> Result<(), redb::Error>;
 
 /// Step `n` (from 1) leads to schema `n`.
-const STEPS: &[Step] = &[m0001_first_tables::up];
+const STEPS: &[Step] = &[m0001_first_tables::up, m0002_bans::up];
 
 /// The schema this version reads and writes.
 pub(super) const CURRENT: u64 = STEPS.len() as u64;

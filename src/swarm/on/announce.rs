@@ -2,6 +2,7 @@
 
 use libp2p::PeerId;
 use quelea_announce::{Event, FetchError, SignedAnnouncement};
+use quelea_behaviours::conduct::Deed;
 use tokio::sync::oneshot;
 
 use crate::{
@@ -38,6 +39,14 @@ pub(crate) fn announced(driver: &Driver, reply: oneshot::Sender<Vec<SignedAnnoun
 pub(crate) fn event(driver: &mut Driver, event: Event) {
     match event {
         Event::Fetched { id, peer, result } => {
+            match &result {
+                Ok(Some(_)) => super::conduct::deed(driver, peer, Deed::Valid),
+                Err(FetchError::Invalid(error)) if !error.is_honest() => {
+                    super::conduct::deed(driver, peer, Deed::Invalid);
+                }
+                Err(FetchError::WrongPeer(_)) => super::conduct::deed(driver, peer, Deed::Invalid),
+                _ => {}
+            }
             if let Ok(Some(announcement)) = &result {
                 driver.state.book.insert(announcement.clone(), quelea_wire::time::unix_ms());
             }
@@ -52,8 +61,8 @@ pub(crate) fn event(driver: &mut Driver, event: Event) {
             driver.state.fetches.answer(&id, result);
         }
         Event::Served { .. } => driver.config.telemetry.metrics.rpc("announce", Direction::Inbound, RpcResult::Ok),
-        Event::Limited { scope, .. } => {
-            driver.config.telemetry.metrics.rate_limited(scope.as_str(), 1);
+        Event::Limited { peer, scope } => {
+            super::conduct::limited(driver, peer, scope);
             driver.config.telemetry.metrics.rpc("announce", Direction::Inbound, RpcResult::Refused);
         }
         Event::Failed { peer, error } => {

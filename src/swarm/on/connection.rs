@@ -121,6 +121,7 @@ pub(crate) fn established(driver: &mut Driver, peer: PeerId, connection: Connect
     if !first {
         return;
     }
+    driver.state.guard.connected(peer, endpoint);
     tracing::debug!(%peer, "connected");
     driver.state.dial_ended(&peer, &Ok(()));
     if driver.state.bootstrap.contains(&peer) {
@@ -135,6 +136,7 @@ pub(crate) fn closed(driver: &mut Driver, peer: PeerId, connection: ConnectionId
     known.connections.remove(&connection);
     if known.connections.is_empty() {
         driver.state.peers.remove(&peer);
+        driver.state.guard.disconnected(&peer);
         tracing::debug!(%peer, "disconnected");
         if driver.state.bootstrap.contains(&peer) && driver.state.peers.is_empty() {
             driver.config.telemetry.health.set(Component::Bootstrap, Status::Degraded, "no peer is connected");

@@ -46,6 +46,17 @@ pub(crate) fn event(driver: &mut Driver, event: kad::Event) {
     let (id, result, stats, step) = match event {
         kad::Event::OutboundQueryProgressed { id, result, stats, step } => (id, result, stats, step),
         kad::Event::InboundRequest { mut request } => {
+            let source = match &request {
+                InboundRequest::AddProvider { record: Some(record) } => Some(record.provider),
+                InboundRequest::PutRecord { source, .. } => Some(*source),
+                _ => None,
+            };
+            if let Some(source) = source
+                && let Err(scope) = driver.state.guard.record(source, Instant::now())
+            {
+                super::conduct::limited(driver, source, scope);
+                return;
+            }
             if let InboundRequest::AddProvider { record: Some(record) } = &mut request {
                 let (state, provider) = (&driver.state, record.provider);
                 record.addresses.retain(|addr| state.may_claim(&provider, addr));

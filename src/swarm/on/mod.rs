@@ -1,6 +1,7 @@
 //! One file per source of events; each acts in plain functions on the driver.
 
 pub(super) mod announce;
+pub(super) mod conduct;
 pub(super) mod connection;
 pub(super) mod dht;
 pub(super) mod exchange;

@@ -4,6 +4,7 @@ use std::{collections::HashMap, time::Instant};
 
 use libp2p::{
     PeerId,
+    core::ConnectedPoint,
     swarm::{
         FromSwarm,
         behaviour::{ConnectionClosed, ConnectionEstablished},
@@ -75,22 +76,32 @@ impl Limiter {
         }
     }
 
-    /// Notes who connects from where.
+    /// Notes who connects from where: for a behaviour.
     pub fn on_swarm_event(&mut self, event: &FromSwarm<'_>) {
         match event {
             FromSwarm::ConnectionEstablished(ConnectionEstablished {
                 peer_id, endpoint, other_established: 0, ..
             }) => {
-                let ip = ip_of(endpoint.get_remote_address()).filter(|_| !endpoint.is_relayed());
-                if let Some(ip) = ip.filter(|ip| !is_local(*ip)) {
-                    self.connected.insert(*peer_id, Prefix::around(ip, HOST));
-                }
+                self.connected(*peer_id, endpoint);
             }
             FromSwarm::ConnectionClosed(ConnectionClosed { peer_id, remaining_established: 0, .. }) => {
-                self.connected.remove(peer_id);
+                self.disconnected(peer_id);
             }
             _ => {}
         }
+    }
+
+    /// `peer` has its first connection: for who owns the swarm.
+    pub fn connected(&mut self, peer: PeerId, endpoint: &ConnectedPoint) {
+        let ip = ip_of(endpoint.get_remote_address()).filter(|_| !endpoint.is_relayed());
+        if let Some(ip) = ip.filter(|ip| !is_local(*ip)) {
+            self.connected.insert(peer, Prefix::around(ip, HOST));
+        }
+    }
+
+    /// `peer` has no connection any more.
+    pub fn disconnected(&mut self, peer: &PeerId) {
+        self.connected.remove(peer);
     }
 
     /// Whether `peer` may do one more at `now`; if so it is counted in every scope, and if not in none.
@@ -127,7 +138,7 @@ mod tests {
     use std::time::Duration;
 
     use libp2p::{
-        core::{ConnectedPoint, Endpoint, transport::PortUse},
+        core::{Endpoint, transport::PortUse},
         swarm::ConnectionId,
     };
     use proptest::prelude::*;

@@ -1,0 +1,89 @@
+use quelea_wire::prefix::HOST;
+
+use super::*;
+
+const NOW: u64 = 1_800_000_000_000;
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn peer() -> Subject {
+    Subject::Peer(PeerId::random())
+}
+
+#[test]
+fn a_ban_holds_until_it_ends_or_is_lifted() {
+    let mut bans = Bans::default();
+    let (subject, other) = (peer(), peer());
+    let (ban, _) = bans.ban(subject, HOUR, "noise\x1b[2J\n", NOW).unwrap();
+    assert_eq!((ban.reason.as_str(), ban.until_ms, ban.by), ("noise[2J", NOW + 3_600_000, By::Operator));
+    assert!(bans.holds(&subject, NOW + 3_599_999) && !bans.holds(&subject, NOW + 3_600_000));
+    assert!(bans.unban(&subject, NOW) && !bans.unban(&subject, NOW));
+    let (ban, _) = bans.ban(other, Duration::MAX, &"ä".repeat(1000), NOW).unwrap();
+    assert_eq!(ban.until_ms, NOW + ms(MAX_DURATION));
+    assert!(ban.reason.len() <= MAX_REASON && !ban.reason.is_empty());
+    bans.ban(peer(), Duration::MAX, "", u64::MAX).unwrap();
+}
+
+#[test]
+fn conduct_is_banned_longer_each_time_and_forgotten_after_a_week() {
+    let mut bans = Bans::default();
+    let who = PeerId::random();
+    let mut now = NOW;
+    let mut lasted = Vec::new();
+    for _ in 0..6 {
+        let made = bans.misbehaved(who, None, "invalid messages", now);
+        assert_eq!(made.len(), 1);
+        assert!(bans.misbehaved(who, None, "again", now).is_empty(), "it is banned already");
+        lasted.push((made[0].0.until_ms - now) / 60_000);
+        now = made[0].0.until_ms;
+        let (ended, forgotten) = bans.sweep(now - 1000, now);
+        assert_eq!((ended, forgotten), (vec![Subject::Peer(who)], vec![]));
+    }
+    assert_eq!(lasted, [10, 60, 360, 2160, 7 * 24 * 60, 7 * 24 * 60]);
+    let (ended, forgotten) = bans.sweep(now, now + ms(MEMORY));
+    assert_eq!((ended, forgotten), (vec![], vec![Subject::Peer(who)]));
+    assert!(bans.is_empty());
+}
+
+#[test]
+fn a_host_with_many_banned_peers_is_banned_and_a_home_is_not() {
+    for (ip, banned) in [("203.0.113.7", true), ("192.168.1.7", false)] {
+        let mut bans = Bans::default();
+        let host = Prefix::around(ip.parse().unwrap(), HOST);
+        let made: Vec<_> = (0..6).flat_map(|_| bans.misbehaved(PeerId::random(), Some(host), "", NOW)).collect();
+        let ranges = made.iter().filter(|(ban, _)| ban.subject == Subject::Range(host)).count();
+        assert_eq!(ranges, usize::from(banned), "{ip}");
+        assert_eq!(bans.holds(&Subject::Range(host), NOW), banned);
+    }
+}
+
+#[test]
+fn the_list_is_bounded_and_the_operators_bans_stay() {
+    let mut bans = Bans::default();
+    let by_hand: Vec<Subject> = (0..10).map(|_| peer()).collect();
+    by_hand.iter().for_each(|subject| drop(bans.ban(*subject, HOUR, "", NOW).unwrap()));
+    for n in 0..3 * MAX_BANS as u64 {
+        let made = bans.misbehaved(PeerId::random(), None, "", NOW + n);
+        assert_eq!(made[0].1.is_some(), n + 10 >= MAX_BANS as u64, "whoever is displaced is told");
+    }
+    assert_eq!(bans.len(), MAX_BANS);
+    assert!(by_hand.iter().all(|subject| bans.holds(subject, NOW + 4000)));
+    let all: Vec<Ban> = bans.in_force(NOW).cloned().collect();
+    let (again, left_out) = Bans::load(all.clone(), NOW);
+    assert_eq!((again.len(), left_out.len()), (MAX_BANS, 0));
+    let (later, left_out) = Bans::load(all, NOW + ms(MEMORY) + 3_600_000);
+    assert_eq!((later.len(), left_out.len()), (0, MAX_BANS));
+
+    let mut full = Bans::default();
+    (0..MAX_BANS).for_each(|_| drop(full.ban(peer(), HOUR, "", NOW).unwrap()));
+    assert_eq!(full.ban(peer(), HOUR, "", NOW).unwrap_err(), Full);
+    assert!(full.misbehaved(PeerId::random(), None, "", NOW).is_empty());
+}
+
+#[test]
+fn subjects_are_peers_or_ranges() {
+    let one = peer();
+    for subject in [one, Subject::Range("203.0.113.0/24".parse().unwrap())] {
+        assert_eq!(subject.to_string().parse(), Ok(subject));
+    }
+    assert!("nobody".parse::<Subject>().is_err() && "203.0.113.1/24".parse::<Subject>().is_err());
+}

@@ -1,0 +1,87 @@
+//! Limits on what libp2p's own protocols bring us, as far as it asks us before it acts.
+//!
+//! Gossipsub checks the signature of who published a message before we see it, on the connection's task; Kademlia has
+//! answered a lookup when it tells of it, and does not tell whose it was. What is left to us is the signature inside a
+//! message, and the record that is to be held.
+
+use std::time::{Duration, Instant};
+
+use libp2p::{PeerId, core::ConnectedPoint};
+use quelea_wire::rate::{Limiter, Limits, Quota, Scope};
+
+/// Signatures checked for one peer in a second: some 60 µs each. A mesh neighbour on all topics brings a few.
+pub const SIGNATURES_PER_PEER: u32 = 200;
+/// For one address range: as many peers as it may connect.
+pub const SIGNATURES_PER_PREFIX: u32 = 800;
+/// For everybody: an eighth of a core.
+pub const SIGNATURES: u32 = 2_000;
+
+/// Records that one peer may have us hold, or hold longer, in ten seconds. A worker with sixteen models of 80 layers
+/// provides 176 keys at once, and we are near some of them.
+pub const RECORDS_PER_PEER: u32 = 200;
+/// Of one address range.
+pub const RECORDS_PER_PREFIX: u32 = 800;
+/// Of everybody.
+pub const RECORDS: u32 = 8_000;
+const RECORD_PERIOD: Duration = Duration::from_secs(10);
+
+/// The limits, and what has been spent of them.
+#[derive(Debug)]
+pub struct Guard {
+    signatures: Limiter,
+    records: Limiter,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        let records = |burst| Quota::new(burst, RECORD_PERIOD);
+        Self {
+            signatures: Limiter::new(Limits {
+                peer: Quota::per_second(SIGNATURES_PER_PEER),
+                prefix: Quota::per_second(SIGNATURES_PER_PREFIX),
+                global: Quota::per_second(SIGNATURES),
+            }),
+            records: Limiter::new(Limits {
+                peer: records(RECORDS_PER_PEER),
+                prefix: records(RECORDS_PER_PREFIX),
+                global: records(RECORDS),
+            }),
+        }
+    }
+}
+
+impl Guard {
+    /// `peer` has its first connection.
+    pub fn connected(&mut self, peer: PeerId, endpoint: &ConnectedPoint) {
+        self.signatures.connected(peer, endpoint);
+        self.records.connected(peer, endpoint);
+    }
+
+    /// `peer` has no connection any more.
+    pub fn disconnected(&mut self, peer: &PeerId) {
+        self.signatures.disconnected(peer);
+        self.records.disconnected(peer);
+    }
+
+    /// Whether a signature that `peer` brings may be checked.
+    ///
+    /// # Errors
+    /// Whose budget is spent.
+    pub fn signature(&mut self, peer: PeerId, now: Instant) -> Result<(), Scope> {
+        self.signatures.admit(peer, now)
+    }
+
+    /// Whether a record that `peer` sends may be looked at.
+    ///
+    /// # Errors
+    /// Whose limit is reached.
+    pub fn record(&mut self, peer: PeerId, now: Instant) -> Result<(), Scope> {
+        self.records.admit(peer, now)
+    }
+
+    /// Entries of all its maps.
+    #[must_use]
+    pub fn remembered(&self) -> usize {
+        self.signatures.remembered().saturating_add(self.records.remembered())
+    }
+}

@@ -1,0 +1,107 @@
+//! Bans: `GET /api/v1/peers/bans`, `POST /api/v1/peers/ban`, `POST /api/v1/peers/unban`.
+
+use std::time::Duration;
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use quelea_behaviours::bans::{Ban, By, Subject};
+use quelea_wire::ErrorCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{ApiState, failure};
+use crate::inference::InferError;
+
+/// What `ban` is asked.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BanRequest {
+    /// A peer id, or a range of addresses.
+    subject: String,
+    /// For how many seconds.
+    for_s: u64,
+    /// Why.
+    #[serde(default)]
+    reason: String,
+}
+
+/// What `unban` is asked.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UnbanRequest {
+    /// A peer id, or a range of addresses.
+    subject: String,
+}
+
+pub(super) fn routes() -> Router<ApiState> {
+    Router::new()
+        .route("/api/v1/peers/bans", get(list))
+        .route("/api/v1/peers/ban", post(ban))
+        .route("/api/v1/peers/unban", post(unban))
+}
+
+fn to_json(ban: &Ban) -> Value {
+    json!({
+        "subject": ban.subject.to_string(),
+        "since_ms": ban.since_ms,
+        "until_ms": ban.until_ms,
+        "by": match ban.by { By::Operator => "operator", By::Conduct => "conduct" },
+        "times": ban.times,
+        "reason": ban.reason,
+    })
+}
+
+async fn list(State(state): State<ApiState>) -> Json<Value> {
+    let bans = state.asker.plane.handle.bans().await;
+    Json(json!({ "schema": "quelea.peers.bans/v1", "bans": bans.iter().map(to_json).collect::<Vec<_>>() }))
+}
+
+async fn ban(State(state): State<ApiState>, Json(request): Json<BanRequest>) -> Response {
+    let subject = match subject(&request.subject) {
+        Ok(subject) => subject,
+        Err(refused) => return *refused,
+    };
+    let handle = &state.asker.plane.handle;
+    if subject == Subject::Peer(handle.local()) {
+        let error = InferError::new(ErrorCode::Usage, "that is this node itself");
+        return failure(StatusCode::BAD_REQUEST, &error);
+    }
+    match handle.ban(subject, Duration::from_secs(request.for_s), request.reason).await {
+        Ok(ban) => Json(json!({ "schema": "quelea.peers.ban/v1", "ban": to_json(&ban) })).into_response(),
+        Err(error) => {
+            let error = InferError::new(ErrorCode::Overloaded, error.to_string());
+            failure(StatusCode::SERVICE_UNAVAILABLE, &error)
+        }
+    }
+}
+
+async fn unban(State(state): State<ApiState>, Json(request): Json<UnbanRequest>) -> Response {
+    let subject = match subject(&request.subject) {
+        Ok(subject) => subject,
+        Err(refused) => return *refused,
+    };
+    match state.asker.plane.handle.unban(subject).await {
+        Some(lifted) => {
+            let answer = json!({
+                "schema": "quelea.peers.unban/v1", "subject": subject.to_string(), "lifted": lifted,
+            });
+            Json(answer).into_response()
+        }
+        None => {
+            let error = InferError::new(ErrorCode::ShuttingDown, ErrorCode::ShuttingDown.meaning());
+            failure(StatusCode::SERVICE_UNAVAILABLE, &error)
+        }
+    }
+}
+
+fn subject(text: &str) -> Result<Subject, Box<Response>> {
+    text.parse().map_err(|error: quelea_behaviours::bans::ParseSubjectError| {
+        let error = InferError::new(ErrorCode::Usage, error.to_string());
+        Box::new(failure(StatusCode::BAD_REQUEST, &error))
+    })
+}

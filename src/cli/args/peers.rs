@@ -1,0 +1,71 @@
+//! `quelea peers`.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use quelea_behaviours::bans::Subject;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PeersCommand {
+    /// Refuse a peer, or everybody in a range of addresses
+    Ban(BanArgs),
+    /// Let a banned peer or range in again
+    #[command(after_help = "Examples:\n  quelea peers unban 12D3KooW…\n  quelea peers unban 203.0.113.0/24")]
+    Unban {
+        /// A peer id, or a range of addresses
+        #[arg(value_name = "PEER|CIDR")]
+        subject: Subject,
+    },
+    /// Who is banned, until when, and why
+    #[command(after_help = "Examples:\n  quelea peers bans\n  quelea peers bans --json")]
+    Bans,
+}
+
+const BAN_EXAMPLES: &str = "Examples:
+  quelea peers ban 12D3KooW…                                  for a day
+  quelea peers ban 12D3KooW… --for 30d --reason 'bad rows'    for a month
+  quelea peers ban 203.0.113.0/24 --for 2h                    everybody in a range of addresses";
+
+#[derive(Debug, Args)]
+#[command(after_help = BAN_EXAMPLES)]
+pub(crate) struct BanArgs {
+    /// A peer id, or a range of addresses
+    #[arg(value_name = "PEER|CIDR")]
+    pub(crate) subject: Subject,
+    /// For how long, like 30m, 2h or 7d; a year at most
+    #[arg(long = "for", value_name = "DUR", default_value = "1d", value_parser = parse_long)]
+    pub(crate) duration: Duration,
+    /// Why, for whoever looks at the list later
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) reason: String,
+}
+
+fn parse_long(text: &str) -> Result<Duration, String> {
+    let bad = || format!("{text:?} is not a time; write it like 30m, 2h or 7d");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match &text[digits.len()..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err(bad()),
+    };
+    let seconds = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).ok_or_else(bad)?;
+    let longest = quelea_behaviours::bans::MAX_DURATION;
+    let duration = Duration::from_secs(seconds);
+    if seconds > 0 && duration <= longest { Ok(duration) } else { Err(format!("{text:?} is out of range: 1s to 365d")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_times_read_as_people_write_them() {
+        assert_eq!(parse_long("7d"), Ok(Duration::from_secs(7 * 86_400)));
+        assert_eq!(parse_long("90s"), Ok(Duration::from_secs(90)));
+        for bad in ["", "7", "d", "1w", "0s", "366d", "99999999999999999999d", "-1d", "1.5h"] {
+            assert!(parse_long(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! How peers behave, and what follows: limits, scores, bans.
+
+use std::time::{Duration, Instant};
+
+use libp2p::PeerId;
+use quelea_behaviours::{
+    bans::{Ban, Bans, Full, Subject},
+    conduct::Deed,
+};
+use quelea_wire::{
+    prefix::{HOST, Prefix, ip_of},
+    rate::Scope,
+    time::unix_ms,
+};
+use tokio::sync::oneshot;
+
+use crate::{storage::NotRecorded, swarm::driver::Driver};
+
+/// Takes the bans of earlier runs.
+pub(crate) fn load(driver: &mut Driver, bans: Vec<Ban>) {
+    let now = unix_ms();
+    let (bans, left_out) = Bans::load(bans, now);
+    let in_force: Vec<Subject> = bans.in_force(now).map(|ban| ban.subject).collect();
+    driver.state.bans = bans;
+    driver.state.bans_looked_at = now;
+    in_force.iter().for_each(|subject| enforce(driver, subject));
+    left_out.into_iter().for_each(|subject| forget(driver, subject));
+}
+
+/// A peer did something. Its score follows, and perhaps a ban.
+pub(crate) fn deed(driver: &mut Driver, peer: PeerId, deed: Deed) {
+    if deed == Deed::Valid {
+        driver.swarm.behaviour_mut().inbound.worked(&peer);
+    }
+    let named = peer == *driver.swarm.local_peer_id() || driver.state.bootstrap.contains(&peer);
+    if !driver.state.conduct.note(peer, deed, Instant::now()) || named {
+        return;
+    }
+    tracing::info!(%peer, why = deed.as_str(), "banned for its conduct");
+    let known = driver.state.peers.get(&peer);
+    let host = known.and_then(|peer| peer.connections.values().find_map(ip_of)).map(|ip| Prefix::around(ip, HOST));
+    for (ban, displaced) in driver.state.bans.misbehaved(peer, host, deed.as_str(), unix_ms()) {
+        put(driver, ban, displaced);
+    }
+}
+
+/// A limit refused a peer something.
+pub(crate) fn limited(driver: &mut Driver, peer: PeerId, scope: Scope) {
+    driver.config.telemetry.metrics.rate_limited(scope.as_str(), 1);
+    // What others have spent is not its fault.
+    if scope == Scope::Peer {
+        deed(driver, peer, Deed::Flood);
+    }
+}
+
+pub(crate) fn ban(
+    driver: &mut Driver,
+    subject: Subject,
+    duration: Duration,
+    reason: &str,
+    reply: oneshot::Sender<Result<Ban, Full>>,
+) {
+    let made = driver.state.bans.ban(subject, duration, reason, unix_ms());
+    let _ = reply.send(made.map(|(ban, displaced)| {
+        put(driver, ban.clone(), displaced);
+        ban
+    }));
+}
+
+pub(crate) fn unban(driver: &mut Driver, subject: Subject, reply: oneshot::Sender<bool>) {
+    let lifted = driver.state.bans.unban(&subject, unix_ms());
+    lift(driver, &subject);
+    forget(driver, subject);
+    mirror(driver);
+    let _ = reply.send(lifted);
+}
+
+pub(crate) fn bans(driver: &Driver, reply: oneshot::Sender<Vec<Ban>>) {
+    let _ = reply.send(driver.state.bans.in_force(unix_ms()).cloned().collect());
+}
+
+/// Ends the bans whose time is over, and mirrors what was refused into the metrics.
+pub(crate) fn tick(driver: &mut Driver) {
+    let now = unix_ms();
+    let (ended, forgotten) = driver.state.bans.sweep(driver.state.bans_looked_at, now);
+    driver.state.bans_looked_at = now;
+    ended.iter().for_each(|subject| lift(driver, subject));
+    forgotten.into_iter().for_each(|subject| forget(driver, subject));
+    mirror(driver);
+    let denied = driver.swarm.behaviour().prefixes.denied();
+    let before = std::mem::replace(&mut driver.state.denied, denied);
+    driver.config.telemetry.metrics.rate_limited("accept", denied.rate.saturating_sub(before.rate));
+}
+
+fn put(driver: &mut Driver, ban: Ban, displaced: Option<Subject>) {
+    if let Some(displaced) = displaced {
+        lift(driver, &displaced);
+        forget(driver, displaced);
+    }
+    enforce(driver, &ban.subject);
+    if let Some(Err(NotRecorded::QueueFull)) = driver.config.db.as_ref().map(|db| db.try_put_ban(ban)) {
+        driver.config.telemetry.metrics.channel_full("storage");
+    }
+    mirror(driver);
+}
+
+fn enforce(driver: &mut Driver, subject: &Subject) {
+    let parts = driver.swarm.behaviour_mut();
+    match subject {
+        Subject::Peer(peer) => drop(parts.blocked_peers.block_peer(*peer)),
+        Subject::Range(range) => {
+            if !parts.prefixes.ban(*range) {
+                tracing::warn!(%range, "too many ranges are banned; this one is not refused");
+            }
+        }
+    }
+}
+
+fn lift(driver: &mut Driver, subject: &Subject) {
+    let parts = driver.swarm.behaviour_mut();
+    match subject {
+        Subject::Peer(peer) => drop(parts.blocked_peers.unblock_peer(*peer)),
+        Subject::Range(range) => drop(parts.prefixes.unban(range)),
+    }
+}
+
+fn forget(driver: &Driver, subject: Subject) {
+    if let Some(Err(NotRecorded::QueueFull)) = driver.config.db.as_ref().map(|db| db.try_remove_ban(subject)) {
+        driver.config.telemetry.metrics.channel_full("storage");
+    }
+}
+
+fn mirror(driver: &Driver) {
+    let banned = driver.state.bans.in_force(unix_ms()).count();
+    driver.config.telemetry.stats.peers_banned.set(u64::try_from(banned).unwrap_or(u64::MAX));
+}
