@@ -65,10 +65,10 @@ impl PrefixKeys {
         self.keys.len().min((self.reuse_rows as usize) / KV_PAGE_ROWS)
     }
 
-    /// The keys within a scope.
-    pub(super) fn scoped(&self, scope: Scope) -> Vec<PrefixKey> {
+    /// The keys within a scope, hashed as they are taken.
+    pub(super) fn scoped(&self, scope: Scope) -> impl Iterator<Item = PrefixKey> {
         let Scope { group, first, layers } = scope;
-        let scoped = |key: &PrefixKey| {
+        let scoped = move |key: &PrefixKey| {
             let mut hasher = blake3::Hasher::new();
             hasher.update(SCOPE);
             for n in [group, first as u64, layers as u64] {
@@ -76,7 +76,7 @@ impl PrefixKeys {
             }
             *hasher.update(key).finalize().as_bytes()
         };
-        self.keys.iter().map(scoped).collect()
+        self.keys.iter().map(scoped)
     }
 }
 
@@ -124,7 +124,7 @@ mod tests {
         ];
         assert!(others.iter().all(|other| *other != key(&this)));
         let scope = Scope { group: 1, first: 0, layers: 4 };
-        let scoped = |scope| this.scoped(scope)[0];
+        let scoped = |scope| this.scoped(scope).next();
         assert_eq!(scoped(scope), scoped(scope));
         for other in [Scope { group: 2, ..scope }, Scope { first: 1, ..scope }, Scope { layers: 3, ..scope }] {
             assert_ne!(scoped(other), scoped(scope));

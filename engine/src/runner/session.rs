@@ -131,8 +131,8 @@ impl<C: Rows> Session<C> {
             return;
         }
         let pages = (self.own as usize).saturating_add(self.shared);
-        self.keys.extend(keys.scoped(self.scope));
-        self.keys.truncate(pages.min(MAX_PREFIX_BLOCKS));
+        let room = pages.min(MAX_PREFIX_BLOCKS).saturating_sub(first);
+        self.keys.extend(keys.scoped(self.scope).take(room));
     }
 
     /// Gives the pages that have become whole, and that keys name, to the prefix cache; where that has them already, the

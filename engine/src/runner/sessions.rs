@@ -94,9 +94,9 @@ impl<C: Rows> Sessions<C> {
     ) -> Result<(SessionId, usize), AdmissionError> {
         let Opening { scope, pages, prefix, mut cache, on_event } = new;
         // A session that shares pages may have to go, see `cut`: it must hear of that.
-        let mut keys = if on_event.is_some() { prefix.scoped(scope) } else { Vec::new() };
-        // A page that the session may not fill is not for others.
-        keys.truncate(pages as usize);
+        // And a page that it may not fill is not for others.
+        let named = if on_event.is_some() { pages as usize } else { 0 };
+        let keys: Vec<PrefixKey> = prefix.scoped(scope).take(named).collect();
         let reuse_blocks = prefix.reuse_blocks();
         let known = keys.iter().take(reuse_blocks).take_while(|key| self.pages.pin(key)).count();
         let append = |key: &&PrefixKey| self.pages.get(key).is_some_and(|block| cache.append(block));

@@ -15,7 +15,6 @@ use libp2p::PeerId;
 use quelea_shard::{
     frame::{BlockKey, Cancel, Close, Frame, Keep, Prefix, SessionId, StreamKind, Totals},
     link::{Batch, DataSender},
-    protocol,
     reassembly::Expect,
 };
 use quelea_wire::{ErrorCode, ModelId, Profile};
@@ -140,8 +139,7 @@ impl ChainSession {
             }
         });
         let stages = try_join_all(reach).await?;
-        // Where one stage has to compute all rows, all others have to.
-        let shares = stages.iter().all(|stage| stage.control.sender.features() & protocol::PREFIX != 0);
+        let shares = opening::all_keep(stages.iter().map(|stage| stage.control.sender.features()));
         if !shares {
             spec.prefix = Prefix::default();
         }

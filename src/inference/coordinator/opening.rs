@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 
 use libp2p::PeerId;
-use quelea_shard::frame::{Accept, BLOCK_ROWS, Frame, Open, Trim};
+use quelea_shard::{
+    frame::{Accept, BLOCK_ROWS, Frame, Open, Prefix, Trim},
+    protocol,
+};
 use quelea_wire::ErrorCode;
 use tokio::time::{Instant, timeout_at};
 
@@ -100,10 +103,42 @@ impl ChainSession {
     /// The rows that a stage says it has: whole blocks, and no more than it was offered.
     fn plausible(&self, peer: PeerId, accept: &Accept) -> Result<u32, InferError> {
         let rows = accept.kept_rows;
-        if rows > self.spec.prefix.reuse_rows() || !rows.is_multiple_of(BLOCK_ROWS) {
-            let what = format!("says that it has {rows} rows from before, which cannot be");
-            return Err(self.about(peer, ErrorCode::BadPosition, &what));
+        if can_be_kept(rows, &self.spec.prefix) {
+            return Ok(rows);
         }
-        Ok(rows)
+        let what = format!("says that it has {rows} rows from before, which cannot be");
+        Err(self.about(peer, ErrorCode::BadPosition, &what))
+    }
+}
+
+/// Whether all stages of a chain keep blocks by their names, judging by the feature bits that each shares with us. Where
+/// one has to compute all rows, all others have to.
+pub(super) fn all_keep(features: impl IntoIterator<Item = u64>) -> bool {
+    features.into_iter().all(|features| features & protocol::PREFIX != 0)
+}
+
+fn can_be_kept(rows: u32, offered: &Prefix) -> bool {
+    rows <= offered.reuse_rows() && rows.is_multiple_of(BLOCK_ROWS)
+}
+
+#[cfg(test)]
+mod tests {
+    use quelea_shard::frame::BlockKey;
+
+    use super::*;
+
+    #[test]
+    fn one_stage_of_before_is_enough_to_compute_everything() {
+        assert!(all_keep([protocol::PREFIX, u64::MAX]));
+        assert!(!all_keep([protocol::PREFIX, 0]));
+        assert!(!all_keep([!protocol::PREFIX]));
+    }
+
+    #[test]
+    fn stages_have_whole_blocks_of_those_that_were_offered() {
+        let offered = Prefix { keys: vec![BlockKey([1; 16]); 3], reuse: 2 };
+        assert!([0, 32, 64].into_iter().all(|rows| can_be_kept(rows, &offered)));
+        assert!([1, 33, 96, u32::MAX].into_iter().all(|rows| !can_be_kept(rows, &offered)));
+        assert!(can_be_kept(0, &Prefix::default()) && !can_be_kept(32, &Prefix::default()));
     }
 }
