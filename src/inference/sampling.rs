@@ -13,6 +13,9 @@ use super::{
     types::{InferError, InferRequest, LikelyToken, TokenLogprobs},
 };
 
+/// Logits that are picked from on the spot: they take some ten microseconds, less than it takes to wake another thread.
+const PICK_HERE_MAX: usize = 4096;
+
 /// The sampler's settings, once they make sense for a vocabulary of this size.
 pub(super) fn settings(request: &InferRequest, vocab: usize) -> Result<SamplerConfig, InferError> {
     let usage = |message: String| InferError::new(ErrorCode::Usage, message);
@@ -58,15 +61,19 @@ impl Picker {
     }
 
     /// The token that these logits give, and how likely it was when the request asks for that. Large vocabularies take
-    /// a millisecond, so it runs off the async threads.
+    /// a millisecond, so they are off the async threads.
     pub(super) async fn pick(self, logits: Vec<f32>) -> Result<(Self, u32, Option<TokenLogprobs>), InferError> {
         let mut picker = self;
+        let values = logits.len();
         let pick = move || {
             let id = picker.sampler.sample(&logits).map_err(|e| failed(&e))?;
             let likely = picker.logprobs.map(|top| log_prob(&logits, id, top)).transpose().map_err(|e| failed(&e))?;
             let likely = likely.map(|likely| described(&picker.ends.tokenizer, &likely));
             Ok((picker, id, likely))
         };
+        if values <= PICK_HERE_MAX {
+            return pick();
+        }
         tokio::task::spawn_blocking(pick).await.map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?
     }
 }
