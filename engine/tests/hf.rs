@@ -5,6 +5,7 @@
 
 use std::{collections::HashMap, path::PathBuf};
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use quelea_engine::{
     Gguf,
     gguf::write::Writer,
@@ -252,13 +253,13 @@ fn a_folder_opened_as_gguf_has_its_tokenizer() {
 
 #[test]
 fn what_is_not_supported_is_named() {
-    let unigram = small(json!({ "model": { "type": "Unigram" } }));
+    let pieces = small(json!({ "model": { "type": "WordPiece" } }));
     let bert = small(json!({ "pre_tokenizer": { "type": "BertPreTokenizer" } }));
-    let strip = small(json!({ "normalizer": { "type": "StripAccents" } }));
+    let nmt = small(json!({ "normalizer": { "type": "Nmt" } }));
     let affix = small(json!({ "model": { "end_of_word_suffix": "</w>" } }));
     let ahead = small(json!({ "pre_tokenizer": byte_level(Some(r"\d+(?=a)")) }));
     for (file, name) in
-        [(unigram, "Unigram"), (bert, "BertPreTokenizer"), (strip, "StripAccents"), (affix, "</w>"), (ahead, "(?=a)")]
+        [(pieces, "WordPiece"), (bert, "BertPreTokenizer"), (nmt, "Nmt"), (affix, "</w>"), (ahead, "(?=a)")]
     {
         let message = load(&file, None).unwrap_err().to_string();
         assert!(message.contains(name), "{message}");
@@ -277,4 +278,92 @@ fn hostile_files_are_refused() {
         assert!(Tokenizer::from_hf(json, None).is_err());
     }
     assert!(matches!(load(&small(json!({})), Some(json!([]))), Err(TokenizerError::Hf(HfError::Json { .. }))));
+}
+
+/// A small Unigram vocabulary of sentencepiece's, and the texts that go with it.
+fn unigram() -> (TokenizerData, Vec<String>) {
+    let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tokenizers/unigram.gguf"));
+    let cases: Value = serde_json::from_slice(&std::fs::read(path.with_extension("json")).unwrap()).unwrap();
+    let texts = cases.as_array().unwrap().iter().map(|case| case["text"].as_str().unwrap().to_owned()).collect();
+    (TokenizerData::from_gguf(&Gguf::open(path).unwrap()).unwrap(), texts)
+}
+
+#[test]
+fn unigram_models() {
+    let (data, texts) = unigram();
+    let pieces: Vec<Value> = data.tokens.iter().zip(&data.scores).map(|(text, score)| json!([text, score])).collect();
+    let model = json!({ "type": "Unigram", "unk_id": 2, "vocab": pieces, "byte_fallback": false });
+    let map = BASE64_STANDARD.encode(&data.precompiled_charsmap);
+    let precompiled = json!({ "type": "Precompiled", "precompiled_charsmap": map });
+    let merged = json!({ "type": "Replace", "pattern": { "Regex": " {2,}" }, "content": " " });
+    let strip = |left: bool| json!({ "type": "Strip", "strip_left": left, "strip_right": true });
+    let sequence = |normalizers: Value| json!({ "type": "Sequence", "normalizers": normalizers });
+    let metaspace = |scheme: &str, split: bool| json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split });
+    let white = json!({ "type": "WhitespaceSplit" });
+    let split = |pre: Value| json!({ "type": "Sequence", "pretokenizers": pre });
+    let mut bytes = model.clone();
+    bytes["byte_fallback"] = json!(true);
+    for (name, more) in [
+        ("plain", json!({ "pre_tokenizer": metaspace("always", true) })),
+        (
+            "t5",
+            json!({ "normalizer": sequence(json!([precompiled, strip(false), merged])), "pre_tokenizer": metaspace("always", true) }),
+        ),
+        (
+            "old t5",
+            json!({ "normalizer": precompiled, "pre_tokenizer": split(json!([white, metaspace("always", true)])) }),
+        ),
+        (
+            "first",
+            json!({ "normalizer": strip(true), "pre_tokenizer": split(json!([white, metaspace("first", true)])) }),
+        ),
+        ("whole", json!({ "normalizer": merged, "pre_tokenizer": metaspace("first", false) })),
+        (
+            "accents",
+            json!({ "normalizer": sequence(json!([{ "type": "NFKD" }, { "type": "StripAccents" }])), "pre_tokenizer": { "type": "Whitespace" } }),
+        ),
+        ("bytes", json!({ "model": bytes, "pre_tokenizer": metaspace("never", true) })),
+    ] {
+        let mut file = file(&data, json!([]), more);
+        if file["model"]["type"] == "BPE" {
+            file["model"] = model.clone();
+        }
+        compare(name, &file, &texts);
+    }
+}
+
+/// Added tokens that take white space with them, are whole words only, or are looked for in normalized text.
+#[test]
+fn added_tokens() {
+    let (data, _) = unigram();
+    let pieces: Vec<Value> = data.tokens.iter().zip(&data.scores).map(|(text, score)| json!([text, score])).collect();
+    let texts = [
+        "a [L]  x [R] y  [LR]  z",
+        "cat concat cat_ (cat) cats Cat CAT cat",
+        "Norm norm a Norm  NORM norm norm",
+        "[L][R] [LR][L]  [R]",
+        "xcat",
+        "[l] norm[L]Norm",
+    ]
+    .map(str::to_owned);
+    for (normalizer, scheme) in [
+        (Value::Null, "always"),
+        (json!({ "type": "Lowercase" }), "first"),
+        (json!({ "type": "Prepend", "prepend": "▁" }), "never"),
+    ] {
+        let mut file = file(&data, json!([]), json!({ "normalizer": normalizer }));
+        file["pre_tokenizer"] =
+            json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": true });
+        file["model"] = json!({ "type": "Unigram", "unk_id": 2, "vocab": pieces, "byte_fallback": false });
+        let added = file["added_tokens"].as_array_mut().unwrap();
+        let more = [("[L]", "l"), ("[R]", "r"), ("[LR]", "lr"), ("cat", "s"), ("Norm", "n"), ("norm cat", "ns")];
+        for (id, (content, flags)) in (data.tokens.len()..).zip(more) {
+            let has = |flag: char| flags.contains(flag);
+            added.push(json!({
+                "id": id, "content": content, "single_word": has('s'), "lstrip": has('l'), "rstrip": has('r'),
+                "normalized": has('n'), "special": false,
+            }));
+        }
+        compare(scheme, &file, &texts);
+    }
 }

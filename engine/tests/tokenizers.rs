@@ -55,6 +55,57 @@ fn all_ids_of_all_vocabularies_match() {
     assert!(compared > 200, "only {compared} inputs");
 }
 
+/// A text and what llama.cpp makes of it: as text, with special tokens parsed, and as a whole input.
+#[derive(serde::Deserialize)]
+struct Case {
+    text: String,
+    plain: Vec<u32>,
+    special: Vec<u32>,
+    input: Vec<u32>,
+}
+
+/// Every `X.json` of a folder against `X.gguf` beside it; how many texts there were.
+fn all_ids_of(folder: &std::path::Path) -> usize {
+    let (mut compared, mut wrong) = (0, Vec::new());
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let gguf = path.with_extension("gguf");
+        if path.extension().is_none_or(|extension| extension != "json") || !gguf.is_file() {
+            continue;
+        }
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let tokenizer = Tokenizer::from_gguf(&Gguf::open(gguf).unwrap()).unwrap();
+        let cases: Vec<Case> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        for Case { text, plain, special, input } in &cases {
+            let found = [tokenizer.encode(text, PLAIN), tokenizer.encode(text, SPECIAL), tokenizer.encode_input(text)];
+            for ((found, expected), what) in found.iter().zip([plain, special, input]).zip(["text", "special", "input"])
+            {
+                if found != expected {
+                    wrong.push(format!("{name}, {what}, {text:?}\n  expected {expected:?}\n  found    {found:?}"));
+                }
+            }
+        }
+        compared += cases.len();
+        println!("{name}: {} texts", cases.len());
+    }
+    assert!(wrong.is_empty(), "{} differ\n{}", wrong.len(), wrong.join("\n"));
+    compared
+}
+
+/// Unigram, WordPiece and merges over characters: `tests/data/tokenizers/vocabularies.py` made them.
+#[test]
+fn all_ids_of_the_small_vocabularies_match() {
+    let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tokenizers"));
+    assert!(all_ids_of(folder) > 60);
+}
+
+/// The same for other vocabularies, where `QUELEA_VOCABULARIES` names a folder with files as that script writes them.
+#[test]
+fn all_ids_of_a_folder_match() {
+    let Some(folder) = std::env::var_os("QUELEA_VOCABULARIES").map(PathBuf::from) else { return };
+    assert!(all_ids_of(&folder) > 0);
+}
+
 #[test]
 fn all_prompts_of_the_model_fixtures_match() {
     let Some(folder) = fixtures("models") else { return };
@@ -142,7 +193,7 @@ fn broken_vocabularies_are_refused() {
         ..TokenizerData::default()
     };
     let refused = |data: TokenizerData| Tokenizer::new(&data).unwrap_err();
-    assert!(matches!(refused(data("bert", &["a"], &[])), TokenizerError::UnsupportedModel { .. }));
+    assert!(matches!(refused(data("rwkv", &["a"], &[])), TokenizerError::UnsupportedModel { .. }));
     assert!(matches!(refused(data("gpt2", &[], &[])), TokenizerError::Size { .. }));
     assert!(matches!(refused(data("gpt2", &["a"], &["ab"])), TokenizerError::Merge { .. }));
     // Ids outside the vocabulary are as good as none.

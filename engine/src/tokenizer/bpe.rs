@@ -23,6 +23,8 @@ const UNSEEN: u32 = u32::MAX - 1;
 pub(super) enum Units {
     /// Its bytes.
     Bytes,
+    /// Its characters; what has no token becomes those of its bytes' tokens that there are, `<0x0A>`.
+    Raw,
     /// Its characters; one that has no token becomes byte tokens, or the unknown token where the vocabulary has none.
     /// `fuse`: a run of unknown characters is one token.
     Characters {
@@ -119,8 +121,13 @@ impl Bpe {
 
     /// Appends the token ids of `text`, in which no special token is left.
     pub fn encode(&self, vocab: &Vocab, text: &str, out: &mut Vec<u32>) {
+        self.encode_from(vocab, text, true, out);
+    }
+
+    /// As [`Self::encode`]; `start`: the text begins the input.
+    pub fn encode_from(&self, vocab: &Vocab, text: &str, start: bool, out: &mut Vec<u32>) {
         let mut scratch = Scratch::default();
-        self.words.split(text, &mut |word| {
+        self.words.split(text, start, &mut |word| {
             if let Some(id) = self.whole_word(vocab, word, &mut scratch.text) {
                 out.push(id);
                 return;
@@ -142,7 +149,7 @@ impl Bpe {
             Whole::Newlines | Whole::Always => {}
         }
         match self.units {
-            Units::Characters { .. } => vocab.id(word),
+            Units::Raw | Units::Characters { .. } => vocab.id(word),
             Units::Bytes => {
                 text.clear();
                 text.extend(word.bytes().map(byte_char));
@@ -168,7 +175,7 @@ impl Bpe {
                 let symbols = word.bytes().map(|byte| self.bytes[usize::from(byte)]).enumerate();
                 nodes.extend((0..).zip(symbols).map(node));
             }
-            Units::Characters { .. } => {
+            Units::Raw | Units::Characters { .. } => {
                 let symbols = word.char_indices().map(|(start, c)| (start, self.character(vocab, c)));
                 nodes.extend((0..).zip(symbols).map(node));
             }
@@ -226,6 +233,7 @@ impl Bpe {
                     let symbols = word.as_bytes()[part].iter().map(|byte| self.bytes[usize::from(*byte)]);
                     out.extend(symbols.filter(|symbol| *symbol < self.vocab_size));
                 }
+                Units::Raw => out.extend(word[part].bytes().filter_map(|byte| vocab.id(&format!("<0x{byte:02X}>")))),
                 Units::Characters { byte_tokens, fuse } => {
                     for c in word[part].chars() {
                         let mut buffer = [0; 4];

@@ -1,13 +1,15 @@
 //! Text to token ids and back, from what a GGUF file says of its vocabulary.
 //!
-//! Two kinds are read: byte-pair encoding (`tokenizer.ggml.model` = `gpt2`, with the pre-tokenizer that
-//! `tokenizer.ggml.pre` names, or `gemma4`) and SentencePiece with scores and byte fallback (`llama`). The ids are those
-//! of llama.cpp, which the tests hold against its own vectors; an unknown pre-tokenizer is refused, as there, and a file
-//! that names none gets `default`. [`Tokenizer::from_hf`] reads a Hugging Face `tokenizer.json`.
+//! Four kinds are read: byte-pair encoding (`tokenizer.ggml.model` = `gpt2`, with the pre-tokenizer that
+//! `tokenizer.ggml.pre` names, `gemma4` or `whitespace`), SentencePiece with scores and byte fallback (`llama`), Unigram
+//! (`t5`) and WordPiece (`bert`). The ids are those of llama.cpp, which the tests hold against its own vectors; an unknown
+//! pre-tokenizer is refused, as there, and a file that names none gets `default`. [`Tokenizer::from_hf`] reads a Hugging
+//! Face `tokenizer.json`.
 //!
 //! Decoding gives the text that was encoded: the spaces that some tokenizers' clean-up drops before punctuation stay.
 
 mod bpe;
+mod charsmap;
 mod data;
 mod decode;
 mod hf;
@@ -15,7 +17,10 @@ mod pretokenize;
 mod roles;
 mod special;
 mod spm;
+mod trie;
+mod unigram;
 mod vocab;
+mod wordpiece;
 mod words;
 
 use std::{borrow::Cow, sync::Arc};
@@ -30,10 +35,13 @@ use crate::{
     huggingface,
 };
 use bpe::{Bpe, Units, Whole};
-use hf::Normalizer;
+use charsmap::Charsmap;
+use hf::Published;
 use pretokenize::PreTokenizer;
 use special::{Fragment, Matcher, Precedence, Strip};
+use unigram::{Preparation, Unigram};
 use vocab::{Spelling, Vocab};
+use wordpiece::WordPiece;
 use words::Words;
 
 /// Why a vocabulary cannot be used.
@@ -45,7 +53,8 @@ pub enum TokenizerError {
     Gguf(#[from] GgufError),
     /// A kind of tokenizer that this engine does not have.
     #[error(
-        "tokenizer model '{found}' is not supported; supported are gpt2 and gemma4 (BPE) and llama (SentencePiece)"
+        "tokenizer model '{found}' is not supported; supported are gpt2, gemma4 and whitespace (BPE), llama \
+         (SentencePiece), t5 (Unigram) and bert (WordPiece)"
     )]
     UnsupportedModel {
         /// `tokenizer.ggml.model` of the file.
@@ -82,6 +91,9 @@ pub enum TokenizerError {
         /// Number of tokens.
         tokens: usize,
     },
+    /// A map of characters that is shorter than it says.
+    #[error("tokenizer.ggml.precompiled_charsmap is damaged")]
+    Map,
     /// A merge that does not name two texts.
     #[error("merge {rank}, {merge:?}, is not two texts with a space between")]
     Merge {
@@ -103,12 +115,27 @@ pub struct EncodeOptions {
 
 #[derive(Clone, Debug)]
 enum Model {
-    /// Byte-pair encoding as in GGUF; `escape`: spaces are written `▁`.
-    Bpe { bpe: Arc<Bpe>, escape: bool },
-    /// Byte-pair encoding as in `tokenizer.json`.
-    Published { bpe: Arc<Bpe>, normalizer: Normalizer },
+    /// Byte-pair encoding as in GGUF.
+    Bpe { bpe: Arc<Bpe>, spaces: Spaces },
+    /// What a `tokenizer.json` says.
+    Published(Arc<Published>),
     /// SentencePiece.
     SentencePiece { add_space_prefix: bool },
+    /// Unigram as in GGUF.
+    Unigram { unigram: Arc<Unigram>, preparation: Arc<Preparation> },
+    /// WordPiece as in GGUF.
+    WordPiece(Arc<WordPiece>),
+}
+
+/// What becomes of the spaces of a text before byte-pair encoding.
+#[derive(Clone, Copy, Debug)]
+enum Spaces {
+    /// They stay.
+    Kept,
+    /// They are written `▁`.
+    Escaped,
+    /// They part the text and are dropped; `lowercase`: what stays is lowered.
+    Dropped { lowercase: bool },
 }
 
 /// A model's tokenizer. Cloning shares it.
@@ -126,7 +153,8 @@ struct Inner {
     bos: Option<u32>,
     eos: Option<u32>,
     defaults: EncodeOptions,
-    add_eos: bool,
+    /// What a whole input ends with.
+    last: Option<u32>,
     end_of_generation: Vec<u32>,
 }
 
@@ -134,10 +162,17 @@ struct Inner {
 struct Parts {
     vocab: Vocab,
     model: Model,
-    strip: Strip,
-    precedence: Precedence,
+    special: Special,
     /// Whether prompts start with BOS.
     add_bos: bool,
+}
+
+/// How special tokens are found in a text.
+enum Special {
+    /// Those of the vocabulary's types, and the white space that goes with them.
+    Typed(Strip),
+    /// The ones that any text may hold, and all.
+    Given { user_defined: Box<Matcher>, all: Box<Matcher> },
 }
 
 impl Tokenizer {
@@ -167,7 +202,7 @@ impl Tokenizer {
     /// [`TokenizerError`] when they do not fit together.
     pub fn new(data: &TokenizerData) -> Result<Self, TokenizerError> {
         let (vocab, model, add_bos) = match data.model.as_str() {
-            "gpt2" => byte_pairs(data, data.pre.as_deref())?,
+            "gpt2" | "whitespace" => byte_pairs(data, data.pre.as_deref())?,
             "gemma4" => byte_pairs(data, Some("gemma4"))?,
             "llama" => {
                 let add_space_prefix = data.add_space_prefix.unwrap_or(true);
@@ -176,32 +211,73 @@ impl Tokenizer {
                 vocab.or_unknown(0);
                 (vocab, Model::SentencePiece { add_space_prefix }, data.add_bos.unwrap_or(true))
             }
+            "t5" => {
+                let mut vocab = Vocab::new(data, Spelling::SentencePiece)?;
+                vocab.or_unknown(2);
+                let blob = &data.precompiled_charsmap;
+                let charsmap =
+                    if blob.is_empty() { None } else { Some(Charsmap::new(blob).ok_or(TokenizerError::Map)?) };
+                let preparation = Preparation {
+                    charsmap,
+                    add_space_prefix: data.add_space_prefix.unwrap_or(false),
+                    remove_extra_whitespaces: data.remove_extra_whitespaces.unwrap_or(false),
+                };
+                let (unigram, preparation) = (Arc::new(Unigram::new(&vocab)), Arc::new(preparation));
+                (vocab, Model::Unigram { unigram, preparation }, data.add_bos.unwrap_or(false))
+            }
+            "bert" => {
+                let mut vocab = Vocab::new(data, Spelling::SentencePiece)?;
+                vocab.or_unknown(100);
+                let lowercase = data.lowercase.unwrap_or(true);
+                let pieces = WordPiece::new(&vocab, lowercase, data.strip_accents.unwrap_or(lowercase));
+                // Whatever the file says of it.
+                (vocab, Model::WordPiece(Arc::new(pieces)), true)
+            }
             other => return Err(TokenizerError::UnsupportedModel { found: other.to_owned() }),
         };
-        let strip = strip(data, &vocab);
-        Ok(Self::assemble(data, Parts { vocab, model, strip, precedence: Precedence::Longest, add_bos }))
+        let special = Special::Typed(strip(data, &vocab));
+        Ok(Self::assemble(data, Parts { vocab, model, special, add_bos }))
     }
 
     /// A tokenizer around its model, with what `data` says of special tokens.
     fn assemble(data: &TokenizerData, parts: Parts) -> Self {
-        let Parts { mut vocab, model, strip, precedence, add_bos } = parts;
-        let default = |id| Some(id).filter(|_| matches!(model, Model::SentencePiece { .. }));
-        let [bos, eos] = [("BOS", data.bos, default(1)), ("EOS", data.eos, default(2))].map(|(name, id, default)| {
+        let Parts { mut vocab, model, special, add_bos } = parts;
+        // The ids that files of these kinds leave out.
+        let defaults = match model {
+            Model::SentencePiece { .. } => [Some(1), Some(2), None],
+            Model::Unigram { .. } => [None, Some(1), None],
+            Model::WordPiece(_) => [Some(101), None, Some(102)],
+            Model::Bpe { .. } | Model::Published(_) => [None; 3],
+        };
+        let named = [("BOS", data.bos), ("EOS", data.eos), ("separator", data.separator)];
+        let mut found = named.into_iter().zip(defaults).map(|((name, id), default)| {
             if let Some(id) = id.filter(|id| *id >= vocab.len()) {
                 tracing::warn!(id, name, "special token is outside the vocabulary; ignored");
             }
             id.filter(|id| *id < vocab.len()).or(default.filter(|id| *id < vocab.len()))
         });
+        let [bos, eos, separator] = std::array::from_fn(|_| found.next().flatten());
+        drop(found);
+        let last = match model {
+            Model::WordPiece(_) => separator,
+            Model::Unigram { .. } => eos.filter(|_| data.add_eos.unwrap_or(true)),
+            _ => eos.filter(|_| data.add_eos.unwrap_or(false)),
+        };
         let defaults = EncodeOptions { parse_special: true, add_bos: add_bos && bos.is_some() };
         let named: Vec<Option<u32>> =
             [eos, data.eot, data.eom].into_iter().chain(data.ends.iter().copied().map(Some)).collect();
         let end_of_generation = match model {
-            Model::Published { .. } => roles::ends(&vocab, &named),
-            Model::Bpe { .. } | Model::SentencePiece { .. } => roles::assign(&mut vocab, &named),
+            Model::Published(_) => roles::ends(&vocab, &named),
+            _ => roles::assign(&mut vocab, &named),
         };
-        let matcher = |kinds: &[TokenType]| Matcher::new(&vocab, kinds, precedence, strip.clone());
-        let user_defined = matcher(&[TokenType::UserDefined]);
-        let special = matcher(&[TokenType::UserDefined, TokenType::Control, TokenType::Unknown]);
+        let (user_defined, special) = match special {
+            Special::Given { user_defined, all } => (*user_defined, *all),
+            Special::Typed(strip) => {
+                let matcher = |kinds: &[TokenType]| Matcher::new(&vocab, kinds, Precedence::Longest, strip.clone());
+                let all = [TokenType::UserDefined, TokenType::Control, TokenType::Unknown];
+                (matcher(&all[..1]), matcher(&all))
+            }
+        };
         Self(Arc::new(Inner {
             vocab: Arc::new(vocab),
             model,
@@ -210,7 +286,7 @@ impl Tokenizer {
             bos,
             eos,
             defaults,
-            add_eos: data.add_eos.unwrap_or(false),
+            last,
             end_of_generation,
         }))
     }
@@ -234,10 +310,10 @@ impl Tokenizer {
     }
 
     /// The token ids of a whole input by the file's own settings: [`Tokenizer::defaults`], and EOS at the end for the
-    /// few models that ask for it.
+    /// few models that ask for it (for WordPiece its separator).
     pub fn encode_input(&self, text: &str) -> Vec<u32> {
         let mut ids = self.encode(text, self.defaults());
-        ids.extend(self.eos().filter(|_| self.0.add_eos));
+        ids.extend(self.0.last);
         ids
     }
 
@@ -257,21 +333,39 @@ impl Tokenizer {
         ids.extend(inner.bos.filter(|_| options.add_bos));
         let mut after_special = true;
         for (at, fragment) in matcher.split(text).into_iter().enumerate() {
-            match (fragment, &inner.model) {
-                (Fragment::Token(id), _) => ids.push(id),
-                (Fragment::Text(text), Model::Bpe { bpe, escape: false }) => bpe.encode(&inner.vocab, text, &mut ids),
-                (Fragment::Text(text), Model::Bpe { bpe, escape: true }) => {
-                    bpe.encode(&inner.vocab, &text.replace(' ', spm::SPACE), &mut ids);
+            let (text, vocab) = match fragment {
+                Fragment::Token(id) => {
+                    ids.push(id);
+                    after_special = true;
+                    continue;
                 }
-                (Fragment::Text(text), Model::Published { bpe, normalizer }) => {
-                    bpe.encode(&inner.vocab, &normalizer.apply(text, at == 0), &mut ids);
+                Fragment::Text(text) => (text, &*inner.vocab),
+            };
+            match &inner.model {
+                Model::Bpe { bpe, spaces: Spaces::Kept } => bpe.encode(vocab, text, &mut ids),
+                Model::Bpe { bpe, spaces: Spaces::Escaped } => {
+                    bpe.encode(vocab, &text.replace(' ', spm::SPACE), &mut ids);
                 }
-                (Fragment::Text(text), Model::SentencePiece { add_space_prefix }) => {
+                Model::Bpe { bpe, spaces: Spaces::Dropped { lowercase } } => {
+                    let lowered = |c: char| if *lowercase { c.to_lowercase().next().unwrap_or(c) } else { c };
+                    for part in text.split_whitespace() {
+                        bpe.encode(vocab, &part.chars().map(lowered).collect::<String>(), &mut ids);
+                    }
+                }
+                Model::Published(published) => {
+                    published.encode(vocab, text, at == 0, options.parse_special, &mut ids);
+                }
+                Model::SentencePiece { add_space_prefix } => {
                     let prefix = if *add_space_prefix && after_special { spm::SPACE } else { "" };
-                    spm::encode(&inner.vocab, &[prefix, &text.replace(' ', spm::SPACE)].concat(), &mut ids);
+                    spm::encode(vocab, &[prefix, &text.replace(' ', spm::SPACE)].concat(), &mut ids);
                 }
+                Model::Unigram { unigram, preparation } => {
+                    let pieces = unigram.cut(&preparation.apply(text)).into_iter();
+                    ids.extend(pieces.filter_map(|(piece, _)| piece.or(vocab.unknown())));
+                }
+                Model::WordPiece(pieces) => pieces.encode(vocab, text, &mut ids),
             }
-            after_special = matches!(fragment, Fragment::Token(_));
+            after_special = false;
         }
         ids
     }
@@ -283,7 +377,9 @@ impl Tokenizer {
         text.push_str(&decoder.finish());
         let led = match &self.0.model {
             Model::SentencePiece { add_space_prefix } => *add_space_prefix,
-            Model::Published { normalizer, .. } => normalizer.leads(),
+            Model::Unigram { preparation, .. } => preparation.add_space_prefix || preparation.remove_extra_whitespaces,
+            Model::WordPiece(_) => true,
+            Model::Published(published) => published.leads(),
             Model::Bpe { .. } => false,
         };
         if led && text.starts_with(' ') {
@@ -350,14 +446,17 @@ fn byte_pairs(data: &TokenizerData, pre: Option<&str>) -> Result<(Vocab, Model, 
             PreTokenizer::fallback()
         }
     };
-    let escape = pre.raw;
+    let spaces = match data.model.as_str() {
+        "whitespace" => {
+            Spaces::Dropped { lowercase: data.lowercase.unwrap_or(data.pre.as_deref() != Some("whitespace")) }
+        }
+        _ if pre.escape => Spaces::Escaped,
+        _ => Spaces::Kept,
+    };
     // Files of Gemma 4 were made that say otherwise.
     let add_bos = if pre.newline_tokens { true } else { data.add_bos.unwrap_or(pre.add_bos) };
-    let (spelling, units) = if escape {
-        (Spelling::SentencePiece, Units::Characters { byte_tokens: true, fuse: false })
-    } else {
-        (Spelling::ByteLevel, Units::Bytes)
-    };
+    let (spelling, units) =
+        if pre.raw { (Spelling::SentencePiece, Units::Raw) } else { (Spelling::ByteLevel, Units::Bytes) };
     let whole = match (pre.ignore_merges, pre.newline_tokens) {
         (true, _) => Whole::Always,
         (false, true) => Whole::Newlines,
@@ -366,7 +465,7 @@ fn byte_pairs(data: &TokenizerData, pre: Option<&str>) -> Result<(Vocab, Model, 
     let vocab = Vocab::new(data, spelling)?;
     let merges: Vec<(&str, &str)> = (0_u32..).zip(&data.merges).map(bpe::sides).collect::<Result<_, _>>()?;
     let bpe = Bpe::new(&vocab, merges.into_iter(), Words::Named(pre), units, whole);
-    Ok((vocab, Model::Bpe { bpe: Arc::new(bpe), escape }, add_bos))
+    Ok((vocab, Model::Bpe { bpe: Arc::new(bpe), spaces }, add_bos))
 }
 
 /// The tokens that take white space with them. Files do not say; llama.cpp goes by names, and so do we.

@@ -12,7 +12,7 @@ mod names;
 mod ranges;
 mod scan;
 
-use class::Char;
+pub(super) use class::{Char, Class};
 
 /// One pass over a run of characters; the passes of a pre-tokenizer refine each other's cuts.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +28,10 @@ enum Pass {
 #[derive(Clone, Debug, Default)]
 pub(super) struct PreTokenizer {
     passes: &'static [Pass],
-    /// Words are merged from characters, with `▁` for a space, not from bytes.
+    /// Words are merged from characters, not from bytes.
     pub raw: bool,
+    /// Spaces are written `▁`.
+    pub escape: bool,
     /// A word that is a token is that token, whatever the merges say.
     pub ignore_merges: bool,
     /// The same, for words of newlines only.

@@ -36,6 +36,8 @@ pub(super) struct Strip {
     pub right: Vec<u32>,
     /// All of Unicode's white space, not ASCII's only.
     pub unicode: bool,
+    /// Tokens that are none within a word.
+    pub whole: Vec<u32>,
 }
 
 impl Strip {
@@ -137,7 +139,9 @@ impl Matcher {
         while let Some(byte) = text.get(at) {
             match self.starts[usize::from(*byte)].then(|| self.longest(text, at, MAX_LENGTH)).flatten() {
                 Some((length, id)) => {
-                    found.push((at, length, id));
+                    if !self.strip.whole.contains(&id) || stands_alone(text, at, length) {
+                        found.push((at, length, id));
+                    }
                     at += length;
                 }
                 None => at += 1,
@@ -168,6 +172,17 @@ impl Matcher {
         }
         found.into_iter().map(|(start, (length, id))| (start, length, id)).collect()
     }
+}
+
+/// Whether no word goes on before or after the stretch.
+fn stands_alone(text: &[u8], at: usize, length: usize) -> bool {
+    let word = |c: char| c.is_alphanumeric() || c == '_' || unicode_normalization::char::is_combining_mark(c);
+    let (before, after) = (text.get(..at).unwrap_or_default(), text.get(at + length..).unwrap_or_default());
+    // Tokens are text, so that both sides are; a character has up to four bytes.
+    let near = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let last = near(&before[before.len().saturating_sub(4)..]).chars().next_back();
+    let next = near(&after[..after.len().min(4)]).chars().next();
+    !last.is_some_and(word) && !next.is_some_and(word)
 }
 
 #[cfg(test)]
@@ -203,7 +218,7 @@ mod tests {
     #[test]
     fn white_space_goes_with_the_tokens_that_take_it() {
         use Fragment::{Text, Token};
-        let strip = Strip { left: vec![1], right: vec![0], unicode: false };
+        let strip = Strip { left: vec![1], right: vec![0], ..Strip::default() };
         let tokens = [("<r>", 0), ("<l>", 1)];
         let matcher = Matcher::of(tokens.into_iter(), Precedence::Longest, strip);
         assert_eq!(
@@ -211,6 +226,14 @@ mod tests {
             [Text(" "), Token(0), Text("x"), Token(1), Text(" "), Token(0), Text("\u{a0} ")]
         );
         assert_eq!(matcher.split("<r>  <l>"), [Token(0), Token(1)]);
+    }
+
+    #[test]
+    fn some_tokens_are_whole_words() {
+        use Fragment::{Text, Token};
+        let strip = Strip { whole: vec![0], ..Strip::default() };
+        let matcher = Matcher::of([("as", 0), ("at", 1)].into_iter(), Precedence::Leftmost, strip);
+        assert_eq!(matcher.split("as éas as_ as-at"), [Token(0), Text(" éas as_ "), Token(0), Text("-"), Token(1)]);
     }
 
     /// Nested tokens and a text of nothing else: the walks are bounded by the longest.

@@ -12,11 +12,11 @@ pub(super) enum Words {
 }
 
 impl Words {
-    /// Calls `word` with each word of `text` in order.
-    pub fn split(&self, text: &str, word: &mut dyn FnMut(&str)) {
+    /// Calls `word` with each word of `text` in order; `start`: it begins the input.
+    pub fn split(&self, text: &str, start: bool, word: &mut dyn FnMut(&str)) {
         match self {
             Self::Named(pre) => pre.split(text, word),
-            Self::Published(splits) => splits.split(text, word),
+            Self::Published(splits) => splits.split(text, start, word),
         }
     }
 }

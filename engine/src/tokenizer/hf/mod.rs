@@ -1,12 +1,12 @@
 //! Tokenizers of Hugging Face folders: `tokenizer.json`, and what `tokenizer_config.json` adds.
 //!
-//! Byte-pair encoding is read, byte-level or over characters, with the normalizers and pre-tokenizers that language
-//! models use; others are refused by name. Here the ids are those of Hugging Face's own library, which cuts words by
-//! the published expressions and normalises text (Qwen's to NFC) where llama.cpp does not. What differs: added tokens
-//! are looked for in the text as it came, also those that are to be found in normalised text; ends of a generation are
-//! found by name as in a GGUF file.
+//! Byte-pair encoding is read, byte-level or over characters, and Unigram, with the normalizers and pre-tokenizers that
+//! language models use; others are refused by name. Here the ids are those of Hugging Face's own library, which cuts
+//! words by the published expressions and normalises text (Qwen's to NFC) where llama.cpp does not. What differs: ends of
+//! a generation are found by name as in a GGUF file.
 
 mod normalize;
+mod published;
 pub(super) mod split;
 
 use std::{collections::HashMap, sync::Arc};
@@ -17,12 +17,14 @@ use serde_json::Value;
 use super::{
     Model, Parts, Tokenizer, TokenizerData, TokenizerError, bpe,
     bpe::{Bpe, Units, Whole},
-    special::{Precedence, Strip},
+    unigram::Unigram,
     vocab::{Spelling, TokenType, Vocab},
     words::Words,
 };
-pub(super) use normalize::Normalizer;
-use split::{Behaviour, Split, Splits};
+use normalize::Normalizer;
+use published::Coder;
+pub(super) use published::Published;
+use split::{Behaviour, Split, Splits, Step};
 
 /// Why a `tokenizer.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +73,7 @@ struct File {
     normalizer: Option<Value>,
     pre_tokenizer: Option<Value>,
     post_processor: Option<Value>,
-    model: BpeModel,
+    model: PublishedModel,
 }
 
 #[derive(Deserialize)]
@@ -84,10 +86,14 @@ struct Added {
     rstrip: bool,
     #[serde(default)]
     special: bool,
+    #[serde(default)]
+    single_word: bool,
+    /// Looked for in normalized text.
+    normalized: Option<bool>,
 }
 
 #[derive(Deserialize)]
-struct BpeModel {
+struct PublishedModel {
     #[serde(rename = "type")]
     kind: Option<String>,
     #[serde(default)]
@@ -95,6 +101,7 @@ struct BpeModel {
     #[serde(default)]
     merges: Vec<MergeEntry>,
     unk_token: Option<String>,
+    unk_id: Option<u32>,
     continuing_subword_prefix: Option<String>,
     end_of_word_suffix: Option<String>,
     #[serde(default)]
@@ -166,6 +173,8 @@ fn flag(entry: &Value, field: &str, default: bool) -> bool {
 /// How text reaches the model.
 struct Pipeline {
     normalizer: Normalizer,
+    /// What pre-tokenizers change before the first of them cuts.
+    before: Normalizer,
     splits: Splits,
     byte_level: bool,
 }
@@ -176,39 +185,51 @@ impl Pipeline {
         for entry in entries(file.normalizer.as_ref(), "normalizers") {
             normalizer.add(entry)?;
         }
+        let mut before = Normalizer::default();
         let mut splits = Vec::new();
         let mut byte_level = false;
+        // The text as a whole is changed before it is cut, words are after that.
+        let mut change = |splits: &mut Vec<Step>, add: &mut dyn FnMut(&mut Normalizer) -> Result<(), HfError>| {
+            if splits.is_empty() {
+                return add(&mut before);
+            }
+            let mut each = Normalizer::default();
+            add(&mut each)?;
+            splits.push(Step::Each(each));
+            Ok(())
+        };
         for entry in entries(file.pre_tokenizer.as_ref(), "pretokenizers") {
-            match kind(entry) {
+            let split = match kind(entry) {
                 "ByteLevel" => {
                     byte_level = true;
                     if flag(entry, "add_prefix_space", true) {
-                        if !splits.is_empty() {
-                            return Err(unsupported("pre-tokenizer", "ByteLevel with add_prefix_space after others"));
-                        }
-                        normalizer.lead_with_space();
+                        change(&mut splits, &mut |words| {
+                            words.lead_with_space();
+                            Ok(())
+                        })?;
                     }
-                    if flag(entry, "use_regex", true) {
-                        splits.push(Split::gpt2());
-                    }
+                    Some(Split::gpt2()).filter(|_| flag(entry, "use_regex", true))
                 }
-                "Split" => splits.push(Split::published(entry)?),
-                "Digits" => splits.push(Split::digits(flag(entry, "individual_digits", false))),
+                "Split" => Some(Split::published(entry)?),
+                "Digits" => Some(Split::digits(flag(entry, "individual_digits", false))),
                 "Punctuation" => {
-                    let behaviour = Behaviour::named(entry.get("behavior").and_then(Value::as_str))?;
-                    splits.push(Split::punctuation(behaviour));
+                    Some(Split::punctuation(Behaviour::named(entry.get("behavior").and_then(Value::as_str))?))
                 }
-                "WhitespaceSplit" => splits.push(Split::white_space()),
+                "WhitespaceSplit" => Some(Split::white_space()),
+                "Whitespace" => Some(Split::words()?),
                 "Metaspace" => {
-                    let space = normalizer.metaspace(entry)?;
-                    if flag(entry, "split", true) {
-                        splits.push(Split::before(&space)?);
-                    }
+                    let mut space = String::new();
+                    change(&mut splits, &mut |words| {
+                        space = words.metaspace(entry)?;
+                        Ok(())
+                    })?;
+                    if flag(entry, "split", true) { Some(Split::before(&space)?) } else { None }
                 }
                 other => return Err(unsupported("pre-tokenizer", other)),
-            }
+            };
+            splits.extend(split.map(Step::Split));
         }
-        Ok(Self { normalizer, splits: Splits(splits), byte_level })
+        Ok(Self { normalizer, before, splits: Splits(splits), byte_level })
     }
 }
 
@@ -235,7 +256,7 @@ impl Tokenizer {
             tokenizer_config.map_or(Ok(Config::default()), |config| parse("tokenizer_config.json", config))?;
         let model = &file.model;
         match model.kind.as_deref() {
-            None | Some("BPE") => {}
+            None | Some("BPE" | "Unigram") => {}
             Some(other) => return Err(unsupported("model", other).into()),
         }
         for (what, affix) in [
@@ -255,7 +276,7 @@ impl Tokenizer {
         };
         let (bos, eos) = (named(&config.bos_token), named(&config.eos_token));
         let unknown = model.unk_token.as_ref().map(|text| NamedToken::Text(text.clone()));
-        data.unknown = named(&unknown);
+        data.unknown = model.unk_id.or(named(&unknown));
         let (template_bos, template_eos) = template_ends(file.post_processor.as_ref());
         data.bos = bos;
         data.eos = eos;
@@ -263,18 +284,23 @@ impl Tokenizer {
         data.add_eos = Some(config.add_eos_token.unwrap_or(template_eos));
 
         let vocab = Vocab::new(&data, spelling)?;
-        let merges = merges(&model.merges)?;
-        let units = match spelling {
-            Spelling::ByteLevel => Units::Bytes,
-            Spelling::SentencePiece => Units::Characters { byte_tokens: model.byte_fallback, fuse: model.fuse_unk },
+        let coder = if model.kind.as_deref() == Some("Unigram") {
+            let unigram = Unigram::published(&pieces(&model.vocab)?);
+            Coder::Unigram { unigram, splits: pipeline.splits, byte_tokens: model.byte_fallback }
+        } else {
+            let merges = merges(&model.merges)?;
+            let units = match spelling {
+                Spelling::ByteLevel => Units::Bytes,
+                Spelling::SentencePiece => Units::Characters { byte_tokens: model.byte_fallback, fuse: model.fuse_unk },
+            };
+            let whole = if model.ignore_merges { Whole::Always } else { Whole::Never };
+            let words = Words::Published(pipeline.splits);
+            Coder::Bpe(Bpe::new(&vocab, merges.into_iter(), words, units, whole))
         };
-        let whole = if model.ignore_merges { Whole::Always } else { Whole::Never };
-        let words = Words::Published(pipeline.splits);
-        let bpe = Bpe::new(&vocab, merges.into_iter(), words, units, whole);
-        let ids = |has: fn(&Added) -> bool| file.added_tokens.iter().filter(|a| has(a)).map(|a| a.id).collect();
-        let strip = Strip { left: ids(|added| added.lstrip), right: ids(|added| added.rstrip), unicode: true };
-        let model = Model::Published { bpe: Arc::new(bpe), normalizer: pipeline.normalizer };
-        Ok(Self::assemble(&data, Parts { vocab, model, strip, precedence: Precedence::Leftmost, add_bos }))
+        let published = Published::new(coder, pipeline.normalizer, pipeline.before, &file.added_tokens);
+        let special = Published::raw(&file.added_tokens);
+        let model = Model::Published(Arc::new(published));
+        Ok(Self::assemble(&data, Parts { vocab, model, special, add_bos }))
     }
 }
 
@@ -297,22 +323,48 @@ pub(super) fn ends(json: &[u8]) -> Result<Vec<u32>, HfError> {
     })
 }
 
+/// The model's texts and their ids: a map, or for Unigram a list with scores.
+fn texts(model: &PublishedModel) -> Result<Vec<(&str, u32)>, HfError> {
+    const WRONG: HfError = HfError::Field { field: "model.vocab" };
+    match &model.vocab {
+        Value::Object(entries) => {
+            let id = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or(WRONG);
+            entries.iter().map(|(text, value)| Ok((text.as_str(), id(value)?))).collect()
+        }
+        Value::Array(entries) => {
+            let texts: Option<Vec<&str>> = entries.iter().map(|entry| entry.get(0)?.as_str()).collect();
+            Ok(texts.ok_or(WRONG)?.into_iter().zip(0_u32..).collect())
+        }
+        _ => Err(WRONG),
+    }
+}
+
+/// The pieces of a Unigram model and their scores.
+fn pieces(vocab: &Value) -> Result<Vec<(String, f64)>, HfError> {
+    let entries = vocab.as_array().into_iter().flatten();
+    let piece = |entry: &Value| Some((entry.get(0)?.as_str()?.to_owned(), entry.get(1)?.as_f64()?));
+    let pieces: Option<Vec<_>> = entries.map(piece).collect();
+    pieces.filter(|pieces| !pieces.is_empty()).ok_or(HfError::Field { field: "model.vocab" })
+}
+
 /// Texts and types by id.
 fn vocabulary(file: &File) -> Result<TokenizerData, HfError> {
-    let entries = file.model.vocab.as_object().ok_or(HfError::Field { field: "model.vocab" })?;
+    let entries = texts(&file.model)?;
     let added = file.added_tokens.len();
     // Ids in use lie close together; one far out would ask for memory that the file does not pay for.
     let most = (entries.len() + added).saturating_mul(2).saturating_add(1 << 16);
     let mut by_id: HashMap<u32, (&str, TokenType)> = HashMap::with_capacity(entries.len() + added);
-    for (text, id) in entries {
-        let id = id.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| (*id as usize) < most);
-        let id = id.ok_or(HfError::Field { field: "model.vocab" })?;
+    for (text, id) in &entries {
+        let id = Some(*id).filter(|id| (*id as usize) < most).ok_or(HfError::Field { field: "model.vocab" })?;
         let byte = file.model.byte_fallback && super::vocab::byte_text(text).is_some();
         by_id.insert(id, (text, if byte { TokenType::Byte } else { TokenType::Normal }));
     }
-    if let Some(unknown) = &file.model.unk_token {
-        let id = entries.get(unknown).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
-        by_id.extend(id.map(|id| (id, (unknown.as_str(), TokenType::Unknown))));
+    let is_unknown = |(text, id): &&(&str, u32)| match &file.model.unk_token {
+        Some(unknown) => unknown == text,
+        None => file.model.unk_id == Some(*id),
+    };
+    if let Some((text, id)) = entries.iter().find(is_unknown) {
+        by_id.insert(*id, (text, TokenType::Unknown));
     }
     for token in &file.added_tokens {
         if token.id as usize >= most {

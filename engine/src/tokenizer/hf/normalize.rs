@@ -1,19 +1,37 @@
 //! The normalizers of `tokenizer.json`, and the spaces that pre-tokenizers put before a text.
 
+use std::sync::Arc;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use regex::{NoExpand, Regex};
 use serde_json::Value;
-use unicode_normalization::UnicodeNormalization;
+use unicode_normalization::{UnicodeNormalization, char::is_combining_mark};
+use unicode_segmentation::UnicodeSegmentation;
 
-use super::{HfError, kind, unsupported};
+use super::{HfError, flag, kind, split::regex, unsupported};
+use crate::tokenizer::charsmap::Charsmap;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Longest cluster of characters that a precompiled map replaces as a whole.
+const MAX_CLUSTER: usize = 5;
+
+#[derive(Clone, Debug)]
 enum Step {
     Nfc,
     Nfd,
     Nfkc,
     Nfkd,
     Lowercase,
+    /// Marks that stand over or under letters are dropped.
+    StripAccents,
+    /// White space at the ends is dropped.
+    Strip {
+        left: bool,
+        right: bool,
+    },
+    Precompiled(Arc<Charsmap>),
     Prepend(String),
     Replace(String, String),
+    ReplaceMatches(Regex, String),
     /// A space (or what stands for one) before the text unless it starts with one; `first`: only before the whole
     /// input, not after a special token.
     Lead {
@@ -23,7 +41,7 @@ enum Step {
 }
 
 /// What happens to a text before it is cut into words.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(in crate::tokenizer) struct Normalizer(Vec<Step>);
 
 impl Normalizer {
@@ -39,11 +57,21 @@ impl Normalizer {
             "NFKD" => Step::Nfkd,
             "Lowercase" => Step::Lowercase,
             "Prepend" => Step::Prepend(text("normalizer.prepend", "prepend")?),
+            "StripAccents" => Step::StripAccents,
+            "Strip" => Step::Strip { left: flag(entry, "strip_left", true), right: flag(entry, "strip_right", true) },
+            "Precompiled" => {
+                let field = "normalizer.precompiled_charsmap";
+                let blob = BASE64_STANDARD.decode(text(field, "precompiled_charsmap")?).ok();
+                Step::Precompiled(Arc::new(blob.and_then(|b| Charsmap::new(&b)).ok_or(HfError::Field { field })?))
+            }
             "Replace" => {
-                let pattern = entry.get("pattern").and_then(|pattern| pattern.get("String")).and_then(Value::as_str);
-                let pattern = pattern.filter(|pattern| !pattern.is_empty());
-                let pattern = pattern.ok_or_else(|| unsupported("normalizer", "Replace with an expression"))?;
-                Step::Replace(pattern.to_owned(), text("normalizer.content", "content")?)
+                let pattern = |kind: &str| entry.get("pattern").and_then(|pattern| pattern.get(kind)?.as_str());
+                let content = text("normalizer.content", "content")?;
+                match (pattern("String"), pattern("Regex")) {
+                    (Some(from), _) if !from.is_empty() => Step::Replace(from.to_owned(), content),
+                    (None, Some(expression)) => Step::ReplaceMatches(regex(expression)?, content),
+                    _ => return Err(HfError::Field { field: "normalizer.pattern" }),
+                }
             }
             other => return Err(unsupported("normalizer", other)),
         });
@@ -76,6 +104,12 @@ impl Normalizer {
         self.0.iter().any(|step| matches!(step, Step::Prepend(_) | Step::Lead { .. }))
     }
 
+    /// Whether what a text begins with is there still, for what is put before the input only.
+    pub fn keeps_start(&self, text: &str) -> bool {
+        let strips = self.0.iter().any(|step| matches!(step, Step::Strip { left: true, .. }));
+        !(strips && text.starts_with(char::is_whitespace))
+    }
+
     /// The text that is cut into words. `start`: it begins the input.
     pub fn apply(&self, text: &str, start: bool) -> String {
         let mut text = text.to_owned();
@@ -86,6 +120,15 @@ impl Normalizer {
                 Step::Nfkc => text = text.nfkc().collect(),
                 Step::Nfkd => text = text.nfkd().collect(),
                 Step::Lowercase => text = text.to_lowercase(),
+                Step::StripAccents => text.retain(|c| !is_combining_mark(c)),
+                Step::Strip { left, right } => {
+                    let kept = if *left { text.trim_start() } else { &text };
+                    text = if *right { kept.trim_end() } else { kept }.to_owned();
+                }
+                Step::Precompiled(map) => text = mapped(map, &text),
+                Step::ReplaceMatches(expression, to) => {
+                    text = expression.replace_all(&text, NoExpand(to)).into_owned();
+                }
                 Step::Prepend(before) if !text.is_empty() => text.insert_str(0, before),
                 Step::Prepend(_) => {}
                 Step::Replace(from, to) => text = text.replace(from, to),
@@ -98,4 +141,24 @@ impl Normalizer {
         }
         text
     }
+}
+
+/// The text with each cluster of characters, else each character, replaced by what the map has for the shortest
+/// beginning of it: so goes the library that the files are made for.
+fn mapped(map: &Charsmap, text: &str) -> String {
+    let replaced = |part: &str| map.shortest(part.as_bytes()).map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    let mut out = String::with_capacity(text.len());
+    for cluster in text.graphemes(true) {
+        if let Some(whole) = Some(cluster).filter(|cluster| cluster.len() <= MAX_CLUSTER).and_then(replaced) {
+            out.push_str(&whole);
+            continue;
+        }
+        for c in cluster.chars() {
+            match replaced(c.encode_utf8(&mut [0; 4])) {
+                Some(other) => out.push_str(&other),
+                None => out.push(c),
+            }
+        }
+    }
+    out
 }

@@ -4,11 +4,13 @@
 //! that follows. Without it they are regular, and an engine without backtracking runs them: the time stays linear in
 //! the text. Possessive quantifiers are taken for greedy ones, which in these expressions match the same.
 
+use std::borrow::Cow;
+
 use regex::Regex;
 use serde_json::Value;
 use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
 
-use super::{HfError, unsupported};
+use super::{HfError, normalize::Normalizer, unsupported};
 use crate::tokenizer::pretokenize::PreTokenizer;
 
 /// Longest expression; DeepSeek's longest has 1,100 bytes.
@@ -88,6 +90,12 @@ impl Split {
         Self { matches: Matches::Each(is), behaviour, invert: false }
     }
 
+    /// Words and runs of what is neither word nor white space; white space is dropped.
+    pub fn words() -> Result<Self, HfError> {
+        let matches = Matches::Expression(Expression::new(r"\w+|[^\w\s]+")?);
+        Ok(Self { matches, behaviour: Behaviour::Removed, invert: true })
+    }
+
     /// White space, which is dropped.
     pub fn white_space() -> Self {
         Self { matches: Matches::Each(char::is_whitespace), behaviour: Behaviour::Removed, invert: false }
@@ -130,8 +138,8 @@ impl Split {
         all
     }
 
-    /// Calls `word` with each word that this one makes of `text`.
-    fn cut<'t>(&self, text: &'t str, word: &mut dyn FnMut(&'t str)) {
+    /// Calls `word` with the ends of each word that this one makes of `text`.
+    fn cut(&self, text: &str, word: &mut dyn FnMut(usize, usize)) {
         let all = self.stretches(text);
         let mut at = 0;
         while let Some(&(start, end, matched)) = all.get(at) {
@@ -159,25 +167,52 @@ impl Split {
                     }
                 }
             }
-            word(&text[start..end]);
+            word(start, end);
         }
     }
 }
 
+/// One step of the way to words.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// A cut.
+    Split(Split),
+    /// A change of each word that there is by then.
+    Each(Normalizer),
+}
+
 /// Pre-tokenizers one after the other.
 #[derive(Debug, Default)]
-pub(in crate::tokenizer) struct Splits(pub(super) Vec<Split>);
+pub(in crate::tokenizer) struct Splits(pub(super) Vec<Step>);
 
 impl Splits {
-    /// Calls `word` with each word of `text` in order.
-    pub fn split(&self, text: &str, word: &mut dyn FnMut(&str)) {
-        let mut words = vec![text];
-        for split in &self.0 {
+    /// Whether a space is put before words, which decoding takes away again.
+    pub fn leads(&self) -> bool {
+        self.0.iter().any(|step| matches!(step, Step::Each(change) if change.leads()))
+    }
+
+    /// Calls `word` with each word of `text` in order; `start`: the text begins the input.
+    pub fn split(&self, text: &str, start: bool, word: &mut dyn FnMut(&str)) {
+        // Words, and whether each begins the input.
+        let mut words = vec![(Cow::Borrowed(text), start)];
+        for step in &self.0 {
             let mut next = Vec::with_capacity(words.len());
-            words.iter().for_each(|text| split.cut(text, &mut |word| next.push(word)));
+            for (text, start) in words {
+                match (step, text) {
+                    (Step::Each(change), text) => next.push((Cow::Owned(change.apply(&text, start)), start)),
+                    (Step::Split(split), Cow::Borrowed(text)) => {
+                        split
+                            .cut(text, &mut |from, to| next.push((Cow::Borrowed(&text[from..to]), start && from == 0)));
+                    }
+                    (Step::Split(split), Cow::Owned(text)) => {
+                        let owned = |from: usize, to: usize| Cow::Owned(text[from..to].to_owned());
+                        split.cut(&text, &mut |from, to| next.push((owned(from, to), start && from == 0)));
+                    }
+                }
+            }
             words = next;
         }
-        words.into_iter().filter(|text| !text.is_empty()).for_each(word);
+        words.iter().filter(|(text, _)| !text.is_empty()).for_each(|(text, _)| word(text));
     }
 }
 
@@ -191,16 +226,11 @@ struct Expression {
 
 impl Expression {
     fn new(pattern: &str) -> Result<Self, HfError> {
-        let invalid = |reason: String| HfError::Expression { pattern: pattern.chars().take(200).collect(), reason };
-        if pattern.len() > MAX_PATTERN {
-            return Err(invalid(format!("it is longer than {MAX_PATTERN} bytes")));
-        }
         let greedy = greedy(pattern);
         let ahead =
             [r"|\s+(?!\S)|\s+", r"|\s+(?!\S)|\s", r"|\s+(?!\S)"].iter().find_map(|end| greedy.strip_suffix(end));
         let source = ahead.map_or_else(|| greedy.clone(), |before| format!(r"(?:{before})|(?<space>\s+)"));
-        let regex = Regex::new(&source).map_err(|error| invalid(error.to_string()))?;
-        Ok(Self { regex, leaves_one: ahead.is_some() })
+        Ok(Self { regex: regex(&source)?, leaves_one: ahead.is_some() })
     }
 
     /// Calls `found` with the ends of each match.
@@ -228,6 +258,15 @@ impl Expression {
     }
 }
 
+/// An expression that a file has, of bounded length and size.
+pub(super) fn regex(pattern: &str) -> Result<Regex, HfError> {
+    let invalid = |reason: String| HfError::Expression { pattern: pattern.chars().take(200).collect(), reason };
+    if pattern.len() > MAX_PATTERN {
+        return Err(invalid(format!("it is longer than {MAX_PATTERN} bytes")));
+    }
+    Regex::new(pattern).map_err(|error| invalid(error.to_string()))
+}
+
 /// The expression with greedy quantifiers for possessive ones.
 fn greedy(pattern: &str) -> String {
     let mut out = String::with_capacity(pattern.len());
@@ -251,9 +290,9 @@ mod tests {
     use super::*;
 
     fn words(entry: &Value, text: &str) -> Vec<String> {
-        let splits = Splits(vec![Split::published(entry).unwrap()]);
+        let splits = Splits(vec![Step::Split(Split::published(entry).unwrap())]);
         let mut words = Vec::new();
-        splits.split(text, &mut |word| words.push(word.to_owned()));
+        splits.split(text, true, &mut |word| words.push(word.to_owned()));
         words
     }
 

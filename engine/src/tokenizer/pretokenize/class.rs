@@ -6,7 +6,7 @@ use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
 
 /// Groups of Unicode's general category. White space comes before the category, as in llama.cpp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
+pub(in crate::tokenizer) enum Class {
     Space,
     Letter,
     Mark,
@@ -43,7 +43,7 @@ impl Class {
 
 /// A character and its class.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Char {
+pub(in crate::tokenizer) struct Char {
     pub c: char,
     pub class: Class,
 }

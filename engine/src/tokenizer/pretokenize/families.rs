@@ -44,6 +44,8 @@ const EACH_NEWLINE: Pass = Pass::Alternatives(&[|t, at| one(t, at, Char::newline
 const LINE_RUNS: Pass =
     Pass::Alternatives(&[|t, at| run(t, at, |ch| ch.c != '\n'), |t, at| run(t, at, |ch| ch.c == '\n')]);
 
+/// `\S+`
+pub(super) const BLANKS: &[Pass] = &[Pass::Alternatives(&[|t, at| run(t, at, |ch| !ch.space())])];
 pub(super) const LINES: &[Pass] = &[LINE_RUNS];
 pub(super) const GPT2: &[Pass] = &[GPT2_WORDS];
 pub(super) const DIGITS_GPT2: &[Pass] = &[EACH_NUMBER, GPT2_WORDS];

@@ -3,9 +3,9 @@
 use super::{
     Pass, PreTokenizer,
     families::{
-        AFMOE, BLOOM, CHAMELEON, DEEPSEEK_CODER, DEEPSEEK_LLM, DEEPSEEK3, DEFAULT, DIGITS_GPT2, EXAONE_MOE, FALCON,
-        GPT2, GPT4O, GRANITE_EMBED, JAIS2, KIMI_K2, LAGUNA, LINES, LLAMA3, MINICPM5, QWEN2, QWEN35, SEED_CODER, SPARK,
-        SUPERBPE, TEKKEN, TINY_AYA, UFAKZEKA, VIKING, YOUTU,
+        AFMOE, BLANKS, BLOOM, CHAMELEON, DEEPSEEK_CODER, DEEPSEEK_LLM, DEEPSEEK3, DEFAULT, DIGITS_GPT2, EXAONE_MOE,
+        FALCON, GPT2, GPT4O, GRANITE_EMBED, JAIS2, KIMI_K2, LAGUNA, LINES, LLAMA3, MINICPM5, QWEN2, QWEN35, SEED_CODER,
+        SPARK, SUPERBPE, TEKKEN, TINY_AYA, UFAKZEKA, VIKING, YOUTU,
     },
 };
 
@@ -100,6 +100,7 @@ const NAMES: &[(&str, &[Pass])] = &[
     ("trillion", GPT2),
     ("ufakzeka", UFAKZEKA),
     ("viking", VIKING),
+    ("whitespace", BLANKS),
     ("youtu", YOUTU),
 ];
 
@@ -108,7 +109,7 @@ impl PreTokenizer {
     pub fn from_name(name: &str) -> Option<Self> {
         let at = NAMES.binary_search_by_key(&name, |(name, _)| name).ok()?;
         let (_, passes) = NAMES.get(at)?;
-        let raw = matches!(name, "gemma4" | "granite-embed-multi-311m" | "sarvam-moe");
+        let escape = matches!(name, "gemma4" | "granite-embed-multi-311m" | "sarvam-moe");
         let llama3 = matches!(
             name,
             "falcon-h1"
@@ -125,10 +126,11 @@ impl PreTokenizer {
         let whole_words = matches!(name, "glm4" | "glm5" | "granite-embed-multi-97m" | "minicpm5" | "youtu");
         Some(Self {
             passes,
-            raw,
+            raw: escape || name == "whitespace",
+            escape,
             ignore_merges: llama3 || whole_words,
-            newline_tokens: raw && name != "sarvam-moe",
-            add_bos: llama3 || name == "chameleon" || (raw && name != "sarvam-moe"),
+            newline_tokens: escape && name != "sarvam-moe",
+            add_bos: llama3 || name == "chameleon" || (escape && name != "sarvam-moe"),
         })
     }
 

@@ -76,8 +76,6 @@ int main() {{
 
 def main(root):
     source, names = program(root)
-    # Works on words that have lost their white space: no pre-tokenizer of ours.
-    names.remove("whitespace")
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder)
         (path / "cuts.cpp").write_text(source)
