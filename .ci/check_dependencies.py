@@ -17,18 +17,19 @@ import sys
 ALLOWED = {
     "quelea-wire": set(),
     "quelea-announce": {"quelea-wire"},
+    "quelea-broadcast": {"quelea-wire"},
     "quelea-exchange": {"quelea-wire"},
     "quelea-record": {"quelea-wire"},
     "quelea-shard": {"quelea-wire"},
-    "quelea-behaviours": {"quelea-wire", "quelea-announce", "quelea-exchange", "quelea-record", "quelea-shard"},
+    "quelea-behaviours": {"quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-record", "quelea-shard"},
     "quelea-kernels": set(),
     "quelea-engine": {"quelea-kernels"},
-    "quelea": {"quelea-wire", "quelea-announce", "quelea-exchange", "quelea-record", "quelea-shard", "quelea-behaviours", "quelea-engine"},
+    "quelea": {"quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-record", "quelea-shard", "quelea-behaviours", "quelea-engine"},
 }
 
 # External crate -> workspace crates that alone may use it directly.
 ONLY_IN_CRATE = {
-    "libp2p": {"quelea", "quelea-wire", "quelea-announce", "quelea-exchange", "quelea-record", "quelea-shard", "quelea-behaviours"},
+    "libp2p": {"quelea", "quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-record", "quelea-shard", "quelea-behaviours"},
     "candle-core": {"quelea-engine"},
     "tokenizers": {"quelea-engine"},
     "redb": {"quelea"},

@@ -10,6 +10,7 @@
 //! | `inference` | chains of peers: coordinating, serving, announcing |
 //! | `storage`, `identity`, `home` | what is kept on disk |
 //! | `telemetry` | logs, metrics, health |
+//! | `events` | what happened, for those who follow it |
 //! | `api`, `cli` | the ways in |
 //! | `bench` | what `quelea bench` measures |
 //! | `demo` | the embedded model and three nodes in one process |
@@ -21,6 +22,7 @@ mod api;
 mod bench;
 pub mod cli;
 mod demo;
+mod events;
 mod home;
 mod identity;
 mod inference;
@@ -28,6 +30,7 @@ mod node;
 mod storage;
 mod swarm;
 mod telemetry;
+mod text;
 
 pub use inference::{
     FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PromptForm, Route, RouteHop, Summary,

@@ -145,6 +145,8 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// How often untested addresses are probed.
     pub autonat_probe_interval: Duration,
+    /// Time between gossip's heartbeats. Others than a second are for tests.
+    pub gossip_heartbeat: Duration,
     /// What it takes from strangers at most.
     pub limits: Limits,
 }
@@ -163,6 +165,7 @@ impl Config {
             provider_ttl: PROVIDER_TTL,
             idle_timeout: IDLE_CONNECTION_TIMEOUT,
             autonat_probe_interval: AUTONAT_PROBE_INTERVAL,
+            gossip_heartbeat: crate::gossip::HEARTBEAT,
             limits: Limits::default(),
         }
     }

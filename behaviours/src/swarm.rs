@@ -170,7 +170,7 @@ fn behaviour(
         identify: identify::new(keypair, config),
         ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
         kad: kad::new(local, config),
-        gossipsub: gossip::new(keypair, &config.network, metrics)?,
+        gossipsub: gossip::new(keypair, config, metrics)?,
         autonat_client: nat::autonat_client(config),
         autonat_server: libp2p::autonat::v2::server::Behaviour::default(),
         relay_client,

@@ -5,6 +5,9 @@
 //! | `GET /api/v1/id` | peer id and full addresses |
 //! | `GET /api/v1/status` | peers, spans, sessions, health |
 //! | `GET /api/v1/peers/bans`, `POST /api/v1/peers/ban`, `…/unban` | who is refused, and changes of that |
+//! | `GET /api/v1/stats` | the node's counters |
+//! | `GET /api/v1/events` | a stream of events, one JSON object a line; see [`events`] |
+//! | `POST /api/v1/broadcast` | says a line to every node; see [`broadcast`] |
 //! | `POST /api/v1/infer` | a stream of [`InferEvent`]s, one JSON object a line |
 //! | `/api/v1/dht/*` | see `dht` |
 //!
@@ -13,7 +16,10 @@
 
 mod access;
 mod bans;
+mod broadcast;
 mod dht;
+mod events;
+mod stats;
 
 use std::{future::Future, io, path::Path, sync::Arc};
 
@@ -60,6 +66,9 @@ fn router(state: ApiState) -> Router {
     Router::new()
         .route("/api/v1/id", get(id))
         .route("/api/v1/status", get(status))
+        .route("/api/v1/stats", get(stats::stats))
+        .route("/api/v1/events", get(events::events))
+        .route("/api/v1/broadcast", post(broadcast::broadcast))
         .route("/api/v1/infer", post(infer))
         .merge(dht::routes())
         .merge(bans::routes())

@@ -139,11 +139,19 @@ impl End {
         let network = NetworkId::from_name("bench");
         let mut config = quelea_behaviours::Config::new(network);
         config.kad_mode = KadMode::Client;
-        let swarm = build_swarm(Keypair::generate_ed25519(), config, None).map_err(failed)?;
+        let keypair = Keypair::generate_ed25519();
+        let swarm = build_swarm(keypair.clone(), config, None).map_err(failed)?;
         let (inbound, streams) = mpsc::channel(8);
         let telemetry = Telemetry::new().map_err(failed)?;
-        let config =
-            DriverConfig { network, db: None, inbound, telemetry, bans: Vec::new(), kad_mode: KadMode::Client };
+        let config = DriverConfig {
+            network,
+            keypair: keypair.clone(),
+            db: None,
+            inbound,
+            telemetry,
+            bans: Vec::new(),
+            kad_mode: KadMode::Client,
+        };
         let metrics = libp2p::metrics::Metrics::new(&mut prometheus_client::registry::Registry::default());
         let (mut driver, handle) = Driver::new(swarm, config, metrics);
         if let Some(listen) = listen {

@@ -5,6 +5,7 @@ mod compute;
 mod dht;
 mod peers;
 mod sampling;
+mod swarm;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -17,6 +18,7 @@ pub(crate) use self::{
     dht::DhtCommand,
     peers::{BanArgs, PeersCommand},
     sampling::SamplingArgs,
+    swarm::{BroadcastArgs, EventsArgs},
 };
 use crate::{
     address::{PeerAddress, parse_multiaddr, parse_peer_address},
@@ -87,6 +89,13 @@ pub(crate) enum Command {
     /// Peers that are refused
     #[command(subcommand)]
     Peers(PeersCommand),
+    /// The node's counters: traffic, requests, gossip, queues, limits
+    #[command(after_help = "Examples:\n  quelea stats\n  quelea stats --json")]
+    Stats,
+    /// What happens: peers, models, messages
+    Events(EventsArgs),
+    /// Say a line to every node of the network
+    Broadcast(BroadcastArgs),
     /// Whether the node is well: exit code 0 or 1
     Health(HealthArgs),
     /// Values and peers that nobody keeps a list of

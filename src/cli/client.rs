@@ -65,6 +65,11 @@ impl Daemon {
         response.json().await.map_err(|e| self.lost(&e))
     }
 
+    /// `GET` of a document without an end; its body follows as a stream.
+    pub(super) async fn stream(&self, route: &str) -> Result<Response, CliError> {
+        self.send(self.client.get(format!("{}{route}", self.base))).await
+    }
+
     /// `POST` of a JSON document; the answer's body follows as a stream.
     pub(super) async fn post(&self, route: &str, body: &impl serde::Serialize) -> Result<Response, CliError> {
         self.send(self.client.post(format!("{}{route}", self.base)).json(body)).await

@@ -3,16 +3,19 @@
 mod args;
 mod bans;
 mod bench;
+mod broadcast;
 mod client;
 mod daemon;
 mod demo;
 mod dht;
+mod events;
 mod exit;
 mod health;
 mod infer;
 mod make;
 mod model;
 mod output;
+mod stats;
 mod status;
 
 use std::process::ExitCode;
@@ -61,6 +64,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Peers(PeersCommand::Ban(args)) => bans::ban(global, args).await,
             Command::Peers(PeersCommand::Unban { subject }) => bans::unban(global, subject).await,
             Command::Peers(PeersCommand::Bans) => bans::bans(global).await,
+            Command::Stats => stats::run(global).await,
+            Command::Events(args) => events::run(global, args).await,
+            Command::Broadcast(args) => broadcast::run(global, args).await,
             Command::Health(args) => health::run(global, args).await,
             Command::Model(command) => Box::pin(model::run(global, command)).await,
             Command::Dht(command) => dht::run(global, command).await,

@@ -70,6 +70,8 @@ pub(crate) async fn find_chain(handle: &Handle, wanted: Wanted<'_>) -> Result<Ve
     {
         return Ok(hops);
     }
+    // Who comes and goes meanwhile, and later, is heard of without asking.
+    handle.listen_for(model).await;
     let one_look = || deadline.min(Instant::now() + ONE_LOOK);
     loop {
         wanted.look(handle, model_key(&model), &mut found, one_look()).await;

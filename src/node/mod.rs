@@ -122,6 +122,7 @@ impl Node {
         let (inbound, streams) = mpsc::channel(INBOUND_QUEUE);
         let driver_config = DriverConfig {
             network,
+            keypair: keypair.clone(),
             db: db.clone(),
             inbound,
             telemetry: telemetry.clone(),

@@ -9,11 +9,12 @@ use quelea_behaviours::{
     conduct::Deed,
 };
 use quelea_shard::ShardStream;
+use quelea_wire::ModelId;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
     dht::{Ask, DhtStats, Waiter},
-    handle::{AnnouncementError, ConnectError, OpenStreamError},
+    handle::{AnnouncementError, BroadcastError, ConnectError, OpenStreamError},
     state::Snapshot,
 };
 
@@ -48,6 +49,10 @@ pub(super) enum Command {
     DhtStats { reply: oneshot::Sender<DhtStats> },
     /// Serve this announcement from now on, and gossip it.
     Announce { announcement: SignedAnnouncement },
+    /// Listen to announcements of this model.
+    ListenFor { model: ModelId },
+    /// Sign this line and say it to everybody; the answer is the message's id.
+    Broadcast { text: String, reply: oneshot::Sender<Result<String, BroadcastError>> },
     /// Every live announcement that this node has heard.
     Announced { reply: oneshot::Sender<Vec<SignedAnnouncement>> },
     /// A peer did something on a stream of ours.

@@ -26,6 +26,8 @@ pub(super) fn command(driver: &mut Driver, command: Command) {
         Command::Unban { subject, reply } => on::conduct::unban(driver, subject, reply),
         Command::Bans { reply } => on::conduct::bans(driver, reply),
         Command::Snapshot { reply } => on::connection::snapshot(driver, reply),
+        Command::ListenFor { model } => on::gossip::listen_for(driver, &model),
+        Command::Broadcast { text, reply } => on::gossip::broadcast(driver, &text, reply),
         Command::Announced { reply } => on::announce::announced(driver, reply),
     }
 }

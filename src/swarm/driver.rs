@@ -3,13 +3,15 @@
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use libp2p::{Multiaddr, PeerId, Swarm, metrics::Recorder, swarm::SwarmEvent};
-use quelea_behaviours::{Behaviour, BehaviourEvent, KadMode, bans::Ban};
+use libp2p::{Multiaddr, PeerId, Swarm, identity::Keypair, metrics::Recorder, swarm::SwarmEvent};
+use quelea_behaviours::{Behaviour, BehaviourEvent, KadMode, bans::Ban, gossip::Gate};
 use quelea_shard::ShardStream;
 use quelea_wire::NetworkId;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::{command::Command, dispatch, events::SwarmNotice, handle::Handle, state::State};
+use super::{
+    command::Command, dispatch, events::SwarmNotice, handle::Handle, on, state::State, validation::Validation,
+};
 use crate::{storage::Db, telemetry::Telemetry};
 
 /// Notices kept for slow watchers.
@@ -31,6 +33,8 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub(crate) struct DriverConfig {
     /// Which swarm this is.
     pub(crate) network: NetworkId,
+    /// Signs what this node says to everybody.
+    pub(crate) keypair: Keypair,
     /// Where peers are remembered; a passing peer has none.
     pub(crate) db: Option<Db>,
     /// Where inbound shard streams go.
@@ -50,6 +54,10 @@ pub(crate) struct Driver {
     pub(super) config: DriverConfig,
     pub(super) notices: broadcast::Sender<SwarmNotice>,
     pub(super) next_republish: Instant,
+    pub(super) gate: Gate,
+    pub(super) validation: Validation,
+    /// When this node last said something to everybody, as it signed it.
+    pub(super) said_ms: u64,
     metrics: libp2p::metrics::Metrics,
     commands: mpsc::Receiver<Command>,
 }
@@ -67,8 +75,20 @@ impl Driver {
         let (handle, commands) = Handle::new(*swarm.local_peer_id(), notices.clone());
         let next_republish = Instant::now();
         let bans = std::mem::take(&mut config.bans);
-        let mut driver = Self { swarm, state: State::new(), config, notices, next_republish, metrics, commands };
-        super::on::conduct::load(&mut driver, bans);
+        let mut driver = Self {
+            swarm,
+            state: State::new(),
+            gate: Gate::new(config.network, Instant::now()),
+            validation: Validation::start(config.network),
+            said_ms: 0,
+            config,
+            notices,
+            next_republish,
+            metrics,
+            commands,
+        };
+        on::conduct::load(&mut driver, bans);
+        on::gossip::listen(&mut driver);
         (driver, handle)
     }
 
@@ -94,6 +114,7 @@ impl Driver {
                     }
                 }
                 event = self.swarm.select_next_some() => self.event(event),
+                Some(checked) = self.validation.next() => on::gossip::checked(&mut self, checked),
                 _ = tick.tick() => self.tick(),
             }
         }
@@ -116,6 +137,7 @@ impl Driver {
         super::on::kad::tick(self, now);
         super::on::conduct::tick(self);
         super::on::connection::tick(self);
+        on::gossip::tick(self, now);
     }
 
     /// Tells a watcher, if there is one.

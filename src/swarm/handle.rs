@@ -9,6 +9,7 @@ use quelea_behaviours::{
     conduct::Deed,
 };
 use quelea_shard::ShardStream;
+use quelea_wire::ModelId;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::{
@@ -98,6 +99,22 @@ pub(crate) enum AnnouncementError {
 pub(crate) enum BanError {
     #[error(transparent)]
     Full(#[from] Full),
+    #[error("the swarm has stopped")]
+    Stopped,
+}
+
+/// Why a line could not be said.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum BroadcastError {
+    #[error(transparent)]
+    Line(#[from] quelea_broadcast::LineError),
+    #[error("no connected peer listens to broadcasts")]
+    Nobody,
+    #[error("every neighbour's queue is full")]
+    Busy,
+    #[error("gossip refused the line: {0}")]
+    Refused(String),
     #[error("the swarm has stopped")]
     Stopped,
 }
@@ -225,6 +242,17 @@ impl Handle {
     pub(crate) async fn bans(&self) -> Vec<Ban> {
         let (reply, answer) = oneshot::channel();
         self.ask(Command::Bans { reply }, answer).await.unwrap_or_default()
+    }
+
+    /// Listens to announcements of a model that is used here, from now on.
+    pub(crate) async fn listen_for(&self, model: ModelId) {
+        let _ = self.commands.send(Command::ListenFor { model }).await;
+    }
+
+    /// Says a line to everybody, signed by this node. The message's id.
+    pub(crate) async fn broadcast(&self, text: String) -> Result<String, BroadcastError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Broadcast { text, reply }, answer).await.unwrap_or(Err(BroadcastError::Stopped))
     }
 
     /// What the loop knows about itself and its peers; `None` once it has stopped.

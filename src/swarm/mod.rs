@@ -15,6 +15,8 @@
 //! | look-ups at once | 64 | the caller is told that nobody was found | `queries` |
 //! | notices: loop → watchers (bootstrap, publisher) | 256, broadcast | the oldest is overwritten; the watcher is told how many | – |
 //! | peers seen: loop → storage | 1,024 | the sighting is dropped, the next one replaces it | `storage` |
+//! | gossip messages to be checked: loop → checker, and back | 256, 32 of one peer | the message is ignored, without blame | `gossip_validation` |
+//! | events: loop → those who follow them | 1,024 kept | the oldest goes; the follower is told how many | – |
 //! | jobs: links → stage | per stage, see `quelea_engine::runner` | the session ends with `QUE-1004` | `stage` |
 //! | batches: stage → link to the next hop | 64 and 32 MiB per link | the session ends with `QUE-3016` | – |
 //! | results: link → coordinator's session | 16 | the result is dropped, the session's deadline ends it | `results` |
@@ -29,8 +31,9 @@ mod handle;
 mod on;
 mod pending;
 mod state;
+mod validation;
 
 pub(crate) use driver::{Driver, DriverConfig};
 pub use events::SwarmNotice;
-pub(crate) use handle::{ConnectError, Handle, OpenStreamError};
+pub(crate) use handle::{BroadcastError, ConnectError, Handle, OpenStreamError};
 pub(crate) use state::PeerView;

@@ -123,6 +123,7 @@ pub(super) fn observe(meter: &Meter, build: &BuildInfo, stats: &Arc<NodeStats>, 
     observe_health(meter, health);
     observe_peers(meter, stats);
     observe_models(meter, stats);
+    super::gossip::observe(meter, stats);
 
     type Plain = fn(&NodeStats) -> u64;
     let plain: [(&'static str, &'static str, Plain); 5] = [

@@ -11,13 +11,16 @@ use super::{
     metrics::{BuildInfo, Finished, Metrics, MetricsError, Operation, Outcome, Phase, Where},
     stats::{NodeStats, Path, Transport},
 };
-use crate::inference::{FinishReason, InferError, InferRequest, PromptForm, Summary};
+use crate::{
+    events::EventBus,
+    inference::{FinishReason, InferError, InferRequest, PromptForm, Summary},
+};
 
 /// The loop counts as stuck when it has not turned for so long; it ticks four times a second.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(5);
 
 /// The queues of the table in [`crate::swarm`], so that each shows as 0 before it was ever full.
-const CHANNELS: [&str; 5] = ["shard_inbound", "storage", "stage", "queries", "results"];
+const CHANNELS: [&str; 6] = ["shard_inbound", "storage", "stage", "queries", "results", "gossip_validation"];
 
 /// Gauges, metrics and health of one node.
 #[derive(Clone, Debug)]
@@ -25,6 +28,8 @@ pub(crate) struct Telemetry {
     pub(crate) stats: Arc<NodeStats>,
     pub(crate) health: Arc<Health>,
     pub(crate) metrics: Metrics,
+    /// What happens, for those who follow it.
+    pub(crate) events: EventBus,
 }
 
 impl Telemetry {
@@ -33,7 +38,7 @@ impl Telemetry {
         let health = Arc::new(Health::new(HEARTBEAT_MAX));
         let metrics = Metrics::new(&BuildInfo::default(), &stats, &health)?;
         metrics.declare_channels(&CHANNELS);
-        Ok(Self { stats, health, metrics })
+        Ok(Self { stats, health, metrics, events: EventBus::default() })
     }
 
     /// A component works.

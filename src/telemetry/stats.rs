@@ -6,6 +6,8 @@ use std::sync::{
     atomic::{AtomicU8, AtomicU64, Ordering},
 };
 
+use super::gossip::GossipStats;
+
 /// Model ids that get a label of their own; later ones share [`OTHER_MODEL`]. Each label multiplies some twenty series.
 pub const MODEL_LABELS_MAX: usize = 16;
 
@@ -151,6 +153,8 @@ pub struct NodeStats {
     connected: [[Gauge; Transport::ALL.len()]; Path::ALL.len()],
     reachability: AtomicU8,
     models: Mutex<Vec<Arc<ModelStats>>>,
+    /// Gossip.
+    pub gossip: GossipStats,
     /// Peers in the routing table.
     pub peers_known: Gauge,
     /// Peers and address ranges that are banned.

@@ -10,6 +10,7 @@
 //! | `bad_model` | are damaged and foreign model files refused in words |
 //! | `bans` | is a banned peer out until it is forgiven |
 //! | `measure` | do measurements come with their limits, and logits the same on every path |
+//! | `gossip` | is a line heard once by everybody, and does it stay a line |
 //! | `sampling` | do stop strings, log-probabilities and penalties do what they say |
 //! | `watch` | do health and metrics tell what happened |
 //! | `hostile` | does a worker go on serving, right and in time, while it is attacked |
@@ -25,6 +26,7 @@ mod bans;
 mod demo;
 mod dht;
 mod failure;
+mod gossip;
 mod harness;
 mod hostile;
 mod lifecycle;

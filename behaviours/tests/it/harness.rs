@@ -1,6 +1,10 @@
 //! Real nodes on loopback, with just enough of an event loop: what they learn goes where a node would put it.
 
-use std::{fmt::Debug, task::Poll, time::Duration};
+use std::{
+    fmt::Debug,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt, future::poll_fn};
 use libp2p::{
@@ -11,7 +15,13 @@ use libp2p::{
     tcp, yamux,
 };
 use quelea_announce::{Announcement, Offer, SignedAnnouncement, State};
-use quelea_behaviours::{Behaviour, BehaviourEvent, Config, KadMode, build_swarm, gossip, identify::learn, kad};
+use quelea_behaviours::{
+    Behaviour, BehaviourEvent, Config, KadMode, build_swarm,
+    gossip::{Content, Gate, Verdict},
+    identify::learn,
+    kad,
+};
+use quelea_broadcast::SignedLine;
 use quelea_shard::ShardStream;
 use quelea_wire::{ModelId, NetworkId, Profile, SpanRange, time::unix_ms};
 
@@ -26,8 +36,10 @@ pub struct Node {
     pub id: PeerId,
     pub addr: Multiaddr,
     pub network: NetworkId,
+    pub gate: Gate,
     /// What gossip brought, after validation.
     pub heard: Vec<SignedAnnouncement>,
+    pub lines: Vec<SignedLine>,
     pub rejected: usize,
     /// The shard streams last accepted and opened.
     pub inbound: Option<(PeerId, ShardStream)>,
@@ -58,7 +70,20 @@ impl Node {
             }
         };
         let id = keypair.public().to_peer_id();
-        Self { swarm, keypair, id, addr, network, heard: Vec::new(), rejected: 0, inbound: None, outbound: None }
+        let gate = Gate::new(network, Instant::now());
+        Self {
+            swarm,
+            keypair,
+            id,
+            addr,
+            network,
+            gate,
+            heard: Vec::new(),
+            lines: Vec::new(),
+            rejected: 0,
+            inbound: None,
+            outbound: None,
+        }
     }
 
     pub fn announcement(&self, seq: u64) -> SignedAnnouncement {
@@ -90,14 +115,15 @@ impl Node {
                 kad::receive(&mut self.swarm.behaviour_mut().kad, request);
             }
             BehaviourEvent::Gossipsub(gossipsub::Event::Message { propagation_source, message_id, message }) => {
-                let verdict = gossip::validate(&self.network, &message, unix_ms());
+                let verdict = self.gate.judge(&message, unix_ms(), Instant::now());
                 self.swarm.behaviour_mut().gossipsub.report_message_validation_result(
                     &message_id,
                     &propagation_source,
                     verdict.acceptance(),
                 );
                 match verdict {
-                    gossip::Verdict::Accept(signed) => self.heard.push(*signed),
+                    Verdict::Accept(Content::Announcement(signed)) => self.heard.push(*signed),
+                    Verdict::Accept(Content::Line(line)) => self.lines.push(*line),
                     _ => self.rejected += 1,
                 }
             }
@@ -141,6 +167,20 @@ pub async fn until_state(nodes: &mut [Node], what: &str, mut wanted: impl FnMut(
         }
     };
     patiently(what, search).await;
+}
+
+/// Runs all nodes until `work` is done.
+pub async fn during<T>(nodes: &mut [Node], what: &str, work: impl Future<Output = T>) -> T {
+    let both = async {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                (i, event) = next(nodes) => nodes[i].act(event),
+            }
+        }
+    };
+    patiently(what, both).await
 }
 
 async fn patiently<T>(what: &str, search: impl Future<Output = T>) -> T {

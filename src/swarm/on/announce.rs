@@ -48,7 +48,7 @@ pub(crate) fn event(driver: &mut Driver, event: Event) {
                 _ => {}
             }
             if let Ok(Some(announcement)) = &result {
-                driver.state.book.insert(announcement.clone(), quelea_wire::time::unix_ms());
+                super::gossip::learn(driver, announcement.clone());
             }
             let outcome = match &result {
                 Ok(_) => RpcResult::Ok,

@@ -15,6 +15,7 @@ use quelea_wire::time::unix_ms;
 use tokio::sync::oneshot;
 
 use crate::{
+    events::EventKind,
     storage::{NotRecorded, PeerRow, Source},
     swarm::{
         driver::Driver,
@@ -129,6 +130,12 @@ pub(crate) fn established(driver: &mut Driver, peer: PeerId, connection: Connect
         let _ = driver.swarm.behaviour_mut().kad.bootstrap();
     }
     driver.notify(SwarmNotice::Connected);
+    tell(driver, &peer, true);
+}
+
+/// Tells those who follow events.
+fn tell(driver: &Driver, peer: &PeerId, connected: bool) {
+    driver.config.telemetry.events.emit(unix_ms(), EventKind::Peer { peer: peer.to_string(), connected });
 }
 
 pub(crate) fn closed(driver: &mut Driver, peer: PeerId, connection: ConnectionId) {
@@ -138,6 +145,7 @@ pub(crate) fn closed(driver: &mut Driver, peer: PeerId, connection: ConnectionId
         driver.state.peers.remove(&peer);
         driver.state.guard.disconnected(&peer);
         tracing::debug!(%peer, "disconnected");
+        tell(driver, &peer, false);
         if driver.state.bootstrap.contains(&peer) && driver.state.peers.is_empty() {
             driver.config.telemetry.health.set(Component::Bootstrap, Status::Degraded, "no peer is connected");
         }
