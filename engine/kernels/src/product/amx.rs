@@ -34,6 +34,8 @@ struct Scratch {
     minimums: [[f32; GROUP]; 2 * UNPACKED],
     /// Integer sums of two steps: one is stored while the other is scaled.
     products: [[[i32; GROUP]; GROUP]; 2],
+    /// First halves times their activations' scales, for blocks whose halves share a scale.
+    first_halves: [[f32; GROUP]; GROUP],
     sums: [[[f32; GROUP]; GROUP]; TILES],
 }
 
@@ -108,13 +110,19 @@ pub(crate) unsafe fn product<F: Format>(
         unpack::<F>(weights, from, count, scratch);
         for (index, tile) in tiles.iter().enumerate() {
             let sums = (&raw mut (*scratch).sums[index]).cast::<f32>();
-            let multiply = if F::MINIMUMS { HEIGHTS_MINIMUMS } else { HEIGHTS };
+            let multiply = match (F::SUBS, F::SHARED, F::MINIMUMS) {
+                (1, ..) => WHOLES_MINIMUMS,
+                (_, true, false) => SHARED,
+                (_, true, true) => SHARED_MINIMUMS,
+                (_, false, false) => HALVES,
+                (_, false, true) => HALVES_MINIMUMS,
+            };
             registers.set_rows(tile.rows);
             // Each tile fetches its share of what is unpacked next, in this group or the one behind it.
             let bytes = count.div_ceil(F::BLOCKS) * F::RECORD;
             let share = bytes / tiles.len();
             let next = weights.wrapping_add(from / F::BLOCKS * F::RECORD + bytes + index * share);
-            multiply[F::SUBS - 1][tile.rows - 1](scratch, tile, from, count, sums, Ahead { next, bytes: share });
+            multiply[tile.rows - 1](scratch, tile, from, count, sums, Ahead { next, bytes: share });
         }
         from += count;
     }
@@ -172,31 +180,117 @@ struct Ahead {
 }
 
 macro_rules! heights {
-    ($subs:literal, $minimums:literal) => {
+    ($name:ident, $($flag:literal),*) => {
         [
-            multiply::<1, $subs, $minimums>,
-            multiply::<2, $subs, $minimums>,
-            multiply::<3, $subs, $minimums>,
-            multiply::<4, $subs, $minimums>,
-            multiply::<5, $subs, $minimums>,
-            multiply::<6, $subs, $minimums>,
-            multiply::<7, $subs, $minimums>,
-            multiply::<8, $subs, $minimums>,
-            multiply::<9, $subs, $minimums>,
-            multiply::<10, $subs, $minimums>,
-            multiply::<11, $subs, $minimums>,
-            multiply::<12, $subs, $minimums>,
-            multiply::<13, $subs, $minimums>,
-            multiply::<14, $subs, $minimums>,
-            multiply::<15, $subs, $minimums>,
-            multiply::<16, $subs, $minimums>,
+            $name::<1, $($flag),*>,
+            $name::<2, $($flag),*>,
+            $name::<3, $($flag),*>,
+            $name::<4, $($flag),*>,
+            $name::<5, $($flag),*>,
+            $name::<6, $($flag),*>,
+            $name::<7, $($flag),*>,
+            $name::<8, $($flag),*>,
+            $name::<9, $($flag),*>,
+            $name::<10, $($flag),*>,
+            $name::<11, $($flag),*>,
+            $name::<12, $($flag),*>,
+            $name::<13, $($flag),*>,
+            $name::<14, $($flag),*>,
+            $name::<15, $($flag),*>,
+            $name::<16, $($flag),*>,
         ]
     };
 }
 
-/// By sub-blocks to a block, then by height.
-const HEIGHTS: [[Multiply; GROUP]; 2] = [heights!(1, false), heights!(2, false)];
-const HEIGHTS_MINIMUMS: [[Multiply; GROUP]; 2] = [heights!(1, true), heights!(2, true)];
+/// By the tile's height. No type of one sub-block to a block lacks a minimum.
+const WHOLES_MINIMUMS: [Multiply; GROUP] = heights!(multiply, 1, true);
+const HALVES: [Multiply; GROUP] = heights!(multiply, 2, false);
+const HALVES_MINIMUMS: [Multiply; GROUP] = heights!(multiply, 2, true);
+const SHARED: [Multiply; GROUP] = heights!(multiply_shared, false);
+const SHARED_MINIMUMS: [Multiply; GROUP] = heights!(multiply_shared, true);
+
+/// The tiles of one run over what is unpacked, step by step: block by block, or half by half.
+#[derive(Clone, Copy)]
+struct Steps {
+    scratch: *mut Scratch,
+    codes: *const i8,
+    rows: usize,
+    subs: usize,
+    count: usize,
+}
+
+impl Steps {
+    /// Loads the activations and the weights of a step, if there is such a step.
+    #[inline(always)]
+    unsafe fn load(self, step: usize) {
+        if step < self.count {
+            let (b, sub) = (step / self.subs, step % self.subs);
+            let activations = self.codes.add(b * self.rows * BLOCK + sub * (BLOCK / self.subs));
+            let codes = (&raw const (*self.scratch).codes[b]).cast::<u8>().add(sub * (CODES / self.subs));
+            load_tiles(step % 2, activations, codes);
+        }
+    }
+
+    /// Multiplies what is loaded. Past the last step the registers hold sums of no use, which nobody reads.
+    #[inline(always)]
+    unsafe fn multiply(self, step: usize) {
+        multiply_tiles(step % 2);
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, step: usize) {
+        store_tile(step % 2, self.products(step));
+    }
+
+    #[inline(always)]
+    unsafe fn products(self, step: usize) -> *mut i32 {
+        (&raw mut (*self.scratch).products[step % 2]).cast()
+    }
+
+    /// A step's sums of a row, one for each output.
+    #[inline(always)]
+    unsafe fn sums(self, step: usize, row: usize) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_load_si512(self.products(step).add(row * GROUP).cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn scale(self, step: usize) -> __m512 {
+        _mm512_load_ps((&raw const (*self.scratch).scales[step]).cast())
+    }
+
+    #[inline(always)]
+    unsafe fn minimum<const MINIMUMS: bool>(self, step: usize) -> __m512 {
+        if MINIMUMS { _mm512_load_ps((&raw const (*self.scratch).minimums[step]).cast()) } else { _mm512_setzero_ps() }
+    }
+
+    /// Fetches the part of what comes next that belongs to a step.
+    #[inline(always)]
+    unsafe fn prefetch(self, ahead: Ahead, step: usize) {
+        let mut line = ahead.bytes * step / self.count / LINE;
+        while line < ahead.bytes * (step + 1) / self.count / LINE {
+            _mm_prefetch::<_MM_HINT_T1>(ahead.next.wrapping_add(line * LINE).cast());
+            line += 1;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn begin<const M: usize>(from: usize, sums: *const f32) -> [__m512; M] {
+    let mut acc = [_mm512_setzero_ps(); M];
+    if from > 0 {
+        for (r, acc) in acc.iter_mut().enumerate() {
+            *acc = _mm512_load_ps(sums.add(r * GROUP));
+        }
+    }
+    acc
+}
+
+#[inline(always)]
+unsafe fn end<const M: usize>(acc: &[__m512; M], sums: *mut f32) {
+    for (r, acc) in acc.iter().enumerate() {
+        _mm512_store_ps(sums.add(r * GROUP), *acc);
+    }
+}
 
 /// Step by step (block by block, or half by half), with the tiles two steps ahead of the scaling: while step `s` is scaled,
 /// the sums of `s + 1` are stored, those of `s + 2` computed, and the tiles of `s + 3` loaded. Each of the three takes tens of
@@ -210,57 +304,83 @@ unsafe fn multiply<const M: usize, const SUBS: usize, const MINIMUMS: bool>(
     sums: *mut f32,
     ahead: Ahead,
 ) {
-    let sums = sums.cast::<__m512>();
-    let mut acc = [_mm512_setzero_ps(); M];
-    if from > 0 {
-        for (r, acc) in acc.iter_mut().enumerate() {
-            *acc = sums.add(r).read();
-        }
-    }
     let x = tile.blocks(SUBS);
-    let steps = count * SUBS;
-    let products = |step: usize| (&raw mut (*scratch).products[step % 2]).cast::<i32>();
-    let load = |step: usize| {
-        if step < steps {
-            let (b, sub) = (step / SUBS, step % SUBS);
-            let activations = x.codes.add((from + b) * M * BLOCK + sub * (BLOCK / SUBS));
-            let codes = (&raw const (*scratch).codes[b]).cast::<u8>().add(sub * (CODES / SUBS));
-            load_tiles(step % 2, activations, codes);
-        }
-    };
-    load(0);
-    multiply_tiles(0);
-    load(1);
-    store_tile(0, products(0));
-    multiply_tiles(1);
-    load(2);
-    for step in 0..steps {
-        // Past the last step the registers hold sums of no use, which nobody reads.
-        store_tile((step + 1) % 2, products(step + 1));
-        multiply_tiles(step % 2);
-        load(step + 3);
-        let mut line = ahead.bytes * step / steps / LINE;
-        while line < ahead.bytes * (step + 1) / steps / LINE {
-            _mm_prefetch::<_MM_HINT_T1>(ahead.next.wrapping_add(line * LINE).cast());
-            line += 1;
-        }
-        let dw = _mm512_load_ps((&raw const (*scratch).scales[step]).cast());
-        let mw =
-            if MINIMUMS { _mm512_load_ps((&raw const (*scratch).minimums[step]).cast()) } else { _mm512_setzero_ps() };
-        let isums = products(step);
+    let mut acc = begin::<M>(from, sums);
+    let steps = Steps { scratch, codes: x.codes.add(from * M * BLOCK), rows: M, subs: SUBS, count: count * SUBS };
+    steps.load(0);
+    steps.multiply(0);
+    steps.load(1);
+    steps.store(0);
+    steps.multiply(1);
+    steps.load(2);
+    for step in 0..steps.count {
+        steps.store(step + 1);
+        steps.multiply(step + 2);
+        steps.load(step + 3);
+        steps.prefetch(ahead, step);
+        let (dw, mw) = (steps.scale(step), steps.minimum::<MINIMUMS>(step));
         let scales = x.scales.add((from * SUBS + step) * M);
         let totals = x.totals.add((from * SUBS + step) * M);
         for (r, acc) in acc.iter_mut().enumerate() {
-            let sum = _mm512_cvtepi32_ps(_mm512_load_si512(isums.add(r * GROUP).cast()));
-            *acc = _mm512_fmadd_ps(sum, _mm512_mul_ps(dw, _mm512_set1_ps(*scales.add(r))), *acc);
+            *acc = _mm512_fmadd_ps(steps.sums(step, r), _mm512_mul_ps(dw, _mm512_set1_ps(*scales.add(r))), *acc);
             if MINIMUMS {
                 *acc = _mm512_fmadd_ps(mw, _mm512_set1_ps(*totals.add(r)), *acc);
             }
         }
     }
-    for (r, acc) in acc.iter().enumerate() {
-        sums.add(r).write(*acc);
+    end(&acc, sums);
+}
+
+/// The same for blocks whose halves share a scale.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn multiply_shared<const M: usize, const MINIMUMS: bool>(
+    scratch: *mut Scratch,
+    tile: &Tile,
+    from: usize,
+    count: usize,
+    sums: *mut f32,
+    ahead: Ahead,
+) {
+    let x = tile.blocks(2);
+    let mut acc = begin::<M>(from, sums);
+    let steps = Steps { scratch, codes: x.codes.add(from * M * BLOCK), rows: M, subs: 2, count: count * 2 };
+    steps.load(0);
+    steps.multiply(0);
+    steps.load(1);
+    steps.store(0);
+    steps.multiply(1);
+    steps.load(2);
+    let first_halves = (&raw mut (*scratch).first_halves).cast::<f32>();
+    for block in 0..count {
+        let step = 2 * block;
+        let scales = x.scales.add((2 * from + step) * M);
+        let totals = x.totals.add((2 * from + step) * M);
+        steps.store(step + 1);
+        steps.multiply(step + 2);
+        steps.load(step + 3);
+        steps.prefetch(ahead, step);
+        for r in 0..M {
+            let sum = _mm512_mul_ps(steps.sums(step, r), _mm512_set1_ps(*scales.add(r)));
+            _mm512_store_ps(first_halves.add(r * GROUP), sum);
+        }
+        steps.store(step + 2);
+        steps.multiply(step + 3);
+        steps.load(step + 4);
+        steps.prefetch(ahead, step + 1);
+        let (dw, mw) = (steps.scale(step), steps.minimum::<MINIMUMS>(step));
+        for (r, acc) in acc.iter_mut().enumerate() {
+            let sum = _mm512_load_ps(first_halves.add(r * GROUP));
+            let sum = _mm512_fmadd_ps(steps.sums(step + 1, r), _mm512_set1_ps(*scales.add(M + r)), sum);
+            if MINIMUMS {
+                *acc = _mm512_fmadd_ps(mw, _mm512_set1_ps(*totals.add(r)), *acc);
+            }
+            *acc = _mm512_fmadd_ps(sum, dw, *acc);
+            if MINIMUMS {
+                *acc = _mm512_fmadd_ps(mw, _mm512_set1_ps(*totals.add(M + r)), *acc);
+            }
+        }
     }
+    end(&acc, sums);
 }
 
 /// Loads the activations and the weights of a step.

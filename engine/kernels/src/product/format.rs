@@ -71,6 +71,8 @@ pub(crate) trait Format: 'static {
         Scales::SixBits => 1,
         _ => 2,
     };
+    /// Whether the sub-blocks of a block share their weights' scale and minimum.
+    const SHARED: bool = matches!(Self::SCALES, Scales::Plain | Scales::Minimum);
     /// Whether there is something to add besides scale times code.
     const MINIMUMS: bool = matches!(Self::SCALES, Scales::Minimum | Scales::SixBits | Scales::FourBits);
     /// The bits of a code.

@@ -14,14 +14,19 @@
 //! order does not matter; the rest is f32, each operation rounded once:
 //!
 //! ```text
-//! for each block b of 32 inputs, in order:
-//!   for each sub-block of it, in order:              // one of 32 inputs, or two of 16
-//!     isum = Σ (code[k] − zero) · a[k]               // i32
-//!     acc  = fma(isum, dw · da, acc)
-//!     acc  = fma(mw, da · Σ a[k], acc)               // types with a minimum
+//! isum = Σ (code[k] − zero) · a[k]                   // i32, of a sub-block
+//!
+//! for each sub-block, in order:                      // the K types
+//!   acc  = fma(isum, dw · da, acc)
+//!   acc  = fma(mw, da · Σ a[k], acc)                 // types with a minimum
+//!
+//! for each block of two sub-blocks 0 and 1:          // the others, which have one `dw` and `mw` for both
+//!   acc  = fma(mw, da₀ · Σ a₀[k], acc)               // types with a minimum
+//!   acc  = fma(fma(isum₁, da₁, isum₀ · da₀), dw, acc)
+//!   acc  = fma(mw, da₁ · Σ a₁[k], acc)               // types with a minimum
 //! ```
 //!
-//! | type | zero | sub-block | `dw` | `mw` |
+//! | type | zero | inputs of a sub-block | `dw` | `mw` |
 //! |---|---|---|---|---|
 //! | Q4_0, Q5_0, Q8_0 | 8, 16, 128 | 16 | `d` | |
 //! | Q4_1, Q5_1 | 0 | 16 | `d` | `m` |

@@ -55,6 +55,7 @@ pub(crate) unsafe fn pass<S: Simd, F: Format, const R: usize>(
             let mut part = 0;
             while part < S::PARTS {
                 let quads = quads::<S, F>(codes.add(part * S::BYTES));
+                let mut shared = [S::zero_float(); R];
                 let mut sub = 0;
                 while sub < F::SUBS {
                     let dw = scale::<S, F>(record, &head, i, sub, part);
@@ -75,7 +76,13 @@ pub(crate) unsafe fn pass<S: Simd, F: Format, const R: usize>(
                         };
                         let da = S::splat(x.scales.add(at));
                         let acc = &mut sums[r][part];
-                        *acc = S::fma(S::to_float(sum), S::mul(dw, da), *acc);
+                        if !F::SHARED {
+                            *acc = S::fma(S::to_float(sum), S::mul(dw, da), *acc);
+                        } else if sub == 0 {
+                            shared[r] = S::mul(S::to_float(sum), da);
+                        } else {
+                            *acc = S::fma(S::fma(S::to_float(sum), da, shared[r]), dw, *acc);
+                        }
                         if F::MINIMUMS {
                             *acc = S::fma(mw, S::splat(x.totals.add(at)), *acc);
                         }
