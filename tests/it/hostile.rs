@@ -2,11 +2,12 @@
 //! numbers, floods. In each test an honest request runs from before the attack and another begins during it; both
 //! answers must be right and not much slower than undisturbed, and afterwards the worker must be as it was.
 
-mod attacker;
+pub mod attacker;
 mod floods;
 mod garbage;
 mod half_open;
-mod target;
+pub mod pb;
+pub mod target;
 
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,9 @@ use tokio::sync::{Mutex, oneshot};
 use self::target::Target;
 use crate::harness::{DEMO, Daemon, Launch, ids, quelea, until};
 
-const NETWORK: &str = "hostile";
+pub const NETWORK: &str = "hostile";
 
-fn network() -> NetworkId {
+pub fn network() -> NetworkId {
     NetworkId::from_name(NETWORK)
 }
 

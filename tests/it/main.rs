@@ -8,6 +8,7 @@
 //! | `lifecycle` | do daemons start, stop and come back as documented |
 //! | `bad_input` | is every mistake answered by a clear error and a documented exit code |
 //! | `bad_model` | are damaged and foreign model files refused in words |
+//! | `advisories` | do published attacks on the libraries beneath come to nothing |
 //! | `bans` | is a banned peer out until it is forgiven |
 //! | `measure` | do measurements come with their limits, and logits the same on every path |
 //! | `gossip` | is a line heard once by everybody, and does it stay a line |
@@ -20,6 +21,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say what they expect by failing loudly, helpers too")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a failed or skipped test says why")]
 
+mod advisories;
 mod bad_input;
 mod bad_model;
 mod bans;

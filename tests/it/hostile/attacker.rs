@@ -7,10 +7,17 @@ use std::{
     time::Duration,
 };
 
-use futures::{AsyncWriteExt, StreamExt};
+use futures::{
+    AsyncReadExt, AsyncWriteExt, StreamExt,
+    future::{Ready, ready},
+};
 use libp2p::{
     Multiaddr, PeerId, StreamProtocol, SwarmBuilder,
-    core::{Endpoint, transport::PortUse, upgrade::ReadyUpgrade},
+    core::{
+        Endpoint, UpgradeInfo,
+        transport::PortUse,
+        upgrade::{InboundUpgrade, ReadyUpgrade},
+    },
     noise,
     swarm::{
         ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm, NetworkBehaviour,
@@ -172,19 +179,43 @@ struct Handler {
     to_open: VecDeque<Opening>,
 }
 
-/// The shard protocol of the network under attack, so that the victim can open streams to us.
-const SHARD: fn() -> StreamProtocol = || quelea_shard::protocol_id(&super::network());
+/// What the victim may open to us: shard streams, and gossip, without which it would not listen to ours.
+#[derive(Clone)]
+struct Spoken;
+
+fn shard() -> StreamProtocol {
+    quelea_shard::protocol_id(&super::network())
+}
+
+impl UpgradeInfo for Spoken {
+    type Info = StreamProtocol;
+    type InfoIter = [StreamProtocol; 2];
+
+    fn protocol_info(&self) -> Self::InfoIter {
+        [shard(), super::network().protocol("gossip", 1)]
+    }
+}
+
+impl InboundUpgrade<Stream> for Spoken {
+    type Output = (StreamProtocol, Stream);
+    type Error = std::convert::Infallible;
+    type Future = Ready<Result<Self::Output, Self::Error>>;
+
+    fn upgrade_inbound(self, stream: Stream, protocol: StreamProtocol) -> Self::Future {
+        ready(Ok((protocol, stream)))
+    }
+}
 
 impl ConnectionHandler for Handler {
     type FromBehaviour = Opening;
     type ToBehaviour = std::convert::Infallible;
-    type InboundProtocol = ReadyUpgrade<StreamProtocol>;
+    type InboundProtocol = Spoken;
     type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
     type InboundOpenInfo = ();
     type OutboundOpenInfo = oneshot::Sender<Option<Stream>>;
 
     fn listen_protocol(&self) -> SubstreamProtocol<Self::InboundProtocol> {
-        SubstreamProtocol::new(ReadyUpgrade::new(SHARD()), ())
+        SubstreamProtocol::new(Spoken, ())
     }
 
     fn connection_keep_alive(&self) -> bool {
@@ -218,8 +249,16 @@ impl ConnectionHandler for Handler {
         >,
     ) {
         match event {
-            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: stream, .. }) => {
-                let _ = self.to_us.try_send(stream);
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
+                protocol: (protocol, mut stream),
+                ..
+            }) => {
+                if protocol == shard() {
+                    let _ = self.to_us.try_send(stream);
+                } else {
+                    // Read and forgotten.
+                    tokio::spawn(async move { while stream.read(&mut [0; 4096]).await.is_ok_and(|n| n > 0) {} });
+                }
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: stream, info: reply }) => {
                 let _ = reply.send(Some(stream));

@@ -9,30 +9,12 @@ use tokio::sync::oneshot;
 use super::{
     attacker::{Attacker, write_raw},
     network,
+    pb::{field, prefixed},
     target::Target,
 };
 
 /// Requests of each kind in a round.
 const REQUESTS: usize = 10_000;
-
-/// A field of a protobuf message: number, wire type 2, and its bytes.
-fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
-    [&[number << 3 | 2], varint(bytes.len()).as_slice(), bytes].concat()
-}
-
-fn varint(mut n: usize) -> Vec<u8> {
-    let mut out = Vec::new();
-    while n >= 0x80 {
-        out.push(u8::try_from(n & 0x7f).unwrap() | 0x80);
-        n >>= 7;
-    }
-    out.push(u8::try_from(n).unwrap());
-    out
-}
-
-fn prefixed(message: &[u8]) -> Vec<u8> {
-    [varint(message.len()).as_slice(), message].concat()
-}
 
 /// Kademlia's ADD_PROVIDER for a random key, by `peer`, with an address that is not its own.
 fn add_provider(peer: &PeerId) -> Vec<u8> {

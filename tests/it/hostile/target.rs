@@ -36,7 +36,11 @@ impl Target {
 
     /// Where the victim listens for TCP.
     pub fn tcp_port(&self) -> u16 {
-        let addr = self.addrs.iter().find(|addr| addr.contains("/tcp/")).unwrap();
+        Self::tcp_port_of(self.addrs.iter().find(|addr| addr.contains("/tcp/")).unwrap())
+    }
+
+    /// The port of an address like `/ip4/127.0.0.1/tcp/1/…`.
+    pub fn tcp_port_of(addr: &str) -> u16 {
         addr.split('/').nth(4).unwrap().parse().unwrap()
     }
 
