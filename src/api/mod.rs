@@ -157,6 +157,7 @@ async fn status(State(state): State<ApiState>) -> Json<Value> {
                 "sessions": load.sessions,
                 "queue": load.queued,
                 "kv_pages_free": load.kv_pages_free,
+                "kv_pages_cached": load.kv_pages_cached,
                 "kv_pages_total": load.kv_pages_total,
             })
         })

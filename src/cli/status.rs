@@ -39,13 +39,14 @@ pub(super) async fn status(global: &Global) -> Result<ExitCode, CliError> {
     }
     for served in list(&answer["serves"]) {
         data_line(&format!(
-            "serving   layers {} of {} ({}), {} session(s), {} of {} KV pages free",
+            "serving   layers {} of {} ({}), {} session(s), {} of {} KV pages free, {} kept for prompts that begin alike",
             text(&served["layers"]),
             printable(text(&served["name"])),
             text(&served["model"]).get(..12).unwrap_or_default(),
             served["sessions"],
             served["kv_pages_free"],
-            served["kv_pages_total"]
+            served["kv_pages_total"],
+            served["kv_pages_cached"]
         ))?;
     }
     let peers = list(&answer["peers"]);

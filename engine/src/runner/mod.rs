@@ -28,7 +28,7 @@
 //! | rows of a batch | [`MAX_BATCH_ROWS`](crate::MAX_BATCH_ROWS) | the rest waits for the next tick |
 //! | sessions | [`RunnerConfig::max_sessions`] | as above, or [`AdmissionError::Sessions`] |
 //! | KV pages | [`RunnerConfig::kv_pages`] | idle sessions give way, or [`AdmissionError::Pages`] |
-//! | pages kept for prompts that begin alike | what sessions leave of the KV pages | the least recently used goes |
+//! | pages kept for prompts that begin alike | what sessions leave of the KV pages, and an hour or two without use | the least recently used goes |
 //! | keys of a prompt | [`MAX_PREFIX_BLOCKS`] | the rest is left out |
 //! | rows of a session | what it was opened for | [`StageError::Context`](crate::StageError::Context) in [`JobError::Stage`] |
 //! | trims waiting | one between two jobs of a session | they are merged |

@@ -2,14 +2,19 @@
 //!
 //! A page is counted once: as a session's own, or as a block of the prefix cache, however many sessions share it. A
 //! block that some session uses cannot go; the others are free for whoever needs pages, least recently used first, and
-//! of a prompt the end before the beginning. `own + blocks <= total` always.
+//! of a prompt the end before the beginning; after [`FORGET`] they go without being needed. `own + blocks <= total` always.
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
 };
 
 use super::prefix::PrefixKey;
+
+/// What somebody has asked does not stay in memory for ever because nobody else comes: blocks that no session has used for
+/// so long, at most twice as long, are forgotten. Longer than most conversations pause.
+const FORGET: Duration = Duration::from_secs(3600);
 
 /// The pages of a stage. `B` is what a block keeps.
 #[derive(Debug)]
@@ -22,6 +27,8 @@ pub(super) struct Pages<B> {
     unused: BTreeSet<(u64, Reverse<usize>, PrefixKey)>,
     /// Counts what happens, to tell how recently a block was used.
     clock: u64,
+    /// When old blocks were last forgotten, and what the clock said.
+    swept: Option<(Instant, u64)>,
 }
 
 #[derive(Debug)]
@@ -36,7 +43,7 @@ struct Block<B> {
 
 impl<B> Pages<B> {
     pub(super) fn new(total: u32) -> Self {
-        Self { total, own: 0, blocks: BTreeMap::new(), unused: BTreeSet::new(), clock: 0 }
+        Self { total, own: 0, blocks: BTreeMap::new(), unused: BTreeSet::new(), clock: 0, swept: None }
     }
 
     pub(super) fn total(&self) -> u32 {
@@ -65,6 +72,19 @@ impl<B> Pages<B> {
             self.blocks.remove(&key);
         }
         true
+    }
+
+    /// Forgets blocks that no session has used since the sweep before the last; see [`FORGET`].
+    pub(super) fn forget_old(&mut self, now: Instant) {
+        let (at, clock) = *self.swept.get_or_insert((now, self.clock));
+        if now.saturating_duration_since(at) < FORGET {
+            return;
+        }
+        while let Some((.., key)) = self.unused.first().copied().filter(|(used, ..)| *used <= clock) {
+            self.unused.pop_first();
+            self.blocks.remove(&key);
+        }
+        self.swept = Some((now, self.clock));
     }
 
     /// A session gives pages of its own back.
@@ -121,6 +141,25 @@ impl<B> Pages<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_that_nobody_asks_for_are_forgotten() {
+        let mut pages = Pages::new(8);
+        let (start, key) = (Instant::now(), |n: u8| [n; 32]);
+        assert!(pages.take(3));
+        (0..3_u8).for_each(|n| pages.publish(key(n), usize::from(n), ()));
+        pages.unpin(&[key(1), key(2)]);
+        pages.forget_old(start);
+        pages.forget_old(start + FORGET - Duration::from_secs(1));
+        assert_eq!(pages.cached(), 3);
+        assert!(pages.pin(&key(2)));
+        pages.unpin(&[key(2)]);
+        pages.forget_old(start + FORGET);
+        assert_eq!([0, 1, 2].map(|n| pages.get(&key(n)).is_some()), [true, false, true], "one was used again");
+        pages.forget_old(start + 2 * FORGET);
+        assert_eq!([0, 1, 2].map(|n| pages.get(&key(n)).is_some()), [true, false, false], "one is in use");
+        assert_eq!((pages.free(), pages.cached()), (7, 1));
+    }
 
     #[test]
     fn blocks_give_way_from_the_end_of_the_prompt_used_longest_ago() {

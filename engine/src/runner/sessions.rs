@@ -281,6 +281,11 @@ impl<C: Rows> Sessions<C> {
         self.open.len()
     }
 
+    /// Forgets pages that were kept for nobody.
+    pub(super) fn forget_old(&mut self, now: Instant) {
+        self.pages.forget_old(now);
+    }
+
     pub(super) fn pages(&self) -> &Pages<C::Block> {
         &self.pages
     }

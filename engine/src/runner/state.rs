@@ -73,6 +73,7 @@ impl Shared {
             if state.stopping {
                 return Err(AdmissionError::Stopped);
             }
+            state.sessions.forget_old(Instant::now());
             let (session, rows) = state.sessions.open(new, Instant::now(), evicted)?;
             Ok(Opened { session, reused_rows: u32::try_from(rows).unwrap_or(u32::MAX) })
         })
@@ -126,7 +127,9 @@ impl Shared {
     }
 
     pub(super) fn load(&self) -> Load {
-        let state = self.lock();
+        let mut state = self.lock();
+        // Asked for now and then even where no session comes.
+        state.sessions.forget_old(Instant::now());
         let (sessions, pages) = (&state.sessions, state.sessions.pages());
         Load {
             queued: sessions.queued(),
