@@ -80,11 +80,11 @@ fn is_dialable(peer: &PeerId, addr: &Multiaddr) -> bool {
 
 /// Keeps what an identified peer said of itself: [`dialable`] addresses for the provider records it sends, and, if it
 /// serves our network's Kademlia, a place in the routing table where [`kad::insert`] has room. Returns how many addresses
-/// the table took.
-pub fn learn(kad: &mut kad::Behaviour, peer: PeerId, info: &Info) -> usize {
+/// the table took. `from` is the address of a connection to the peer.
+pub fn learn(kad: &mut kad::Behaviour, peer: PeerId, info: &Info, from: Option<&Multiaddr>) -> usize {
     let addrs = dialable(&peer, &info.listen_addrs);
     let serves = info.protocols.iter().any(|protocol| kad.protocol_names().contains(protocol));
-    let taken = if serves { kad::insert(kad, peer, &addrs) } else { 0 };
+    let taken = if serves { kad::insert(kad, peer, &addrs, from) } else { 0 };
     kad.store_mut().note_addresses(peer, addrs);
     taken
 }

@@ -2,16 +2,17 @@
 //! whether we serve, and publishing our own values again.
 
 mod answers;
+pub mod diversity;
+pub(crate) mod table;
 
 use std::{
-    net::IpAddr,
     num::NonZeroUsize,
     time::{Duration, Instant},
 };
 
 use libp2p::{
     Multiaddr, PeerId,
-    kad::{self, BucketInserts, Caching, InboundRequest, KBucketKey, Mode, Quorum, StoreInserts},
+    kad::{self, BucketInserts, Caching, InboundRequest, Mode, Quorum, StoreInserts},
 };
 
 use crate::{
@@ -19,7 +20,10 @@ use crate::{
     store::{Refusal, Store},
 };
 
-pub use self::answers::{Answers, Choice, MAX_CHOICES, OPEN_QUORUM, SIGNED_QUORUM};
+pub use self::{
+    answers::{Answers, Choice, MAX_CHOICES, OPEN_QUORUM, SIGNED_QUORUM},
+    table::{addresses, enforce, insert},
+};
 
 /// The behaviour.
 pub type Behaviour = kad::Behaviour<Store>;
@@ -43,11 +47,6 @@ pub const REPUBLISH_EVERY: Duration = Duration::from_secs(8 * 3600);
 pub const REPUBLISH_AT_ONCE: usize = 8;
 /// How often the table is refreshed by lookups of ourselves and of random ids far away.
 pub const BOOTSTRAP_EVERY: Duration = Duration::from_secs(5 * 60);
-/// Peers of one address group in a bucket and in the table. A group is what one customer of a provider can rent: an IPv4 /24
-/// or an IPv6 /48. The figures are those of go-libp2p-kad-dht.
-pub const GROUP_PER_BUCKET: usize = 2;
-/// See [`GROUP_PER_BUCKET`].
-pub const GROUP_PER_TABLE: usize = 3;
 
 pub(crate) fn new(local: PeerId, config: &Config) -> Behaviour {
     let mut kad = kad::Config::new(config.network.protocol("kad", 1));
@@ -150,91 +149,6 @@ pub fn holders(result: &kad::PutRecordResult) -> usize {
     }
 }
 
-/// Puts a peer into the routing table, unless its address group has its share already. Returns how many addresses were
-/// taken. Where it has as many as are kept, one that it claims no more makes room: peers move, and an address of yesterday
-/// must not keep out that of today. Loopback, private and named addresses are in no group: at home or in a test everybody
-/// has the same.
-pub fn insert(kad: &mut Behaviour, peer: PeerId, addrs: &[Multiaddr]) -> usize {
-    let claimed: Vec<Multiaddr> = addrs.iter().map(|addr| named(addr, peer)).collect();
-    // Oldest first.
-    let mut held = held_addresses(kad, &peer);
-    let mut taken = 0_usize;
-    for addr in &claimed {
-        if held.contains(addr) || !has_room(kad, &peer, addr) {
-            continue;
-        }
-        if held.len() >= identify::MAX_ADDRESSES {
-            let Some(old) = held.iter().position(|old| !claimed.contains(old)) else { break };
-            kad.remove_address(&peer, &held.remove(old));
-        }
-        if kad.add_address(&peer, addr.clone()) != kad::RoutingUpdate::Failed {
-            taken = taken.saturating_add(1);
-            held.push(addr.clone());
-        }
-    }
-    taken
-}
-
-/// As the table keeps it: ending in the peer's id.
-fn named(addr: &Multiaddr, peer: PeerId) -> Multiaddr {
-    addr.clone().with_p2p(peer).unwrap_or_else(|addr| addr)
-}
-
-/// The addresses of `peer` in the routing table.
-#[must_use]
-pub fn addresses(kad: &mut Behaviour, peer: &PeerId) -> Vec<Multiaddr> {
-    held_addresses(kad, peer)
-}
-
-fn held_addresses(kad: &mut Behaviour, peer: &PeerId) -> Vec<Multiaddr> {
-    let Some(bucket) = kad.kbucket(*peer) else { return Vec::new() };
-    let entry = bucket.iter().find(|entry| entry.node.key.preimage() == peer);
-    entry.map(|entry| entry.node.value.iter().cloned().collect()).unwrap_or_default()
-}
-
-fn has_room(kad: &mut Behaviour, peer: &PeerId, addr: &Multiaddr) -> bool {
-    let Some(group) = group_of(addr) else { return true };
-    let local_bucket = kad.kbucket(*peer).map(|bucket| bucket.range());
-    let (mut in_bucket, mut in_table) = (0_usize, 0_usize);
-    for bucket in kad.kbuckets() {
-        let same_bucket = local_bucket.as_ref() == Some(&bucket.range());
-        for entry in bucket.iter() {
-            let other: &KBucketKey<PeerId> = entry.node.key;
-            if other.preimage() != peer && entry.node.value.iter().any(|held| group_of(held) == Some(group)) {
-                in_table = in_table.saturating_add(1);
-                in_bucket = in_bucket.saturating_add(usize::from(same_bucket));
-            }
-        }
-    }
-    in_bucket < GROUP_PER_BUCKET && in_table < GROUP_PER_TABLE
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Group {
-    V4([u8; 3]),
-    V6([u8; 6]),
-}
-
-fn group_of(addr: &Multiaddr) -> Option<Group> {
-    let ip = identify::ip_of(addr)?;
-    let ip = match ip {
-        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(ip, IpAddr::V4),
-        IpAddr::V4(_) => ip,
-    };
-    match ip {
-        IpAddr::V4(v4) if v4.is_loopback() || v4.is_private() || v4.is_link_local() => None,
-        IpAddr::V6(v6) if v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local() => None,
-        IpAddr::V4(v4) => {
-            let [a, b, c, _] = v4.octets();
-            Some(Group::V4([a, b, c]))
-        }
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, e, f, ..] = v6.octets();
-            Some(Group::V6([a, b, c, d, e, f]))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,60 +160,6 @@ mod tests {
 
     fn addr(text: &str) -> Multiaddr {
         text.parse().unwrap()
-    }
-
-    fn peers_in(kad: &mut Behaviour) -> usize {
-        kad.kbuckets().map(|bucket| bucket.num_entries()).sum()
-    }
-
-    #[test]
-    fn one_address_group_gets_three_places_and_no_more() {
-        let mut kad = table();
-        let taken = (1..=100)
-            .filter(|n| insert(&mut kad, PeerId::random(), &[addr(&format!("/ip4/9.8.7.{n}/tcp/8468"))]) > 0)
-            .count();
-        assert!((GROUP_PER_BUCKET..=GROUP_PER_TABLE).contains(&taken), "{taken}");
-        assert_eq!(peers_in(&mut kad), taken);
-        for n in 0..20 {
-            insert(&mut kad, PeerId::random(), &[addr(&format!("/ip6/2001:db8:1:{n}::1/tcp/8468"))]);
-        }
-        assert!(peers_in(&mut kad) <= taken + GROUP_PER_TABLE);
-    }
-
-    #[test]
-    fn five_groups_with_a_hundred_names_each_hold_fifteen_places() {
-        let mut kad = table();
-        for n in 0..500_u32 {
-            insert(&mut kad, PeerId::random(), &[addr(&format!("/ip4/9.8.{}.{}/tcp/1", n % 5, n / 5 + 1))]);
-        }
-        assert!(peers_in(&mut kad) <= 15, "{}", peers_in(&mut kad));
-    }
-
-    #[test]
-    fn home_and_loopback_are_not_one_group() {
-        for pattern in ["/ip4/127.0.0.1/tcp/", "/ip4/192.168.1.2/tcp/", "/ip6/fd00::2/tcp/", "/dns4/example.org/tcp/"] {
-            let mut kad = table();
-            let taken = (1..=15)
-                .filter(|port| insert(&mut kad, PeerId::random(), &[addr(&format!("{pattern}{port}"))]) > 0)
-                .count();
-            assert_eq!(taken, 15, "{pattern}");
-        }
-    }
-
-    #[test]
-    fn a_known_peer_may_move_but_not_collect_addresses() {
-        let mut kad = table();
-        let peer = PeerId::random();
-        for n in 1..=20 {
-            let now = addr(&format!("/ip4/9.8.7.{n}/tcp/8468"));
-            assert_eq!(insert(&mut kad, peer, std::slice::from_ref(&now)), 1);
-            let held = held_addresses(&mut kad, &peer);
-            assert!(held.len() <= MAX_ADDRESSES && held.contains(&named(&now, peer)), "{held:?}");
-            assert_eq!(insert(&mut kad, peer, &[now]), 0, "it is there already");
-        }
-        let many: Vec<_> = (1..=20).map(|n| addr(&format!("/ip4/9.8.7.6/tcp/{n}"))).collect();
-        assert_eq!(insert(&mut kad, peer, &many), MAX_ADDRESSES);
-        assert_eq!((held_addresses(&mut kad, &peer).len(), peers_in(&mut kad)), (MAX_ADDRESSES, 1));
     }
 
     #[test]
@@ -330,7 +190,7 @@ mod tests {
         let mut kad = table();
         let key = kad::RecordKey::new(b"/quelea/user/a");
         let server = PeerId::random();
-        insert(&mut kad, server, &[addr("/ip4/127.0.0.1/tcp/1")]);
+        insert(&mut kad, server, &[addr("/ip4/127.0.0.1/tcp/1")], None);
         kad.put_record(kad::Record::new(key, vec![1]), Quorum::One).unwrap();
         let now = Instant::now();
         assert_eq!(republish(&mut kad, now), 0);

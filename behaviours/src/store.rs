@@ -10,8 +10,10 @@
 //! | a key's providers | the one that expires first gives way |
 //! | the store | the peer that holds most gives up what expires first |
 
+mod changes;
 mod libp2p_store;
 mod quota;
+mod saved;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -28,7 +30,11 @@ use libp2p::{
 };
 use quelea_wire::{NetworkId, rate::PeerBuckets, time::unix_ms};
 
+use crate::kad::table::Crowd;
+
+use self::changes::Changes;
 use self::quota::{Quota, Room, Ticket};
+pub use self::saved::{Change, FOREVER};
 pub use self::types::{Refusal, StoreLimits, StoreStats};
 use self::value::{Rules, Standing};
 
@@ -69,6 +75,9 @@ pub struct Store {
     known: HashMap<PeerId, Vec<Multiaddr>>,
     /// The same peers, longest known first.
     known_order: VecDeque<PeerId>,
+    changes: Changes,
+    /// Of the routing table, which has no other place of ours.
+    pub(crate) crowd: Crowd,
     refused: u64,
     replaced: u64,
     expired: u64,
@@ -92,6 +101,8 @@ impl Store {
             known: HashMap::new(),
             known_order: VecDeque::new(),
             limits,
+            changes: Changes::default(),
+            crowd: Crowd::default(),
             refused: 0,
             replaced: 0,
             expired: 0,
@@ -151,6 +162,7 @@ impl Store {
         record.expires = Some(expires);
         self.value_bytes = self.value_bytes.saturating_add(record.value.len());
         let ticket = self.values_quota.take(source, record.key.clone(), expires);
+        self.changes.note(&record.key);
         self.values.insert(record.key.clone(), Held { record, ticket, sequence: standing.sequence });
         Ok(())
     }
@@ -199,9 +211,11 @@ impl Store {
 
     /// Drops what has expired; returns how much. Also done before anything is added.
     pub fn sweep(&mut self, now: Instant) -> usize {
-        let before = self.own_values.len();
-        self.own_values.retain(|_, own| own.record.expires.is_none_or(|expires| expires > now));
-        let mut swept = before.saturating_sub(self.own_values.len());
+        let mut swept = 0_usize;
+        for (key, _) in self.own_values.extract_if(|_, own| own.is_over(now)) {
+            self.changes.note(&key);
+            swept = swept.saturating_add(1);
+        }
         while let Some(ticket) = self.values_quota.expired(now) {
             self.drop_value(ticket);
             swept = swept.saturating_add(1);
@@ -251,7 +265,9 @@ impl Store {
 
     /// Stops publishing a value of our own. What others hold of it goes when its time is over.
     pub fn forget(&mut self, key: &RecordKey) {
-        self.own_values.remove(key);
+        if self.own_values.remove(key).is_some() {
+            self.changes.note(key);
+        }
     }
 
     /// Whether we provide this key.
@@ -280,6 +296,7 @@ impl Store {
             refused: self.refused,
             replaced: self.replaced,
             expired: self.expired,
+            crowded: self.crowd.refused,
         }
     }
 
@@ -287,6 +304,7 @@ impl Store {
         if let Some((_, key)) = self.values_quota.give_back(ticket)
             && let Some(held) = self.values.remove(&key)
         {
+            self.changes.note(&held.record.key);
             self.value_bytes = self.value_bytes.saturating_sub(held.record.value.len());
         }
     }

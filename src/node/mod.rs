@@ -130,6 +130,9 @@ impl Node {
             kad_mode: settings.kad_mode,
         };
         let (mut driver, handle) = Driver::new(swarm, driver_config, libp2p_metrics);
+        if let Some(db) = &db {
+            driver.restore(db.dht().await.map_err(|e| StartError::new(ErrorCode::StorageFailed, e.to_string()))?);
+        }
         for addr in &settings.listen {
             ports::check_free(addr).map_err(StartError::listen)?;
             driver.listen(addr.clone()).map_err(StartError::listen)?;

@@ -15,6 +15,7 @@
 //! Tables carry a version in their name ([`tables`]); the way from one schema to the next is in [`migrations`].
 
 mod bans;
+mod dht;
 mod migrations;
 mod open;
 mod tables;
@@ -30,6 +31,7 @@ use quelea_behaviours::bans::{Ban, Subject};
 use redb::{Database, ReadTransaction, ReadableDatabase as _};
 use tokio::sync::{mpsc, oneshot};
 
+pub(crate) use dht::{DhtSaved, DhtWrite};
 pub use open::OpenError;
 pub use tables::{PeerRow, Source};
 use writer::{Job, Write};

@@ -1,4 +1,4 @@
-//! The tables and the rows in them.
+//! The tables and the rows in them. Those of the DHT are in [`super::dht`].
 //!
 //! | table              | key                  | value                                                                     |
 //! |--------------------|----------------------|---------------------------------------------------------------------------|

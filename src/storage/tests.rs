@@ -299,3 +299,34 @@ proptest::proptest! {
         let _ = PeerRow::decode(&noise, &row.encode());
     }
 }
+
+#[tokio::test]
+async fn the_dht_comes_back_as_it_was_left() {
+    let (_dir, path, db) = temp_db();
+    let (source, routed) = (peer(), peer());
+    let addrs: Vec<Multiaddr> = vec!["/ip4/192.0.2.1/tcp/1".parse().unwrap(), "/dns4/a/tcp/2".parse().unwrap()];
+    for write in [
+        DhtWrite::Own { key: vec![9], row: Some((1, vec![])) },
+        DhtWrite::ClearValues,
+        DhtWrite::Own { key: vec![1], row: Some((u64::MAX, vec![7; 1024])) },
+        DhtWrite::Own { key: vec![2], row: Some((5, vec![])) },
+        DhtWrite::Own { key: vec![2], row: None },
+        DhtWrite::Held { key: vec![3], row: Some((source, 6, vec![8])) },
+        DhtWrite::Held { key: vec![4], row: None },
+        DhtWrite::Provided { key: vec![5], since: Some(1) },
+        DhtWrite::Routing { peer: source, addrs: Some(addrs.clone()) },
+        DhtWrite::Routing { peer: source, addrs: None },
+        DhtWrite::Routing { peer: routed, addrs: Some(addrs.clone()) },
+    ] {
+        db.try_dht(write).unwrap();
+    }
+    db.close().await.unwrap();
+    let saved = Db::open(&path, quiet()).unwrap().dht().await.unwrap();
+    let expected = DhtSaved {
+        own: vec![(vec![1], u64::MAX, vec![7; 1024])],
+        held: vec![(vec![3], source, 6, vec![8])],
+        provided: vec![vec![5]],
+        routing: vec![(routed, addrs)],
+    };
+    assert_eq!(saved, expected);
+}

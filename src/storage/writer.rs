@@ -5,7 +5,7 @@ use std::time::Instant;
 use redb::{Database, Durability};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{CommitObserver, PeerRow, Shared, WriteError, bans, tables};
+use super::{CommitObserver, DhtWrite, PeerRow, Shared, WriteError, bans, dht, tables};
 
 /// Writes that share one commit at most. It bounds what one failed commit takes with it.
 const BATCH_MAX: usize = 256;
@@ -25,6 +25,7 @@ pub(super) enum Write {
     Peer(PeerRow),
     OwnAnnouncement { seq: u64, raw: Vec<u8> },
     Ban(bans::Change),
+    Dht(DhtWrite),
 }
 
 /// Runs until [`Job::Close`], or until every [`super::Db`] is gone.
@@ -118,6 +119,10 @@ fn commit(database: &Database, writes: Vec<Write>) -> Result<Committed, redb::Er
                 }
                 Write::Peer(row) => {
                     changed |= tables::record_peer(&mut peers, row)?;
+                    Ok(())
+                }
+                Write::Dht(write) => {
+                    changed |= dht::apply(&txn, write)?;
                     Ok(())
                 }
                 Write::OwnAnnouncement { seq, raw } => {

@@ -202,6 +202,8 @@ impl Asked {
 pub(super) struct Questions {
     pub(super) asked: HashMap<QueryId, Asked>,
     pub(super) tallies: [Tally; Kind::ALL.len()],
+    /// How often the routing table had no room, as far as it has been counted.
+    pub(super) crowded: u64,
 }
 
 impl Questions {

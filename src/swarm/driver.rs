@@ -12,7 +12,10 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use super::{
     command::Command, dispatch, events::SwarmNotice, handle::Handle, on, state::State, validation::Validation,
 };
-use crate::{storage::Db, telemetry::Telemetry};
+use crate::{
+    storage::{Db, DhtSaved},
+    telemetry::Telemetry,
+};
 
 /// Notices kept for slow watchers.
 const NOTICE_BUFFER: usize = 256;
@@ -92,6 +95,11 @@ impl Driver {
         (driver, handle)
     }
 
+    /// Takes back what the DHT had when the node stopped.
+    pub(crate) fn restore(&mut self, saved: DhtSaved) {
+        super::on::keep::restore(self, saved);
+    }
+
     /// Opens a listener; its addresses follow as notices.
     pub(crate) fn listen(&mut self, addr: Multiaddr) -> Result<(), String> {
         self.swarm.listen_on(addr.clone()).map(|_| ()).map_err(|e| format!("cannot listen on {addr}: {}", causes(&e)))
@@ -150,6 +158,7 @@ impl Driver {
         while let Ok(command) = self.commands.try_recv() {
             dispatch::command(&mut self, command);
         }
+        super::on::keep::last(&mut self);
         if self.swarm.behaviour().announce.local().is_some() {
             // The tombstone is on its way to neighbours.
             let flush = async {

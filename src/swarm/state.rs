@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     dht::Questions,
     handle::{AnnouncementError, ConnectError, OpenStreamError},
+    on::keep::Kept,
     pending::Pending,
 };
 
@@ -104,6 +105,7 @@ pub(super) struct State {
     pub(super) fetches: Pending<quelea_announce::FetchId, Result<Option<SignedAnnouncement>, AnnouncementError>>,
     pub(super) queries: HashMap<QueryId, ProviderQuery>,
     pub(super) dht: Questions,
+    pub(super) kept: Kept,
     pub(super) book: Book,
     pub(super) guard: Guard,
     pub(super) conduct: Conduct,
@@ -126,6 +128,7 @@ impl State {
             fetches: Pending::new(MAX_PENDING),
             queries: HashMap::new(),
             dht: Questions::default(),
+            kept: Kept::default(),
             book: Book::default(),
             guard: Guard::default(),
             conduct: Conduct::default(),

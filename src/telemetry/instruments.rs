@@ -49,6 +49,8 @@ pub(super) struct Instruments {
     pub(super) hop: Histogram<f64>,
     pub(super) db_commit: Histogram<f64>,
     pub(super) channel_full: Counter<u64>,
+    pub(super) dht_republished: Counter<u64>,
+    pub(super) dht_refused: Counter<u64>,
     pub(super) rate_limited: Counter<u64>,
     pub(super) tasks_panicked: Counter<u64>,
 }
@@ -107,6 +109,14 @@ impl Instruments {
                 &STAGE_BOUNDS,
             ),
             db_commit: seconds("quelea_db_commit_duration", "Time of one database commit", &COMMIT_BOUNDS),
+            dht_republished: counter(
+                "quelea_dht_republish",
+                "Values and provider records of this node that were published again, by whether they reached anybody",
+            ),
+            dht_refused: counter(
+                "quelea_dht_refused",
+                "Records, and peers for the routing table, that this node did not take, by the reason",
+            ),
             channel_full: counter("quelea_channel_full", "Items that a bounded queue had no place for, by queue"),
             rate_limited: counter(
                 "quelea_rate_limited",

@@ -13,6 +13,7 @@ use std::{
 use opentelemetry::{KeyValue, metrics::MeterProvider as _};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::TextEncoder;
+use quelea_behaviours::store::Refusal;
 
 use super::{
     health::Health,
@@ -20,6 +21,12 @@ use super::{
     libp2p_text,
     stats::{ModelLabel, NodeStats},
 };
+
+/// How publishing again ends.
+const REPUBLISHED: [&str; 2] = ["ok", "failed"];
+
+/// Why an address does not enter the routing table.
+const ADDRESS_GROUP: &str = "address_group";
 
 /// The content type of a scrape.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -195,6 +202,12 @@ impl Metrics {
         instruments::observe(&meter, build, stats, health);
         // Counters that alert on their first increase have to exist before it.
         instruments.tasks_panicked.add(0, &[]);
+        for result in REPUBLISHED {
+            instruments.dht_republished.add(0, &[KeyValue::new("result", result)]);
+        }
+        for reason in Refusal::ALL.map(Refusal::label).into_iter().chain([ADDRESS_GROUP]) {
+            instruments.dht_refused.add(0, &[KeyValue::new("reason", reason)]);
+        }
         for scope in RATE_SCOPES {
             instruments.rate_limited.add(0, &[KeyValue::new("scope", scope)]);
         }
@@ -307,6 +320,25 @@ impl Metrics {
     pub fn channel_full_if(&self, full: bool, name: &'static str) {
         if full {
             self.channel_full(name);
+        }
+    }
+
+    /// A value or a provider record of ours was published again; whether it reached anybody.
+    pub fn dht_republished(&self, reached: bool) {
+        let [ok, failed] = REPUBLISHED;
+        let result = if reached { ok } else { failed };
+        self.inner.instruments.dht_republished.add(1, &[KeyValue::new("result", result)]);
+    }
+
+    /// A record of another peer was not taken.
+    pub fn dht_refused(&self, why: Refusal) {
+        self.inner.instruments.dht_refused.add(1, &[KeyValue::new("reason", why.label())]);
+    }
+
+    /// So many addresses were kept out of the routing table because their range has its share.
+    pub fn dht_group_full(&self, count: u64) {
+        if count > 0 {
+            self.inner.instruments.dht_refused.add(count, &[KeyValue::new("reason", ADDRESS_GROUP)]);
         }
     }
 

@@ -182,6 +182,8 @@ fn the_scrape_holds_the_catalogue_and_no_more_labels() {
         ("quelea_gossip_dedup_bytes", "gauge"),
         ("quelea_gossip_dedup_fill_ratio", "gauge"),
         ("quelea_gossip_dedup_false_positive_ratio", "gauge"),
+        ("quelea_dht_republish_total", "counter"),
+        ("quelea_dht_refused_total", "counter"),
         ("quelea_tasks_panicked_total", "counter"),
         ("libp2p_swarm_connections_incoming_total", "counter"),
         ("libp2p_swarm_dial_attempt_total", "counter"),

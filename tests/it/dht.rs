@@ -1,8 +1,9 @@
 //! Values, providers and peers in the DHT, through commands.
 
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::harness::{Daemon, Ended, Launch, until};
+use crate::harness::{Daemon, Ended, Launch, tempdir, until};
 
 /// A node to start from, a second one that serves the DHT, and one that only asks.
 async fn three() -> [Daemon; 3] {
@@ -100,4 +101,50 @@ async fn every_way_to_fail_has_its_code() {
     let few = dht(&second, &["put", "k", "v", "--quorum", "3", "--json"]).await.expect(6);
     assert!(few.stderr.contains("QUE-2102") && few.stderr.contains("1 of 3"), "{}", few.stderr);
     assert_eq!(dht(&alone, &["get", "k"]).await.expect(0).stdout, "v", "what reached one is there");
+}
+
+/// Ends a daemon politely, as its supervisor would.
+async fn stop(node: Daemon) {
+    node.signal(Signal::TERM);
+    node.end().await.expect(0);
+}
+
+#[tokio::test]
+async fn a_node_that_restarts_goes_on_publishing_and_holding() {
+    let [boot_home, putter_home] = [tempdir(), tempdir()];
+    // Over TCP alone: a port that is closed says so at once.
+    let launch = || Launch::new().listen("/ip4/127.0.0.1/tcp/0");
+    let boot = launch().home(boot_home.path()).start().await;
+    let putter = launch().home(putter_home.path()).bootstrap(&boot).start().await;
+    until_peers(&putter, 1).await;
+    dht(&putter, &["put", "kept", "still here"]).await.expect(0);
+    dht(&putter, &["put", "given-up", "gone"]).await.expect(0);
+    dht(&putter, &["delete", "given-up"]).await.expect(0);
+    dht(&putter, &["provide", "pictures"]).await.expect(0);
+    until("two values held", async || (stats(&boot).await["records"]["held"] == 2).then_some(())).await;
+    stop(putter).await;
+    stop(boot).await;
+
+    // What others put is still held.
+    let boot = launch().home(boot_home.path()).start().await;
+    assert_eq!(stats(&boot).await["records"]["held"], 2);
+    assert_eq!(dht(&boot, &["get", "kept"]).await.expect(0).stdout, "still here");
+
+    // A node that nobody has ever told of it hears of it from the putter, which has not been asked again.
+    let fresh = launch().start().await;
+    let putter = launch().home(putter_home.path()).bootstrap(&fresh).start().await;
+    let own = stats(&putter).await;
+    assert_eq!((&own["records"]["own"], &own["providers"]["own"]), (&1.into(), &0.into()), "{own}");
+    until("the value where it never was", async || (stats(&fresh).await["records"]["held"] == 1).then_some(())).await;
+    until("the provider record", async || (stats(&fresh).await["providers"]["held"] == 1).then_some(())).await;
+    assert!(putter.metric("quelea_dht_republish_total", "result=\"ok\"").await >= 2.0);
+}
+
+#[tokio::test]
+async fn a_value_ends_when_its_time_is_over() {
+    let [_boot, server, asker] = three().await;
+    dht(&server, &["put", "brief", "now", "--ttl", "3s"]).await.expect(0);
+    assert_eq!(dht(&asker, &["get", "brief"]).await.expect(0).stdout, "now");
+    until("the end of a value", async || (dht(&asker, &["get", "brief"]).await.code == Some(5)).then_some(())).await;
+    until("the end at home", async || (stats(&server).await["records"]["own"] == 0).then_some(())).await;
 }

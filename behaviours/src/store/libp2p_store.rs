@@ -36,13 +36,14 @@ impl RecordStore for Store {
         if let Some(ticket) = self.values.get(&record.key).map(|held| held.ticket) {
             self.drop_value(ticket);
         }
+        self.changes.note(&record.key);
         let published = Some(Instant::now());
         self.own_values.insert(record.key.clone(), OwnValue { record, sequence: standing.sequence, published });
         Ok(())
     }
 
     fn remove(&mut self, key: &RecordKey) {
-        self.own_values.remove(key);
+        self.forget(key);
         if let Some(ticket) = self.values.get(key).map(|held| held.ticket) {
             self.drop_value(ticket);
         }

@@ -308,3 +308,87 @@ fn an_own_value_with_an_end_goes_at_its_end() {
     assert_eq!(store.due(now, 9 * SECOND, 9), [value(2)]);
     assert_eq!(store.due(now, 9 * SECOND, 0), []);
 }
+
+/// What is on disk of one key: our own value, and another peer's.
+type Written = (Option<(u64, Vec<u8>)>, Option<(PeerId, u64, Vec<u8>)>);
+
+proptest! {
+    #[test]
+    fn what_is_written_down_is_what_is_held(ops in proptest::collection::vec(op(), 0..200), takes in proptest::collection::vec(0_usize..6, 0..40)) {
+        let (mut store, local) = store();
+        store.track_changes();
+        let (start, start_ms) = (Instant::now(), unix_ms());
+        let mut disk: HashMap<Vec<u8>, Written> = HashMap::new();
+        let mut takes = takes.into_iter();
+        let peers: Vec<PeerId> = (0..8).map(|_| PeerId::random()).collect();
+        let mut write = |store: &mut Store, limit: usize| {
+            for change in store.take_changes(limit, start, start_ms) {
+                match change {
+                    Change::Clear => disk.clear(),
+                    Change::Key { key, own: None, held: None } => { disk.remove(&key); }
+                    Change::Key { key, own, held } => { disk.insert(key, (own, held)); }
+                }
+            }
+            disk.clone()
+        };
+        for op in ops {
+            match op {
+                Op::Put { who, what } => { let _ = store.put_from(peers[who], value(what), start); }
+                Op::OwnPut(what) => { let _ = store.put(value(what)); }
+                Op::Remove(what) => store.remove(&user(what)),
+                Op::Wait(seconds) => {
+                    store.sweep(start + 3600 * SECOND * u32::try_from(seconds).unwrap());
+                }
+                Op::Provide { .. } | Op::OwnProvide(_) | Op::Unprovide { .. } => {
+                    if let Some(limit) = takes.next() {
+                        write(&mut store, limit);
+                    }
+                }
+            }
+        }
+        let disk = write(&mut store, usize::MAX);
+        prop_assert_eq!(disk.values().filter(|(own, _)| own.is_some()).count(), store.stats().own_values);
+        prop_assert_eq!(disk.values().filter(|(_, held)| held.is_some()).count(), store.stats().values);
+        let mut again = Store::new(local, network(), limits());
+        for (key, (own, held)) in disk {
+            if let Some((until, value)) = own {
+                prop_assert!(again.restore_own(key.clone(), until, value, start, start_ms));
+            }
+            if let Some((source, until, value)) = held {
+                prop_assert!(again.restore_held(key, source, until, value, start, start_ms));
+            }
+        }
+        let (before, after) = (store.stats(), again.stats());
+        prop_assert_eq!((before.values, before.own_values, before.value_bytes), (after.values, after.own_values, after.value_bytes));
+        prop_assert_eq!(again.due(start, SECOND, 99).len(), after.own_values);
+    }
+}
+
+#[test]
+fn notes_of_changes_are_bounded_and_then_everything_is_told() {
+    let (mut store, _) = store();
+    let now = Instant::now();
+    for n in 0..1000 {
+        store.put(value(n % 20)).unwrap();
+        store.remove(&user(n % 20));
+        store.put(Record::new(RecordKey::from(format!("/quelea/user/gone{n}").into_bytes()), vec![])).unwrap();
+        store.remove(&RecordKey::from(format!("/quelea/user/gone{n}").into_bytes()));
+    }
+    assert!(store.take_changes(9, now, 0).is_empty(), "nobody asked for notes");
+    store.track_changes();
+    store.put(value(1)).unwrap();
+    for n in 0..1000 {
+        let key = RecordKey::from(format!("/quelea/user/gone{n}").into_bytes());
+        store.put(Record::new(key.clone(), vec![])).unwrap();
+        store.remove(&key);
+    }
+    let told = store.take_changes(usize::MAX, now, 0);
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(told[0], Change::Clear);
+    let own = Some((FOREVER, value(1).value));
+    assert_eq!(told[1], Change::Key { key: user(1).to_vec(), own, held: None });
+    store.not_taken(&told[1]);
+    assert_eq!(store.take_changes(9, now, 0), told[1..]);
+    store.not_taken(&told[0]);
+    assert_eq!(store.take_changes(9, now, 0), told);
+}

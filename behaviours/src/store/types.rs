@@ -81,6 +81,37 @@ pub enum Refusal {
     Expired,
 }
 
+impl Refusal {
+    /// Every reason, for metrics that show zeros.
+    pub const ALL: [Self; 9] = [
+        Self::KeyTooLong,
+        Self::ValueTooLong,
+        Self::Namespace,
+        Self::Invalid,
+        Self::Stale,
+        Self::Own,
+        Self::Rate,
+        Self::Quota,
+        Self::Expired,
+    ];
+
+    /// The reason as a label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::KeyTooLong => "key_too_long",
+            Self::ValueTooLong => "value_too_long",
+            Self::Namespace => "namespace",
+            Self::Invalid => "invalid",
+            Self::Stale => "stale",
+            Self::Own => "own",
+            Self::Rate => "rate",
+            Self::Quota => "quota",
+            Self::Expired => "expired",
+        }
+    }
+}
+
 /// What the store holds and has done, for metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StoreStats {
@@ -104,4 +135,6 @@ pub struct StoreStats {
     pub replaced: u64,
     /// Records that expired since the start.
     pub expired: u64,
+    /// Peers and addresses that were kept out of the routing table since the start, because their group has its share.
+    pub crowded: u64,
 }

@@ -109,7 +109,7 @@ impl Node {
         let SwarmEvent::Behaviour(event) = event else { return };
         match event {
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
-                learn(&mut self.swarm.behaviour_mut().kad, peer_id, &info);
+                learn(&mut self.swarm.behaviour_mut().kad, peer_id, &info, None);
             }
             BehaviourEvent::Kad(libkad::Event::InboundRequest { request }) => {
                 kad::receive(&mut self.swarm.behaviour_mut().kad, request);

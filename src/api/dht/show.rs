@@ -125,6 +125,7 @@ pub(super) fn stats(stats: &DhtStats) -> Value {
             "refused": store.refused,
             "replaced": store.replaced,
             "expired": store.expired,
+            "crowded": store.crowded,
         },
         "queries_running": stats.running,
         "queries": queries,

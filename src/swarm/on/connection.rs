@@ -97,7 +97,7 @@ pub(crate) fn bootstrap(driver: &mut Driver, peer: PeerId, addr: Multiaddr) {
 
 /// A peer that somebody says is at `addr`.
 pub(crate) fn discovered(driver: &mut Driver, peer: PeerId, addr: Multiaddr) -> Result<(), String> {
-    quelea_behaviours::kad::insert(&mut driver.swarm.behaviour_mut().kad, peer, std::slice::from_ref(&addr));
+    quelea_behaviours::kad::insert(&mut driver.swarm.behaviour_mut().kad, peer, std::slice::from_ref(&addr), None);
     let opts = DialOpts::peer_id(peer)
         .condition(PeerCondition::DisconnectedAndNotDialing)
         .addresses(vec![addr])

@@ -71,7 +71,8 @@ fn start(driver: &mut Driver, ask: Ask) -> Result<Started, DhtError> {
             (driver.swarm.behaviour_mut().kad.get_record(key.into()), gathering)
         }
         Ask::Provide { key } => {
-            let id = driver.swarm.behaviour_mut().kad.start_providing(key.into()).map_err(refused)?;
+            let id = driver.swarm.behaviour_mut().kad.start_providing(key.clone().into()).map_err(refused)?;
+            super::keep::provided(driver, &key, true);
             (id, Gathering::Provide)
         }
         Ask::Providers { key } => {
@@ -274,6 +275,7 @@ pub(super) fn tick(driver: &mut Driver, now: Instant) {
 
 /// Stops publishing what is ours under `key`. Says whether there was a value, and whether we provided it.
 pub(crate) fn delete(driver: &mut Driver, key: Vec<u8>, reply: oneshot::Sender<(bool, bool)>) {
+    super::keep::provided(driver, &key, false);
     let kad = &mut driver.swarm.behaviour_mut().kad;
     let key = key.into();
     let (value, provided) = (kad.store_mut().is_own(&key), kad.store_mut().provides(&key));

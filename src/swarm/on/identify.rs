@@ -12,6 +12,9 @@ pub(crate) fn event(driver: &mut Driver, event: identify::Event) {
     if let Some(peer) = driver.state.peers.get_mut(&peer_id) {
         peer.agent = Some(info.agent_version.chars().filter(|c| !c.is_control()).take(64).collect());
     }
-    quelea_behaviours::identify::learn(&mut driver.swarm.behaviour_mut().kad, peer_id, &info);
+    let connected = driver.state.peers.get(&peer_id);
+    let from = connected.and_then(|peer| peer.connections.values().next().cloned());
+    let kad = &mut driver.swarm.behaviour_mut().kad;
+    quelea_behaviours::identify::learn(kad, peer_id, &info, from.as_ref());
     remember(driver, peer_id, dialable(&peer_id, &info.listen_addrs));
 }

@@ -7,9 +7,10 @@ use std::{
 
 use libp2p::{
     PeerId,
-    kad::{self, GetProvidersOk, InboundRequest, QueryResult},
+    kad::{self, GetProvidersOk, InboundRequest, QueryId, QueryResult, QueryStats},
     swarm::dial_opts::{DialOpts, PeerCondition},
 };
+use quelea_behaviours::kad::{Inbound, holders};
 use tokio::sync::mpsc;
 
 use crate::swarm::{
@@ -61,12 +62,22 @@ pub(crate) fn event(driver: &mut Driver, event: kad::Event) {
                 let (state, provider) = (&driver.state, record.provider);
                 record.addresses.retain(|addr| state.may_claim(&provider, addr));
             }
-            // What became of it shows in the store's figures.
-            quelea_behaviours::kad::receive(&mut driver.swarm.behaviour_mut().kad, request);
+            if let Inbound::Refused(why) =
+                quelea_behaviours::kad::receive(&mut driver.swarm.behaviour_mut().kad, request)
+            {
+                driver.config.telemetry.metrics.dht_refused(why);
+            }
+            return;
+        }
+        kad::Event::RoutingUpdated { peer, .. } => {
+            quelea_behaviours::kad::enforce(&mut driver.swarm.behaviour_mut().kad, &peer);
             return;
         }
         _ => return,
     };
+    if step.last {
+        published(driver, id, &result, &stats);
+    }
     if super::dht::progressed(driver, id, &result, &stats, step.last) {
         return;
     }
@@ -80,6 +91,32 @@ pub(crate) fn event(driver: &mut Driver, event: kad::Event) {
     }
     if step.last {
         driver.state.queries.remove(&id);
+    }
+}
+
+/// What became of a value or a provider record of ours. What reached nobody is published again soon.
+fn published(driver: &mut Driver, id: QueryId, result: &QueryResult, stats: &QueryStats) {
+    let (key, reached, is_value) = match result {
+        QueryResult::PutRecord(put) => {
+            let key = put.as_ref().map_or_else(|error| error.key(), |put| &put.key);
+            (key.clone(), holders(put) > 0, true)
+        }
+        QueryResult::StartProviding(done) | QueryResult::RepublishProvider(done) => {
+            let key = done.as_ref().map_or_else(|error| error.key(), |done| &done.key);
+            (key.clone(), done.is_ok() && stats.num_successes() > 0, false)
+        }
+        _ => return,
+    };
+    if !driver.state.dht.asked.contains_key(&id) {
+        driver.config.telemetry.metrics.dht_republished(reached);
+    }
+    if reached {
+        return;
+    }
+    if is_value {
+        driver.swarm.behaviour_mut().kad.store_mut().unpublished(&key);
+    } else {
+        super::keep::provide_later(driver, key.to_vec());
     }
 }
 
@@ -110,6 +147,7 @@ pub(crate) fn tick(driver: &mut Driver, now: Instant) {
         }
     }
     super::dht::tick(driver, now);
+    super::keep::tick(driver, now);
     let kad = &mut driver.swarm.behaviour_mut().kad;
     if now >= driver.next_republish {
         quelea_behaviours::kad::republish(kad, now);
@@ -118,6 +156,9 @@ pub(crate) fn tick(driver: &mut Driver, now: Instant) {
     let known: usize = driver.swarm.behaviour_mut().kad.kbuckets().map(|bucket| bucket.num_entries()).sum();
     driver.config.telemetry.stats.peers_known.set(u64::try_from(known).unwrap_or(u64::MAX));
     let stats = driver.swarm.behaviour_mut().kad.store_mut().stats();
+    let crowded = stats.crowded.saturating_sub(driver.state.dht.crowded);
+    driver.config.telemetry.metrics.dht_group_full(crowded);
+    driver.state.dht.crowded = stats.crowded;
     let records = stats.values + stats.own_values + stats.providers + stats.own_providers;
     driver.config.telemetry.stats.dht_records.set(u64::try_from(records).unwrap_or(u64::MAX));
 }

@@ -8,6 +8,7 @@ pub(super) mod exchange;
 pub(super) mod gossip;
 pub(super) mod identify;
 pub(super) mod kad;
+pub(super) mod keep;
 pub(super) mod mdns;
 pub(super) mod nat;
 pub(super) mod ping;
