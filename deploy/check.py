@@ -25,7 +25,7 @@ import yaml
 
 PEER = "12D3KooWCQK8PtU4hnBjAoYYJLYT3vEsXnKVzvHBcTYqk5XFNTyS"
 # What the documentation's examples leave open, and something to try in its place.
-PLACEHOLDERS = {"ADDR": f"/ip4/203.0.113.7/tcp/8468/p2p/{PEER}", "COMMAND": "status"}
+PLACEHOLDERS = {"ADDR": f"/ip4/203.0.113.7/tcp/8468/p2p/{PEER}", "COMMAND": "status", "PEER": PEER}
 
 # Instructions, and keys of a compose service, that we use. Another one is a slip until it is added here.
 INSTRUCTIONS = set("ARG FROM WORKDIR COPY RUN USER ENV VOLUME EXPOSE HEALTHCHECK ENTRYPOINT CMD".split())

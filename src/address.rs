@@ -1,6 +1,7 @@
 //! Multiaddrs that people type: what is wrong with one is named part by part.
 
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
+use quelea_behaviours::scope::{self, Scope};
 
 /// What a right one looks like.
 const EXAMPLE: &str = "/ip4/203.0.113.7/tcp/8468/p2p/12D3KooWCQK8PtU4hnBjAoYYJLYT3vEsXnKVzvHBcTYqk5XFNTyS";
@@ -67,18 +68,14 @@ pub(crate) fn parse_peer_address(given: &str) -> Result<PeerAddress, AddressErro
 
 /// Whether an address can only lead to this machine or its own networks.
 pub(crate) fn is_private(addr: &Multiaddr) -> bool {
-    addr.iter().all(|part| match part {
-        Protocol::Ip4(ip) => ip.is_loopback() || ip.is_private() || ip.is_link_local() || ip.is_unspecified(),
-        Protocol::Ip6(ip) => {
-            ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unique_local() || ip.is_unspecified()
-        }
-        Protocol::Dns(name) | Protocol::Dns4(name) | Protocol::Dns6(name) => {
+    match addr.iter().next() {
+        Some(Protocol::Dns(name) | Protocol::Dns4(name) | Protocol::Dns6(name)) => {
             // A bare host name (a container, "localhost") resolves only inside its own network.
             !name.contains('.') || name.ends_with(".local") || name.ends_with(".internal")
         }
-        Protocol::Dnsaddr(_) => false,
-        _ => true,
-    })
+        Some(Protocol::Dnsaddr(_)) => false,
+        _ => scope::of(addr) != Some(Scope::World),
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use quelea_wire::NetworkId;
 
-use crate::{prefixes::PrefixLimits, store::StoreLimits};
+use crate::{peers::dialler::OUTBOUND, prefixes::PrefixLimits, store::StoreLimits};
 
 /// Connections being negotiated from outside. A handshake takes a round trip or two; 64 at once admit hundreds of peers a
 /// second. When one more comes, the one that has taken longest gives way, so that those who never finish keep nobody out.
@@ -139,6 +139,9 @@ pub struct Config {
     pub mdns: bool,
     /// How it takes part in the DHT.
     pub kad_mode: KadMode,
+    /// How many connections it chooses and keeps; see [`OUTBOUND`](crate::peers::dialler::OUTBOUND). 0 for a node that only
+    /// asks.
+    pub outbound: usize,
     /// How long it believes that a peer provides a key.
     pub provider_ttl: Duration,
     /// How long it keeps a connection that nobody uses.
@@ -162,6 +165,7 @@ impl Config {
             upnp: false,
             mdns: false,
             kad_mode: KadMode::default(),
+            outbound: OUTBOUND,
             provider_ttl: PROVIDER_TTL,
             idle_timeout: IDLE_CONNECTION_TIMEOUT,
             autonat_probe_interval: AUTONAT_PROBE_INTERVAL,

@@ -9,7 +9,7 @@ use libp2p::{
     upnp,
 };
 
-use crate::{gossip, identify, inbound, kad, prefixes};
+use crate::{gossip, identify, inbound, kad, peers, prefixes};
 
 /// A node's behaviour; see [`build_swarm`](crate::build_swarm).
 #[derive(NetworkBehaviour)]
@@ -31,6 +31,8 @@ pub struct Behaviour {
     pub announce: quelea_announce::Behaviour,
     /// Tells peers of peers, and hears of them, in signed records.
     pub exchange: quelea_exchange::Behaviour,
+    /// Remembers peers, and keeps a few connections that we chose.
+    pub peers: peers::Behaviour,
     /// Tells peers our addresses and protocols, and learns theirs.
     pub identify: identify::Behaviour,
     /// Keeps lines alive and measures round trips.

@@ -167,6 +167,7 @@ fn behaviour(
         shard: quelea_shard::Behaviour::new(quelea_shard::Config::new(config.network)),
         announce: quelea_announce::Behaviour::new(config.network),
         exchange: quelea_exchange::Behaviour::new(keypair.clone(), peers::exchange_config(config)),
+        peers: peers::Behaviour::new(local, config.outbound, rand::random()),
         identify: identify::new(keypair, config),
         ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
         kad: kad::new(local, config),

@@ -10,6 +10,7 @@
 //! | `POST /api/v1/broadcast` | says a line to every node; see [`broadcast`] |
 //! | `POST /api/v1/infer` | a stream of [`InferEvent`]s, one JSON object a line |
 //! | `/api/v1/dht/*` | see `dht` |
+//! | `/api/v1/peers*`, `/api/v1/bootstrap*` | see `peers` |
 //!
 //! Errors are `{"error": {"code", "message", "hint", "retryable"}}` with a fitting status. A request whose client goes
 //! away is cancelled at every stage.
@@ -19,6 +20,7 @@ mod bans;
 mod broadcast;
 mod dht;
 mod events;
+mod peers;
 mod stats;
 
 use std::{future::Future, io, path::Path, sync::Arc};
@@ -43,6 +45,7 @@ use tokio::{
 use crate::{
     inference::{Asker, EVENT_QUEUE, InferError, InferEvent, InferRequest},
     node::full_addresses,
+    storage::Db,
     telemetry::Telemetry,
 };
 
@@ -54,11 +57,13 @@ const BODY_MAX: usize = 4 << 20;
 pub(crate) struct ApiState {
     asker: Arc<Asker>,
     telemetry: Telemetry,
+    /// A node that keeps nothing has none.
+    db: Option<Db>,
 }
 
 impl ApiState {
-    pub(crate) fn new(asker: Arc<Asker>, telemetry: Telemetry) -> Self {
-        Self { asker, telemetry }
+    pub(crate) fn new(asker: Arc<Asker>, telemetry: Telemetry, db: Option<Db>) -> Self {
+        Self { asker, telemetry, db }
     }
 }
 
@@ -72,6 +77,7 @@ fn router(state: ApiState) -> Router {
         .route("/api/v1/infer", post(infer))
         .merge(dht::routes())
         .merge(bans::routes())
+        .merge(peers::routes())
         .fallback(|| async { failure(StatusCode::NOT_FOUND, &InferError::new(ErrorCode::Usage, "no such route")) })
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(state)
@@ -176,6 +182,8 @@ async fn status(State(state): State<ApiState>) -> Json<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "addresses": full_addresses(&plane.handle).await,
         "health": state.telemetry.health.report().to_json(),
+        "peers_connected": peers.len(),
+        "peers_known": snapshot.as_ref().map(|s| s.known),
         "peers": peers,
         "serves": serves,
         "announced": known,

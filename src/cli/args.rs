@@ -16,7 +16,7 @@ pub(crate) use self::{
     bench::{BenchCommand, BenchModelArgs, TransportArg},
     compute::{ComputeArgs, LogitsArgs},
     dht::DhtCommand,
-    peers::{BanArgs, PeersCommand},
+    peers::{BanArgs, BootstrapCommand, PeerSort, PeersCommand},
     sampling::SamplingArgs,
     swarm::{BroadcastArgs, EventsArgs},
 };
@@ -80,15 +80,21 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Ask a model that the swarm holds
     Infer(InferArgs),
-    /// This node's peer id and addresses
-    #[command(after_help = "Examples:\n  quelea id\n  quelea id --json")]
-    Id,
+    /// This node's peer id and addresses, or what is known of another
+    #[command(after_help = "Examples:\n  quelea id\n  quelea id --json\n  quelea id 12D3KooW…")]
+    Id {
+        /// Another node's peer id
+        peer: Option<String>,
+    },
     /// What the node is doing: peers, spans, sessions
     #[command(after_help = "Examples:\n  quelea status\n  quelea status --json")]
     Status,
-    /// Peers that are refused
+    /// The peers this node is connected to, remembers, or refuses
     #[command(subcommand)]
     Peers(PeersCommand),
+    /// Peers that the node starts from, besides those of --bootstrap
+    #[command(subcommand)]
+    Bootstrap(BootstrapCommand),
     /// The node's counters: traffic, requests, gossip, queues, limits
     #[command(after_help = "Examples:\n  quelea stats\n  quelea stats --json")]
     Stats,

@@ -15,6 +15,7 @@ mod infer;
 mod make;
 mod model;
 mod output;
+mod peers;
 mod stats;
 mod status;
 
@@ -24,7 +25,7 @@ use clap::Parser;
 use quelea_wire::ErrorCode;
 
 use self::{
-    args::{BenchCommand, Cli, Command, PeersCommand},
+    args::{BenchCommand, Cli, Command},
     exit::CliError,
 };
 use crate::telemetry::logging::{self, LogFormat};
@@ -59,11 +60,11 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Daemon(args) => Box::pin(daemon::run(global, *args)).await,
             Command::Demo(args) => Box::pin(demo::run(global, args)).await,
             Command::Infer(args) => Box::pin(infer::run(global, args)).await,
-            Command::Id => status::id(global).await,
+            Command::Id { peer: Some(peer) } => peers::info(global, &peer).await,
+            Command::Id { peer: None } => status::id(global).await,
+            Command::Bootstrap(command) => peers::bootstrap(global, command).await,
             Command::Status => status::status(global).await,
-            Command::Peers(PeersCommand::Ban(args)) => bans::ban(global, args).await,
-            Command::Peers(PeersCommand::Unban { subject }) => bans::unban(global, subject).await,
-            Command::Peers(PeersCommand::Bans) => bans::bans(global).await,
+            Command::Peers(command) => peers::run(global, command).await,
             Command::Stats => stats::run(global).await,
             Command::Events(args) => events::run(global, args).await,
             Command::Broadcast(args) => broadcast::run(global, args).await,

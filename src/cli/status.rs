@@ -49,9 +49,10 @@ pub(super) async fn status(global: &Global) -> Result<ExitCode, CliError> {
             served["kv_pages_cached"]
         ))?;
     }
+    data_line(&format!("peers     {} connected, {} known", answer["peers_connected"], answer["peers_known"]))?;
     let peers = list(&answer["peers"]);
     if peers.is_empty() {
-        return data_line("peers     none connected").map(|()| ExitCode::SUCCESS);
+        return Ok(ExitCode::SUCCESS);
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(["PEER", "AGENT", "RTT", "ADDRESS", "UP"]);

@@ -1,9 +1,9 @@
-//! Getting into the swarm and staying in it: the peers we were told to start from, and those we remember.
+//! Getting into the swarm and staying in it: the peers we were told to start from. Those we remember are the dialler's
+//! (`quelea_behaviours::peers`).
 
 use std::time::Duration;
 
-use futures::future::join_all;
-use libp2p::{Multiaddr, PeerId};
+use libp2p::PeerId;
 use quelea_wire::ErrorCode;
 use tokio::{
     sync::{broadcast, watch},
@@ -12,7 +12,7 @@ use tokio::{
 
 use super::Life;
 use crate::{
-    address::PeerAddress,
+    address::{PeerAddress, parse_peer_address},
     inference::InferError,
     storage::Db,
     swarm::{Handle, SwarmNotice},
@@ -29,40 +29,29 @@ const FIRST_CONTACT: Duration = Duration::from_secs(5);
 /// How long a passing peer waits: without any contact it cannot do anything.
 const REACH: Duration = Duration::from_secs(10);
 
-/// Remembered peers that are dialled at start, those seen last first.
-const REMEMBERED: usize = 16;
-
-/// Keeps a connection to one of the peers that the node was told to start from, or remembers when it was told of none,
-/// until the node stops. Any connection would not do: a few strangers that connect to us are not the swarm.
+/// Keeps a connection to one of the peers that the node was told to start from until the node stops. Any connection would not do: a few strangers that connect to us are not the swarm.
 pub(super) fn spawn(
     handle: &Handle,
     telemetry: &Telemetry,
     peers: Vec<PeerAddress>,
-    db: Option<Db>,
     notices: broadcast::Receiver<SwarmNotice>,
     stopping: watch::Receiver<Life>,
 ) {
     let state =
         if peers.is_empty() { (Status::Ok, "no bootstrap peers wanted") } else { (Status::Starting, "dialling") };
     telemetry.health.set(Component::Bootstrap, state.0, state.1);
-    tokio::spawn(keep_connected(handle.clone(), telemetry.clone(), peers, db, notices, stopping));
+    tokio::spawn(keep_connected(handle.clone(), telemetry.clone(), peers, notices, stopping));
 }
 
 async fn keep_connected(
     handle: Handle,
     telemetry: Telemetry,
     peers: Vec<PeerAddress>,
-    db: Option<Db>,
     mut notices: broadcast::Receiver<SwarmNotice>,
     mut stopping: watch::Receiver<Life>,
 ) {
-    let told = !peers.is_empty();
-    let remembered = remembered(&handle, db).await;
-    // Those remembered are tried as well, but do not stand for those that the operator named.
-    let starts: Vec<PeerId> = match peers.as_slice() {
-        [] => remembered.iter().map(|(peer, _)| *peer).collect(),
-        named => named.iter().map(|start| start.peer).collect(),
-    };
+    // Those remembered are dialled by the swarm itself, but do not stand for those that the operator named.
+    let starts: Vec<PeerId> = peers.iter().map(|start| start.peer).collect();
     if starts.is_empty() {
         return;
     }
@@ -76,7 +65,6 @@ async fn keep_connected(
             for start in &peers {
                 handle.bootstrap(start.peer, start.addr.clone()).await;
             }
-            dial(&handle, remembered.clone());
         }
         let wait = tokio::time::sleep(pause);
         tokio::pin!(wait);
@@ -85,7 +73,7 @@ async fn keep_connected(
                 () = &mut wait => break,
                 _ = stopping.wait_for(|life| *life != Life::Running) => return,
                 notice = notices.recv() => match notice {
-                    Ok(SwarmNotice::BootstrapFailed { peer, reason }) if told => {
+                    Ok(SwarmNotice::BootstrapFailed { peer, reason }) => {
                         tracing::warn!(%peer, %reason, "bootstrap peer not reached");
                         telemetry.health.set(Component::Bootstrap, Status::Degraded, format!("{peer}: {reason}"));
                     }
@@ -100,23 +88,16 @@ async fn keep_connected(
     }
 }
 
-/// Dials remembered peers, each at all its addresses. They are put into the routing table once they have answered and said
-/// where they are now: an address of yesterday may be somebody else's today.
-fn dial(handle: &Handle, remembered: Vec<(PeerId, Vec<Multiaddr>)>) {
-    let handle = handle.clone();
-    tokio::spawn(async move {
-        let dials = remembered.into_iter().map(|(peer, addrs)| handle.connect(peer, addrs));
-        for failed in join_all(dials).await.into_iter().filter_map(Result::err) {
-            tracing::debug!(error = %failed, "a remembered peer was not reached");
+/// The peers to start from: those the node was told of now, then those on the operator's list.
+pub(super) async fn starts(told: &[PeerAddress], db: &Db) -> Vec<PeerAddress> {
+    let mut starts = told.to_vec();
+    let listed = db.bootstrap_list().await.unwrap_or_default();
+    for start in listed.iter().filter_map(|(addr, _)| parse_peer_address(addr).ok()) {
+        if !starts.contains(&start) {
+            starts.push(start);
         }
-    });
-}
-
-async fn remembered(handle: &Handle, db: Option<Db>) -> Vec<(PeerId, Vec<Multiaddr>)> {
-    let Some(db) = db else { return Vec::new() };
-    let rows = db.peers().await.unwrap_or_default();
-    let usable = rows.into_iter().filter(|row| row.peer != handle.local()).take(REMEMBERED);
-    usable.map(|row| (row.peer, row.addrs)).collect()
+    }
+    starts
 }
 
 /// Gives the first contact a moment.

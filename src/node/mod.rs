@@ -35,8 +35,8 @@ use crate::{
         publish::Publisher,
         serve,
     },
-    storage::Db,
-    swarm::{Driver, DriverConfig, Handle},
+    storage::{Db, ReadError},
+    swarm::{Driver, DriverConfig, Handle, Remembered},
     telemetry::{
         Component, Status, Telemetry,
         server::{self, TelemetryState},
@@ -54,6 +54,9 @@ const DRAIN_LOOK: Duration = Duration::from_millis(50);
 
 /// How long the goodbye to the swarm may take: a tombstone to a few neighbours.
 const GOODBYE: Duration = Duration::from_secs(3);
+
+/// Peers taken from the database at start, those seen last first: more than are dialled before others are heard of.
+const REMEMBERED: usize = 1024;
 
 /// How far along a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +113,10 @@ impl Node {
         config.upnp = settings.upnp;
         config.mdns = settings.mdns;
         config.kad_mode = settings.kad_mode;
+        if settings.listen.is_empty() && matches!(settings.keep, Keep::Nothing) {
+            // A passing peer asks and goes; it needs nobody but those it asks.
+            config.outbound = 0;
+        }
         let swarm = build_swarm(keypair.clone(), config, Some(&mut registry))
             .map_err(|e| StartError::internal(e.to_string()))?;
         let libp2p_metrics = libp2p::metrics::Metrics::new(&mut registry);
@@ -133,6 +140,13 @@ impl Node {
         if let Some(db) = &db {
             driver.restore(db.dht().await.map_err(|e| StartError::new(ErrorCode::StorageFailed, e.to_string()))?);
         }
+        let bootstrap = match &db {
+            Some(db) => {
+                driver.remember(remembered(db).await?);
+                bootstrap::starts(&settings.bootstrap, db).await
+            }
+            None => settings.bootstrap.clone(),
+        };
         for addr in &settings.listen {
             ports::check_free(addr).map_err(StartError::listen)?;
             driver.listen(addr.clone()).map_err(StartError::listen)?;
@@ -153,7 +167,7 @@ impl Node {
         let salt = prefix::salt(&keypair, prefix::OWN_TENANT);
         let asker = Arc::new(Asker { models: Models::new(settings.compute, salt), plane: plane.clone(), own });
         let (life, stopping) = watch::channel(Life::Running);
-        bootstrap::spawn(&handle, &telemetry, settings.bootstrap.clone(), db.clone(), notices, stopping.clone());
+        bootstrap::spawn(&handle, &telemetry, bootstrap, notices, stopping.clone());
 
         let mut node = Self {
             handle,
@@ -219,7 +233,7 @@ impl Node {
     async fn serve_api(&mut self, settings: &Settings, stopping: watch::Receiver<Life>) -> Result<(), StartError> {
         let Keep::In { home, .. } = &settings.keep else { return Ok(()) };
         let Some(bind) = settings.api else { return Ok(()) };
-        let state = api::ApiState::new(self.asker.clone(), self.telemetry.clone());
+        let state = api::ApiState::new(self.asker.clone(), self.telemetry.clone(), self.db.clone());
         let token = identity::load_or_create_token(&home.api_token()).map_err(StartError::identity)?;
         let listener = listen_tcp(bind, "--api-listen").await?;
         let addr = listener.local_addr().map_err(|e| StartError::internal(e.to_string()))?;
@@ -360,6 +374,15 @@ async fn open_home(keep: &Keep, telemetry: &Telemetry) -> Result<(Option<HomeLoc
         .map_err(|e| StartError::new(ErrorCode::StorageFailed, e.to_string()))?;
     telemetry.ok(Component::Storage, "open");
     Ok((Some(lock), keypair, Some(db)))
+}
+
+/// What the database tells of the swarm.
+async fn remembered(db: &Db) -> Result<Remembered, StartError> {
+    let failed = |e: ReadError| StartError::new(ErrorCode::StorageFailed, e.to_string());
+    let mut rows = db.peers().await.map_err(failed)?;
+    rows.truncate(REMEMBERED);
+    let (conduct, anchors) = (db.conduct().await.map_err(failed)?, db.anchors().await.map_err(failed)?);
+    Ok(Remembered { rows, conduct, anchors })
 }
 
 async fn listen_tcp(bind: Bind, flag: &str) -> Result<TcpListener, StartError> {

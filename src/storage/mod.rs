@@ -17,6 +17,7 @@
 mod bans;
 mod dht;
 mod migrations;
+mod neighbours;
 mod open;
 mod tables;
 mod writer;
@@ -27,13 +28,16 @@ use std::{
     time::Duration,
 };
 
+use libp2p::PeerId;
 use quelea_behaviours::bans::{Ban, Subject};
 use redb::{Database, ReadTransaction, ReadableDatabase as _};
 use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use dht::{DhtSaved, DhtWrite};
+pub use neighbours::{ANCHORS_MAX, Anchor, BOOTSTRAP_MAX};
 pub use open::OpenError;
-pub use tables::{PeerRow, Source};
+pub use quelea_behaviours::peers::Source;
+pub use tables::PeerRow;
 use writer::{Job, Write};
 
 /// Writes that may wait. A commit takes milliseconds and takes all that waits, so a queue this long means the disk stands
@@ -122,6 +126,9 @@ pub enum WriteError {
         /// What was to be stored.
         given: u64,
     },
+    /// The list of peers to start from is full.
+    #[error("the list of peers to start from has {BOOTSTRAP_MAX} entries already; remove one first")]
+    ListFull,
     /// More than [`ANNOUNCEMENT_MAX`] bytes.
     #[error("an announcement of {0} bytes is too long to store (at most {ANNOUNCEMENT_MAX})")]
     TooLong(usize),
@@ -206,6 +213,63 @@ impl Db {
     /// When it was not even queued.
     pub fn try_remove_ban(&self, subject: Subject) -> Result<(), NotRecorded> {
         self.try_write(Write::Ban(bans::Change::Remove(subject)))
+    }
+
+    /// Notes how a peer has behaved, 0 to 10,000. Never blocks, like [`Db::try_record_peer`].
+    ///
+    /// # Errors
+    /// When it was not even queued.
+    pub fn try_record_conduct(&self, peer: PeerId, conduct: u16) -> Result<(), NotRecorded> {
+        self.try_write(Write::Conduct { peer, conduct })
+    }
+
+    /// Replaces the peers that are tried first at the next start, best first; [`ANCHORS_MAX`] are kept. Never blocks, like
+    /// [`Db::try_record_peer`].
+    ///
+    /// # Errors
+    /// When they were not even queued.
+    pub fn try_save_anchors(&self, anchors: Vec<Anchor>) -> Result<(), NotRecorded> {
+        self.try_write(Write::Anchors(anchors))
+    }
+
+    /// The peers that were the best outbound ones when the node stopped last, best first.
+    ///
+    /// # Errors
+    /// When the storage fails (which poisons it) or is closed.
+    pub async fn anchors(&self) -> Result<Vec<Anchor>, ReadError> {
+        self.read(neighbours::read_anchors).await
+    }
+
+    /// How peers have behaved; those without a row are at 0.
+    ///
+    /// # Errors
+    /// When the storage fails (which poisons it) or is closed.
+    pub async fn conduct(&self) -> Result<Vec<(PeerId, u16)>, ReadError> {
+        self.read(neighbours::read_conduct).await
+    }
+
+    /// The operator's list of peers to start from: full multiaddrs, and when each was added in Unix milliseconds.
+    ///
+    /// # Errors
+    /// When the storage fails (which poisons it) or is closed.
+    pub async fn bootstrap_list(&self) -> Result<Vec<(String, u64)>, ReadError> {
+        self.read(neighbours::read_bootstrap).await
+    }
+
+    /// Lists a peer to start from; one that is listed already stays as it is.
+    ///
+    /// # Errors
+    /// When [`BOOTSTRAP_MAX`] are listed, the storage fails or failed before, or it is closed.
+    pub async fn add_bootstrap(&self, addr: String, now_ms: u64) -> Result<(), WriteError> {
+        self.write(Write::AddBootstrap { addr, now_ms }).await
+    }
+
+    /// Takes a peer off that list, if it is there.
+    ///
+    /// # Errors
+    /// When the storage fails or failed before, or it is closed.
+    pub async fn remove_bootstrap(&self, addr: String) -> Result<(), WriteError> {
+        self.write(Write::RemoveBootstrap { addr }).await
     }
 
     /// Stores our own announcement, its sequence number and its exact signed bytes. When this returns `Ok` it is on disk

@@ -9,6 +9,7 @@
 
 use libp2p::{Multiaddr, PeerId};
 use minicbor::{Decoder, Encoder};
+use quelea_behaviours::peers::Source;
 use redb::{ReadTransaction, ReadableTable as _, ReadableTableMetadata as _, Table, TableDefinition, TableError};
 
 /// See the module's table.
@@ -28,7 +29,7 @@ pub(super) const PEERS_MAX: u64 = 10_000;
 pub(super) const PEERS_KEPT: usize = 9_500;
 
 /// Addresses kept of one peer: the most an announcement carries.
-const ADDRS_MAX: usize = 8;
+pub(super) const ADDRS_MAX: usize = 8;
 
 /// Bytes of one address; longer ones are left out. A relayed address with two peer ids has about 110.
 const ADDR_BYTES_MAX: usize = 256;
@@ -51,41 +52,25 @@ pub struct PeerRow {
     pub source: Source,
 }
 
-/// How a peer was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Source {
-    /// Named by `--bootstrap`.
-    Bootstrap,
-    /// It answered on the local network.
-    Mdns,
-    /// Kademlia told of it.
-    Dht,
-    /// It connected to us.
-    Inbound,
-    /// Anything else, or written by a later version.
-    Other,
+fn source_to_u8(source: Source) -> u8 {
+    match source {
+        Source::Bootstrap => 1,
+        Source::Mdns => 2,
+        Source::Dht => 3,
+        Source::Inbound => 4,
+        Source::Exchange => 5,
+        _ => 0,
+    }
 }
 
-impl Source {
-    fn to_u8(self) -> u8 {
-        match self {
-            Self::Other => 0,
-            Self::Bootstrap => 1,
-            Self::Mdns => 2,
-            Self::Dht => 3,
-            Self::Inbound => 4,
-        }
-    }
-
-    pub(super) fn from_u8(n: u8) -> Self {
-        match n {
-            1 => Self::Bootstrap,
-            2 => Self::Mdns,
-            3 => Self::Dht,
-            4 => Self::Inbound,
-            _ => Self::Other,
-        }
+pub(super) fn source_from_u8(n: u8) -> Source {
+    match n {
+        1 => Source::Bootstrap,
+        2 => Source::Mdns,
+        3 => Source::Dht,
+        4 => Source::Inbound,
+        5 => Source::Exchange,
+        _ => Source::Other,
     }
 }
 
@@ -94,7 +79,7 @@ impl PeerRow {
         let mut e = Encoder::new(Vec::new());
         // Writing to a vector cannot fail.
         let written = (|| {
-            e.array(4)?.u64(self.first_seen_ms)?.u64(self.last_seen_ms)?.u8(self.source.to_u8())?;
+            e.array(4)?.u64(self.first_seen_ms)?.u64(self.last_seen_ms)?.u8(source_to_u8(self.source))?;
             e.array(self.addrs.len() as u64)?;
             for addr in &self.addrs {
                 e.bytes(addr.as_ref())?;
@@ -121,7 +106,7 @@ impl PeerRow {
             Ok((first, last, source, addrs))
         };
         let (first_seen_ms, last_seen_ms, source, addrs) = fields().map_err(|e| bad_row("peer", &e))?;
-        Ok(Self { peer, addrs, first_seen_ms, last_seen_ms, source: Source::from_u8(source) })
+        Ok(Self { peer, addrs, first_seen_ms, last_seen_ms, source: source_from_u8(source) })
     }
 
     /// Cuts the row to what is kept.

@@ -1,6 +1,7 @@
 //! The door and the rows.
 
 mod faults;
+mod neighbours;
 
 use std::{
     os::unix::fs::PermissionsExt as _,
@@ -292,7 +293,7 @@ proptest::proptest! {
             addrs: ports.iter().map(|p| format!("/ip4/192.0.2.1/tcp/{p}").parse().unwrap()).collect(),
             first_seen_ms: first,
             last_seen_ms: last,
-            source: Source::from_u8(source),
+            source: tables::source_from_u8(source),
         };
         proptest::prop_assert_eq!(PeerRow::decode(&row.peer.to_bytes(), &row.encode()).unwrap(), row.clone());
         let _ = PeerRow::decode(&row.peer.to_bytes(), &noise);

@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
+use libp2p::PeerId;
 use redb::{Database, Durability};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{CommitObserver, DhtWrite, PeerRow, Shared, WriteError, bans, dht, tables};
+use super::{Anchor, CommitObserver, DhtWrite, PeerRow, Shared, WriteError, bans, dht, neighbours, tables};
 
 /// Writes that share one commit at most. It bounds what one failed commit takes with it.
 const BATCH_MAX: usize = 256;
@@ -23,6 +24,10 @@ pub(super) enum Job {
 /// One write.
 pub(super) enum Write {
     Peer(PeerRow),
+    Conduct { peer: PeerId, conduct: u16 },
+    Anchors(Vec<Anchor>),
+    AddBootstrap { addr: String, now_ms: u64 },
+    RemoveBootstrap { addr: String },
     OwnAnnouncement { seq: u64, raw: Vec<u8> },
     Ban(bans::Change),
     Dht(DhtWrite),
@@ -110,6 +115,9 @@ fn commit(database: &Database, writes: Vec<Write>) -> Result<Committed, redb::Er
         let mut peers = txn.open_table(tables::PEERS)?;
         let mut announcements = txn.open_table(tables::ANNOUNCEMENTS)?;
         let mut bans = txn.open_table(bans::BANS)?;
+        let mut conduct_table = txn.open_table(neighbours::CONDUCT)?;
+        let mut anchors_table = txn.open_table(neighbours::ANCHORS)?;
+        let mut bootstrap = txn.open_table(neighbours::BOOTSTRAP)?;
         for write in writes {
             outcomes.push(match write {
                 Write::Ban(change) => {
@@ -123,6 +131,23 @@ fn commit(database: &Database, writes: Vec<Write>) -> Result<Committed, redb::Er
                 }
                 Write::Dht(write) => {
                     changed |= dht::apply(&txn, write)?;
+                    Ok(())
+                }
+                Write::Conduct { peer, conduct } => {
+                    changed |= neighbours::put_conduct(&mut conduct_table, &peer, conduct)?;
+                    Ok(())
+                }
+                Write::Anchors(anchors) => {
+                    changed |= neighbours::put_anchors(&mut anchors_table, &anchors)?;
+                    Ok(())
+                }
+                Write::AddBootstrap { addr, now_ms } => {
+                    let added = neighbours::add_bootstrap(&mut bootstrap, &addr, now_ms)?;
+                    changed |= added == Some(true);
+                    added.map(|_| ()).ok_or(WriteError::ListFull)
+                }
+                Write::RemoveBootstrap { addr } => {
+                    changed |= bootstrap.remove(addr.as_str())?.is_some();
                     Ok(())
                 }
                 Write::OwnAnnouncement { seq, raw } => {

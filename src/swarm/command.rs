@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     dht::{Ask, DhtStats, Waiter},
     handle::{AnnouncementError, BroadcastError, ConnectError, OpenStreamError},
-    state::Snapshot,
+    state::{KnownView, Snapshot},
 };
 
 /// One request to the loop.
@@ -63,6 +63,10 @@ pub(super) enum Command {
     Unban { subject: Subject, reply: oneshot::Sender<bool> },
     /// The bans in force.
     Bans { reply: oneshot::Sender<Vec<Ban>> },
+    /// What is remembered of one peer, or of all.
+    Known { peer: Option<PeerId>, reply: oneshot::Sender<Vec<KnownView>> },
+    /// End every connection to a peer; answers whether there was one.
+    Disconnect { peer: PeerId, reply: oneshot::Sender<bool> },
     /// What the loop knows of itself and its peers.
     Snapshot { reply: oneshot::Sender<Snapshot> },
 }

@@ -25,6 +25,8 @@ pub(super) fn command(driver: &mut Driver, command: Command) {
         }
         Command::Unban { subject, reply } => on::conduct::unban(driver, subject, reply),
         Command::Bans { reply } => on::conduct::bans(driver, reply),
+        Command::Known { peer, reply } => on::peers::known(driver, peer, reply),
+        Command::Disconnect { peer, reply } => on::peers::disconnect(driver, peer, reply),
         Command::Snapshot { reply } => on::connection::snapshot(driver, reply),
         Command::ListenFor { model } => on::gossip::listen_for(driver, &model),
         Command::Broadcast { text, reply } => on::gossip::broadcast(driver, &text, reply),

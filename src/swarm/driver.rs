@@ -10,7 +10,8 @@ use quelea_wire::NetworkId;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::{
-    command::Command, dispatch, events::SwarmNotice, handle::Handle, on, state::State, validation::Validation,
+    command::Command, dispatch, events::SwarmNotice, handle::Handle, on, on::peers::Remembered, state::State,
+    validation::Validation,
 };
 use crate::{
     storage::{Db, DhtSaved},
@@ -105,6 +106,11 @@ impl Driver {
         self.swarm.listen_on(addr.clone()).map(|_| ()).map_err(|e| format!("cannot listen on {addr}: {}", causes(&e)))
     }
 
+    /// Takes in what the node knew when it stopped last.
+    pub(crate) fn remember(&mut self, remembered: Remembered) {
+        super::on::peers::restore(self, remembered);
+    }
+
     /// Runs until `stop` resolves or every handle is gone.
     pub(crate) async fn run(mut self, mut stop: oneshot::Receiver<()>) {
         let mut tick = tokio::time::interval(TICK);
@@ -144,6 +150,7 @@ impl Driver {
         self.config.telemetry.health.beat();
         super::on::kad::tick(self, now);
         super::on::conduct::tick(self);
+        super::on::peers::tick(self, now);
         super::on::connection::tick(self);
         on::gossip::tick(self, now);
     }
@@ -155,6 +162,7 @@ impl Driver {
 
     /// Sends what was asked for last, then closes every connection, so that peers hear of it now and not after a timeout.
     async fn goodbye(mut self) {
+        super::on::peers::save(&mut self);
         while let Ok(command) = self.commands.try_recv() {
             dispatch::command(&mut self, command);
         }

@@ -16,7 +16,7 @@ use super::{
     command::Command,
     dht::{Answer, Ask, DhtError, DhtStats, Effort, Waiter},
     events::SwarmNotice,
-    state::Snapshot,
+    state::{KnownView, Snapshot},
 };
 
 /// Commands that may wait for the loop. The loop takes them in microseconds; 256 covers every task of a busy node.
@@ -259,6 +259,18 @@ impl Handle {
     pub(crate) async fn snapshot(&self) -> Option<Snapshot> {
         let (reply, answer) = oneshot::channel();
         self.ask(Command::Snapshot { reply }, answer).await
+    }
+
+    /// What is remembered of one peer, or of all.
+    pub(crate) async fn known(&self, peer: Option<PeerId>) -> Vec<KnownView> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Known { peer, reply }, answer).await.unwrap_or_default()
+    }
+
+    /// Ends every connection to a peer, and does not dial it by itself for a while. Whether there was one.
+    pub(crate) async fn disconnect(&self, peer: PeerId) -> bool {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Disconnect { peer, reply }, answer).await.unwrap_or(false)
     }
 
     /// Every live announcement that this node has heard: thousands, on a large network.

@@ -36,4 +36,5 @@ mod validation;
 pub(crate) use driver::{Driver, DriverConfig};
 pub use events::SwarmNotice;
 pub(crate) use handle::{BroadcastError, ConnectError, Handle, OpenStreamError};
-pub(crate) use state::PeerView;
+pub(crate) use on::peers::Remembered;
+pub(crate) use state::{KnownView, PeerView};

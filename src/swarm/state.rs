@@ -7,7 +7,9 @@ use std::{
 
 use libp2p::{Multiaddr, PeerId, core::transport::ListenerId, kad::QueryId, swarm::ConnectionId};
 use quelea_announce::{Book, SignedAnnouncement};
+use quelea_behaviours::peers::{self, Known};
 use quelea_behaviours::{bans::Bans, conduct::Conduct, guard::Guard, prefixes::DeniedCounts};
+use quelea_exchange::PeerRecord;
 use quelea_shard::ShardStream;
 use tokio::sync::{mpsc, oneshot};
 
@@ -73,6 +75,23 @@ pub(crate) struct PeerView {
     pub(crate) addrs: Vec<Multiaddr>,
     /// For how long it has been connected.
     pub(crate) connected_for: Duration,
+    /// Whether we dialled a connection to it.
+    pub(crate) outbound: bool,
+    /// How it has behaved, 0 to 10,000.
+    pub(crate) conduct: u16,
+}
+
+/// A peer that is remembered, as commands and pages show it.
+#[derive(Debug, Clone)]
+pub(crate) struct KnownView {
+    /// Its peer id.
+    pub(crate) peer: PeerId,
+    /// What is remembered.
+    pub(crate) known: Known,
+    /// What it said of itself last, if it is not too old.
+    pub(crate) record: Option<PeerRecord>,
+    /// Whether it is connected.
+    pub(crate) connected: bool,
 }
 
 /// What the loop knows, at one moment.
@@ -81,6 +100,8 @@ pub(crate) struct Snapshot {
     pub(crate) listeners: Vec<Multiaddr>,
     pub(crate) external: Vec<Multiaddr>,
     pub(crate) peers: Vec<PeerView>,
+    /// Peers remembered, connected or not.
+    pub(crate) known: usize,
     /// Listeners that have told an address.
     pub(crate) listening: usize,
 }
@@ -114,6 +135,10 @@ pub(super) struct State {
     pub(super) bans_looked_at: u64,
     /// What had been denied by address range when it was last counted.
     pub(super) denied: DeniedCounts,
+    /// Peers whose conduct changed since it was written down. Bounded by the peers remembered.
+    pub(super) judged: HashSet<PeerId>,
+    /// When anchors and conduct are written down next.
+    pub(super) next_save: Instant,
 }
 
 impl State {
@@ -135,6 +160,8 @@ impl State {
             bans: Bans::default(),
             bans_looked_at: 0,
             denied: DeniedCounts::default(),
+            judged: HashSet::new(),
+            next_save: Instant::now(),
         }
     }
 
@@ -224,7 +251,7 @@ impl State {
     }
 
     /// The connected peers, for people.
-    pub(super) fn peer_views(&self) -> Vec<PeerView> {
+    pub(super) fn peer_views(&self, peers: &peers::Behaviour) -> Vec<PeerView> {
         let now = Instant::now();
         self.peers
             .iter()
@@ -234,6 +261,8 @@ impl State {
                 rtt: known.rtt,
                 addrs: known.connections.values().cloned().collect(),
                 connected_for: known.since.map_or(Duration::ZERO, |since| now.duration_since(since)),
+                outbound: peers.is_outbound(peer),
+                conduct: peers.book().get(peer).map_or(0, |known| known.conduct),
             })
             .collect()
     }

@@ -75,10 +75,28 @@ pub enum Reachability {
 }
 
 impl Path {
+    /// As a label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Relayed => "relayed",
+        }
+    }
+
     pub(super) const ALL: [(Self, &'static str); 2] = [(Self::Direct, "direct"), (Self::Relayed, "relayed")];
 }
 
 impl Transport {
+    /// As a label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::Tcp => "tcp",
+            Self::Websocket => "websocket",
+            Self::Other => "other",
+        }
+    }
+
     pub(super) const ALL: [(Self, &'static str); 4] =
         [(Self::Quic, "quic"), (Self::Tcp, "tcp"), (Self::Websocket, "websocket"), (Self::Other, "other")];
 }
@@ -155,7 +173,7 @@ pub struct NodeStats {
     models: Mutex<Vec<Arc<ModelStats>>>,
     /// Gossip.
     pub gossip: GossipStats,
-    /// Peers in the routing table.
+    /// Peers remembered.
     pub peers_known: Gauge,
     /// Peers and address ranges that are banned.
     pub peers_banned: Gauge,

@@ -12,6 +12,7 @@
 //! | `bans` | is a banned peer out until it is forgiven |
 //! | `measure` | do measurements come with their limits, and logits the same on every path |
 //! | `gossip` | is a line heard once by everybody, and does it stay a line |
+//! | `peers` | do nodes hear of each other, find back, and show it |
 //! | `sampling` | do stop strings, log-probabilities and penalties do what they say |
 //! | `watch` | do health and metrics tell what happened |
 //! | `hostile` | does a worker go on serving, right and in time, while it is attacked |
@@ -33,6 +34,7 @@ mod harness;
 mod hostile;
 mod lifecycle;
 mod measure;
+mod peers;
 mod prefix;
 mod sampling;
 mod swarm;

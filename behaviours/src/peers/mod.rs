@@ -1,7 +1,23 @@
 //! Which peers are remembered, and whom to dial.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`book`] | the peers known: bounded, the worst forgotten first |
+//! | [`dialler`] | whom to dial: a pure function |
+//! | `behaviour` | both on a swarm |
+//! | `keep` | which connections are kept though nobody uses them |
+
+mod behaviour;
+pub mod book;
+pub mod dialler;
+mod keep;
 
 use quelea_exchange::Reach;
 
+pub use self::{
+    behaviour::Behaviour,
+    book::{Book, Known, Source, Told},
+};
 use crate::{Config, scope};
 
 /// How this node exchanges peers: addresses go only where they lead somewhere, and are believed only from where they could.

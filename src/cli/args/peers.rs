@@ -1,12 +1,53 @@
-//! `quelea peers`.
+//! `quelea peers` and `quelea bootstrap`.
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use quelea_behaviours::bans::Subject;
 
+/// The peers this node is connected to, remembers, or refuses.
 #[derive(Debug, Subcommand)]
 pub(crate) enum PeersCommand {
+    /// The connected peers, nearest first
+    #[command(
+        after_help = "Examples:\n  quelea peers list\n  quelea peers list --sort up --relayed\n  quelea peers list --json | jq -r '.items[].peer_id'\n  quelea peers list --watch"
+    )]
+    List {
+        /// What they are sorted by
+        #[arg(long, value_enum, default_value_t = PeerSort::Rtt)]
+        sort: PeerSort,
+        /// Only those that are reached through a relay
+        #[arg(long)]
+        relayed: bool,
+        /// Show them again every two seconds, until interrupted
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Every peer this node remembers, the connected ones first
+    #[command(after_help = "Examples:\n  quelea peers known\n  quelea peers known --json")]
+    Known,
+    /// What is known of one peer
+    #[command(after_help = "Examples:\n  quelea peers info 12D3KooW…\n  quelea peers info 12D3KooW… --json")]
+    Info {
+        /// Its peer id
+        peer: String,
+    },
+    /// Have a connection to a peer
+    #[command(
+        after_help = "Examples:\n  quelea peers connect /ip4/203.0.113.7/tcp/8468/p2p/12D3KooW…\n  quelea peers connect 12D3KooW…"
+    )]
+    Connect {
+        /// Its full address, ending in /p2p/ and its id; the id alone when it is known
+        addr: String,
+    },
+    /// End the connections to a peer, and do not dial it for ten minutes
+    #[command(
+        after_help = "Examples:\n  quelea peers disconnect 12D3KooW…\n  quelea peers disconnect 12D3KooW… --json"
+    )]
+    Disconnect {
+        /// Its peer id
+        peer: String,
+    },
     /// Refuse a peer, or everybody in a range of addresses
     Ban(BanArgs),
     /// Let a banned peer or range in again
@@ -19,6 +60,41 @@ pub(crate) enum PeersCommand {
     /// Who is banned, until when, and why
     #[command(after_help = "Examples:\n  quelea peers bans\n  quelea peers bans --json")]
     Bans,
+}
+
+/// What connected peers are sorted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PeerSort {
+    /// The shortest round trip first
+    Rtt,
+    /// The best behaved first
+    Trust,
+    /// The longest connected first
+    Up,
+}
+
+/// Peers that the node starts from, besides those of --bootstrap.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BootstrapCommand {
+    /// The peers on the list
+    #[command(after_help = "Examples:\n  quelea bootstrap list\n  quelea bootstrap list --json")]
+    List,
+    /// Put a peer on the list, and dial it now
+    #[command(
+        after_help = "Examples:\n  quelea bootstrap add /ip4/203.0.113.7/tcp/8468/p2p/12D3KooW…\n  quelea bootstrap add /dns4/node.example.org/udp/8468/quic-v1/p2p/12D3KooW…"
+    )]
+    Add {
+        /// Its full address, ending in /p2p/ and its id
+        addr: String,
+    },
+    /// Take a peer off the list; connections stay
+    #[command(
+        after_help = "Examples:\n  quelea bootstrap rm /ip4/203.0.113.7/tcp/8468/p2p/12D3KooW…\n  quelea bootstrap list --json | jq -r '.items[].addr'"
+    )]
+    Rm {
+        /// The address as the list has it
+        addr: String,
+    },
 }
 
 const BAN_EXAMPLES: &str = "Examples:

@@ -107,7 +107,11 @@ fn put(driver: &mut Driver, ban: Ban, displaced: Option<Subject>) {
 fn enforce(driver: &mut Driver, subject: &Subject) {
     let parts = driver.swarm.behaviour_mut();
     match subject {
-        Subject::Peer(peer) => drop(parts.blocked_peers.block_peer(*peer)),
+        Subject::Peer(peer) => {
+            parts.blocked_peers.block_peer(*peer);
+            parts.peers.forget(peer);
+            parts.exchange.forget(peer);
+        }
         Subject::Range(range) => {
             if !parts.prefixes.ban(*range) {
                 tracing::warn!(%range, "too many ranges are banned; this one is not refused");

@@ -90,6 +90,7 @@ fn make_room_for_asked(driver: &mut Driver, peer: &PeerId, asker: &PeerId) -> bo
 pub(crate) fn bootstrap(driver: &mut Driver, peer: PeerId, addr: Multiaddr) {
     driver.state.bootstrap.insert(peer);
     driver.swarm.behaviour_mut().inbound.keep(peer);
+    super::peers::learn(driver, peer, std::slice::from_ref(&addr), Source::Bootstrap);
     if let Err(reason) = discovered(driver, peer, addr) {
         driver.notify(SwarmNotice::BootstrapFailed { peer, reason });
     }
@@ -197,7 +198,8 @@ pub(crate) fn snapshot(driver: &mut Driver, reply: oneshot::Sender<Snapshot>) {
     let _ = reply.send(Snapshot {
         listeners: driver.state.listeners.values().cloned().collect(),
         external: driver.swarm.external_addresses().cloned().collect(),
-        peers: driver.state.peer_views(),
+        peers: driver.state.peer_views(&driver.swarm.behaviour().peers),
+        known: driver.swarm.behaviour().peers.book().len(),
         listening: driver.state.listening.len(),
     });
 }
@@ -206,7 +208,8 @@ pub(crate) fn snapshot(driver: &mut Driver, reply: oneshot::Sender<Snapshot>) {
 pub(super) fn remember(driver: &Driver, peer: PeerId, addrs: Vec<Multiaddr>) {
     let Some(db) = &driver.config.db else { return };
     let now = unix_ms();
-    let row = PeerRow { peer, addrs, first_seen_ms: now, last_seen_ms: now, source: Source::Other };
+    let source = driver.swarm.behaviour().peers.book().get(&peer).map_or(Source::Other, |known| known.source);
+    let row = PeerRow { peer, addrs, first_seen_ms: now, last_seen_ms: now, source };
     if let Err(NotRecorded::QueueFull) = db.try_record_peer(row) {
         driver.config.telemetry.metrics.channel_full("storage");
     }

@@ -1,7 +1,7 @@
 //! Who a peer says it is, and where it listens.
 
 use libp2p::identify;
-use quelea_behaviours::identify::dialable;
+use quelea_behaviours::{identify::dialable, peers::Source};
 
 use super::connection::remember;
 use crate::swarm::driver::Driver;
@@ -12,6 +12,9 @@ pub(crate) fn event(driver: &mut Driver, event: identify::Event) {
     if let Some(peer) = driver.state.peers.get_mut(&peer_id) {
         peer.agent = Some(info.agent_version.chars().filter(|c| !c.is_control()).take(64).collect());
     }
+    let peers = &mut driver.swarm.behaviour_mut().peers;
+    peers.named(&peer_id, info.agent_version.chars().filter(|c| !c.is_control()).take(64).collect());
+    peers.learn(peer_id, &info.listen_addrs, Source::Inbound);
     let connected = driver.state.peers.get(&peer_id);
     let from = connected.and_then(|peer| peer.connections.values().next().cloned());
     let kad = &mut driver.swarm.behaviour_mut().kad;

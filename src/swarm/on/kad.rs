@@ -153,8 +153,6 @@ pub(crate) fn tick(driver: &mut Driver, now: Instant) {
         quelea_behaviours::kad::republish(kad, now);
         driver.next_republish = now + REPUBLISH_LOOK;
     }
-    let known: usize = driver.swarm.behaviour_mut().kad.kbuckets().map(|bucket| bucket.num_entries()).sum();
-    driver.config.telemetry.stats.peers_known.set(u64::try_from(known).unwrap_or(u64::MAX));
     let stats = driver.swarm.behaviour_mut().kad.store_mut().stats();
     let crowded = stats.crowded.saturating_sub(driver.state.dht.crowded);
     driver.config.telemetry.metrics.dht_group_full(crowded);

@@ -11,5 +11,6 @@ pub(super) mod kad;
 pub(super) mod keep;
 pub(super) mod mdns;
 pub(super) mod nat;
+pub(super) mod peers;
 pub(super) mod ping;
 pub(super) mod shard;

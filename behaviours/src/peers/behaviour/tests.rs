@@ -1,0 +1,123 @@
+use libp2p::{
+    core::ConnectedPoint,
+    swarm::behaviour::{ConnectionClosed, ConnectionEstablished, DialFailure},
+};
+
+use super::*;
+use crate::peers::dialler::{AT_ONCE, OUTBOUND};
+
+fn node() -> Behaviour {
+    // The lowest of many ids: it yields to nobody.
+    let local = (0..1000).map(|_| PeerId::random()).min().unwrap();
+    Behaviour::new(local, OUTBOUND, 1)
+}
+
+fn place(n: usize) -> Multiaddr {
+    format!("/ip4/20.{}.{}.1/tcp/8468", n / 256, n % 256).parse().unwrap()
+}
+
+/// Whom it dials until it has nothing more to do.
+fn dials(node: &mut Behaviour) -> Vec<(PeerId, ConnectionId)> {
+    let mut cx = Context::from_waker(futures::task::noop_waker_ref());
+    let mut dials = Vec::new();
+    while let Poll::Ready(event) = node.poll(&mut cx) {
+        if let ToSwarm::Dial { opts } = event {
+            dials.push((opts.get_peer_id().unwrap(), opts.connection_id()));
+        }
+        assert!(dials.len() < 1000, "it dials for ever");
+    }
+    dials
+}
+
+fn open(node: &mut Behaviour, peer: PeerId, id: ConnectionId, outbound: bool) {
+    let addr = place(1);
+    let endpoint = if outbound {
+        ConnectedPoint::Dialer { address: addr, role_override: Endpoint::Dialer, port_use: PortUse::New }
+    } else {
+        ConnectedPoint::Listener { local_addr: Multiaddr::empty(), send_back_addr: addr }
+    };
+    node.on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
+        peer_id: peer,
+        connection_id: id,
+        endpoint: &endpoint,
+        failed_addresses: &[],
+        other_established: 0,
+    }));
+}
+
+fn close(node: &mut Behaviour, peer: PeerId, id: ConnectionId) {
+    let endpoint = ConnectedPoint::Listener { local_addr: Multiaddr::empty(), send_back_addr: place(1) };
+    node.on_swarm_event(FromSwarm::ConnectionClosed(ConnectionClosed {
+        peer_id: peer,
+        connection_id: id,
+        endpoint: &endpoint,
+        cause: None,
+        remaining_established: 0,
+    }));
+}
+
+fn fail(node: &mut Behaviour, peer: PeerId, id: ConnectionId, error: &DialError) {
+    node.on_swarm_event(FromSwarm::DialFailure(DialFailure { peer_id: Some(peer), error, connection_id: id }));
+}
+
+#[test]
+fn a_dial_that_is_refused_at_once_is_not_repeated_at_once() {
+    let mut node = node();
+    (0..3).for_each(|n| assert!(node.learn(PeerId::random(), &[place(n)], Source::Dht)));
+    let refused = [
+        DialError::DialPeerConditionFalse(PeerCondition::DisconnectedAndNotDialing),
+        DialError::NoAddresses,
+        DialError::Aborted,
+    ];
+    for error in refused {
+        let first = dials(&mut node);
+        first.iter().for_each(|(peer, id)| fail(&mut node, *peer, *id, &error));
+        assert!(first.len() <= 3 && dials(&mut node).is_empty(), "{error}");
+        assert_eq!(node.sizes()[2], 0);
+    }
+}
+
+#[test]
+fn it_fills_its_places_keeps_them_and_fills_them_again() {
+    let mut node = node();
+    (0..30).for_each(|n| assert!(node.learn(PeerId::random(), &[place(n)], Source::Dht)));
+    for n in 0..500 {
+        open(&mut node, PeerId::random(), ConnectionId::new_unchecked(100_000 + n), false);
+    }
+    let mut all = Vec::new();
+    for _ in 0..3 {
+        let now = dials(&mut node);
+        assert!(now.len() <= AT_ONCE);
+        now.iter().for_each(|(peer, id)| open(&mut node, *peer, *id, true));
+        all.extend(now);
+    }
+    assert_eq!((all.len(), node.chosen().len()), (OUTBOUND, OUTBOUND));
+    let (gone, id) = all[3];
+    close(&mut node, gone, id);
+    assert_eq!((node.chosen().len(), dials(&mut node).len()), (OUTBOUND - 1, 1));
+    assert!(node.is_outbound(&all[0].0) && !node.is_outbound(&gone));
+}
+
+#[test]
+fn a_lookups_connection_takes_no_place() {
+    let mut node = node();
+    let (looked_up, named) = (PeerId::random(), PeerId::random());
+    open(&mut node, looked_up, ConnectionId::new_unchecked(1), true);
+    node.learn(named, &[place(9)], Source::Bootstrap);
+    dials(&mut node);
+    open(&mut node, named, ConnectionId::new_unchecked(2), true);
+    assert_eq!(node.chosen().iter().map(|(peer, _)| *peer).collect::<Vec<_>>(), [named]);
+}
+
+/// Row 2 of the threats: nothing is noted when a handler is asked for.
+#[test]
+fn ten_thousand_that_are_denied_leave_every_map_as_it_was() {
+    let mut node = node();
+    for n in 0..10_000 {
+        let (id, peer) = (ConnectionId::new_unchecked(n), PeerId::random());
+        node.handle_established_inbound_connection(id, peer, &place(1), &place(2)).unwrap();
+        node.handle_established_outbound_connection(id, peer, &place(1), Endpoint::Dialer, PortUse::New).unwrap();
+        node.handle_pending_outbound_connection(id, Some(peer), &[], Endpoint::Dialer).unwrap();
+    }
+    assert_eq!((node.sizes(), node.book().sizes()), ([0; 3], [0; 3]));
+}

@@ -1,0 +1,303 @@
+//! Peers and the list to start from, in the control API.
+//!
+//! | route | body | answers |
+//! |---|---|---|
+//! | `GET /api/v1/peers` | – | the connected peers |
+//! | `GET /api/v1/peers/known` | – | every peer remembered |
+//! | `GET /api/v1/peers/{id}` | – | what is known of one peer |
+//! | `POST /api/v1/peers/connect` | `addr`: a full multiaddr, or a peer id | once connected |
+//! | `POST /api/v1/peers/disconnect` | `peer` | once its connections are told to end |
+//! | `GET /api/v1/bootstrap` | – | the operator's list of peers to start from |
+//! | `POST /api/v1/bootstrap/add`, `…/rm` | `addr`: a full multiaddr | once it is written down |
+//!
+//! Times are seconds as floats, instants Unix seconds. What libp2p does not tell (streams and bytes of one peer) is `null`.
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{Path, State},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
+use quelea_wire::{ErrorCode, time::unix_ms};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use super::{ApiState, failure, status_of};
+use crate::{
+    address::{PeerAddress, parse_peer_address},
+    inference::InferError,
+    storage::{Db, WriteError},
+    swarm::{ConnectError, KnownView, PeerView},
+    telemetry::way,
+};
+
+pub(super) fn routes() -> Router<ApiState> {
+    Router::new()
+        .route("/api/v1/peers", get(list))
+        .route("/api/v1/peers/known", get(known))
+        .route("/api/v1/peers/{id}", get(info))
+        .route("/api/v1/peers/connect", post(connect))
+        .route("/api/v1/peers/disconnect", post(disconnect))
+        .route("/api/v1/bootstrap", get(starts))
+        .route("/api/v1/bootstrap/add", post(add_start))
+        .route("/api/v1/bootstrap/rm", post(remove_start))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AddrBody {
+    addr: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PeerBody {
+    peer: String,
+}
+
+async fn list(State(state): State<ApiState>) -> Json<Value> {
+    let mut peers = state.asker.plane.handle.snapshot().await.map(|s| s.peers).unwrap_or_default();
+    peers.sort_by_key(|peer| (peer.rtt.is_none(), peer.rtt, peer.peer));
+    let items: Vec<Value> = peers.iter().map(connected).collect();
+    Json(json!({ "schema": "quelea.peers/v1", "generated_at_s": seconds(unix_ms()), "items": items }))
+}
+
+async fn known(State(state): State<ApiState>) -> Json<Value> {
+    let mut all = state.asker.plane.handle.known(None).await;
+    all.sort_by_key(|view| (!view.connected, std::cmp::Reverse(view.known.last_seen_ms), view.peer));
+    let items: Vec<Value> = all.iter().map(remembered).collect();
+    Json(json!({ "schema": "quelea.peers_known/v1", "generated_at_s": seconds(unix_ms()), "items": items }))
+}
+
+async fn info(State(state): State<ApiState>, Path(id): Path<String>) -> Response {
+    let peer = match peer_of(&id) {
+        Ok(peer) => peer,
+        Err(error) => return refuse(&error),
+    };
+    let handle = &state.asker.plane.handle;
+    let Some(view) = handle.known(Some(peer)).await.pop() else {
+        let error = InferError::new(ErrorCode::NotFound, format!("nothing is known of {peer}"));
+        return refuse(&error.hint("'quelea dht find-peer' asks the swarm where it is"));
+    };
+    let peers = handle.snapshot().await.map(|s| s.peers).unwrap_or_default();
+    let mut answer = remembered(&view);
+    answer["connection"] = peers.iter().find(|p| p.peer == peer).map_or(Value::Null, connected);
+    answer["schema"] = json!("quelea.peer/v1");
+    Json(answer).into_response()
+}
+
+async fn connect(State(state): State<ApiState>, body: Bytes) -> Response {
+    let (peer, addrs) = match parse::<AddrBody>(&body).and_then(|body| target(&body.addr)) {
+        Ok(target) => target,
+        Err(error) => return refuse(&error),
+    };
+    match state.asker.plane.handle.connect(peer, addrs).await {
+        Ok(()) => Json(json!({ "schema": "quelea.peers_connect/v1", "peer_id": peer.to_string() })).into_response(),
+        Err(error) => refuse(&undialled(&error)),
+    }
+}
+
+async fn disconnect(State(state): State<ApiState>, body: Bytes) -> Response {
+    let peer = match parse::<PeerBody>(&body).and_then(|body| peer_of(&body.peer)) {
+        Ok(peer) => peer,
+        Err(error) => return refuse(&error),
+    };
+    if state.asker.plane.handle.disconnect(peer).await {
+        Json(json!({ "schema": "quelea.peers_disconnect/v1", "peer_id": peer.to_string() })).into_response()
+    } else {
+        refuse(&InferError::new(ErrorCode::NotFound, format!("{peer} is not connected")))
+    }
+}
+
+async fn starts(State(state): State<ApiState>) -> Response {
+    let db = match database(&state) {
+        Ok(db) => db,
+        Err(error) => return refuse(&error),
+    };
+    match db.bootstrap_list().await {
+        Ok(listed) => {
+            let peers = state.asker.plane.handle.snapshot().await.map(|s| s.peers).unwrap_or_default();
+            let item = |(addr, added_ms): &(String, u64)| {
+                let start = parse_peer_address(addr).ok();
+                let connected = start.is_some_and(|start| peers.iter().any(|peer| peer.peer == start.peer));
+                json!({ "addr": addr, "added_at_s": seconds(*added_ms), "connected": connected })
+            };
+            let items: Vec<Value> = listed.iter().map(item).collect();
+            Json(json!({ "schema": "quelea.bootstrap/v1", "items": items })).into_response()
+        }
+        Err(error) => refuse(&InferError::new(ErrorCode::StorageFailed, error.to_string())),
+    }
+}
+
+async fn add_start(State(state): State<ApiState>, body: Bytes) -> Response {
+    let (start, db) = match parse::<AddrBody>(&body).and_then(|body| Ok((start(&body.addr)?, database(&state)?))) {
+        Ok(given) => given,
+        Err(error) => return refuse(&error),
+    };
+    match db.add_bootstrap(start.to_string(), unix_ms()).await {
+        Ok(()) => {
+            state.asker.plane.handle.bootstrap(start.peer, start.addr.clone()).await;
+            Json(json!({ "schema": "quelea.bootstrap_add/v1", "addr": start.to_string() })).into_response()
+        }
+        Err(error) => refuse(&unwritten(&error)),
+    }
+}
+
+async fn remove_start(State(state): State<ApiState>, body: Bytes) -> Response {
+    let (start, db) = match parse::<AddrBody>(&body).and_then(|body| Ok((start(&body.addr)?, database(&state)?))) {
+        Ok(given) => given,
+        Err(error) => return refuse(&error),
+    };
+    let listed = db.bootstrap_list().await.unwrap_or_default();
+    if !listed.iter().any(|(addr, _)| *addr == start.to_string()) {
+        let error = InferError::new(ErrorCode::NotFound, format!("{start} is not on the list"));
+        return refuse(&error.hint("'quelea bootstrap list' shows what is"));
+    }
+    match db.remove_bootstrap(start.to_string()).await {
+        Ok(()) => Json(json!({ "schema": "quelea.bootstrap_rm/v1", "addr": start.to_string() })).into_response(),
+        Err(error) => refuse(&unwritten(&error)),
+    }
+}
+
+fn connected(peer: &PeerView) -> Value {
+    // Of several connections, a direct one is the one that is used.
+    let best = peer.addrs.iter().min_by_key(|addr| quelea_behaviours::nat::is_relayed(addr));
+    let (path, transport) = best.map(way).map_or(("-", "-"), |(path, transport)| (path.as_str(), transport.as_str()));
+    json!({
+        "peer_id": peer.peer.to_string(),
+        "agent": peer.agent,
+        "direction": if peer.outbound { "outbound" } else { "inbound" },
+        "path": path,
+        "transport": transport,
+        "ip": best.and_then(ip_version),
+        "relay": best.and_then(relay_of).map(|relay| relay.to_string()),
+        "rtt_s": peer.rtt.map(|rtt| rtt.as_secs_f64()),
+        "streams": Value::Null,
+        "sent_bytes": Value::Null,
+        "received_bytes": Value::Null,
+        "conduct": conduct(peer.conduct),
+        "addresses": peer.addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "connected_s": peer.connected_for.as_secs_f64(),
+    })
+}
+
+fn remembered(view: &KnownView) -> Value {
+    let known = &view.known;
+    json!({
+        "peer_id": view.peer.to_string(),
+        "agent": known.agent,
+        "connected": view.connected,
+        "source": known.source.as_str(),
+        "told_by": known.teller.map(|teller| teller.to_string()),
+        "anchor": known.anchor,
+        "conduct": conduct(known.conduct),
+        "failures": known.failures,
+        "first_seen_at_s": seconds(known.first_seen_ms),
+        "last_seen_at_s": known.last_seen_ms.map(seconds),
+        "addresses": known.addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "record": view.record.as_ref().map(|record| json!({
+            "seq": record.seq,
+            "signed_at_s": seconds(record.signed_ms),
+            "addresses": record.addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        })),
+    })
+}
+
+/// As people read trust: 0 to 1.
+fn conduct(ten_thousandths: u16) -> f64 {
+    f64::from(ten_thousandths) / 10_000.0
+}
+
+fn seconds(ms: u64) -> f64 {
+    ms as f64 / 1e3
+}
+
+fn ip_version(addr: &Multiaddr) -> Option<&'static str> {
+    match addr.iter().next()? {
+        Protocol::Ip4(_) => Some("v4"),
+        Protocol::Ip6(_) => Some("v6"),
+        _ => None,
+    }
+}
+
+/// The relay that an address leads through.
+fn relay_of(addr: &Multiaddr) -> Option<PeerId> {
+    let mut relay = None;
+    for part in addr {
+        match part {
+            Protocol::P2p(peer) => relay = Some(peer),
+            Protocol::P2pCircuit => return relay,
+            _ => {}
+        }
+    }
+    None
+}
+
+/// A full multiaddr, or the id of a peer whose addresses are known.
+fn target(given: &str) -> Result<(PeerId, Vec<Multiaddr>), InferError> {
+    match given.trim().parse::<PeerId>() {
+        Ok(peer) => Ok((peer, Vec::new())),
+        Err(_) => start(given).map(|start| (start.peer, vec![start.addr])),
+    }
+}
+
+fn start(given: &str) -> Result<PeerAddress, InferError> {
+    parse_peer_address(given).map_err(|e| InferError::new(ErrorCode::Usage, e.to_string()))
+}
+
+fn peer_of(given: &str) -> Result<PeerId, InferError> {
+    let shown: String = given.chars().take(80).collect();
+    given.trim().parse().map_err(|_| InferError::new(ErrorCode::Usage, format!("{shown:?} is not a peer id")))
+}
+
+fn database(state: &ApiState) -> Result<&Db, InferError> {
+    state.db.as_ref().ok_or_else(|| InferError::new(ErrorCode::StorageFailed, "this node keeps nothing on disk"))
+}
+
+fn undialled(error: &ConnectError) -> InferError {
+    let (code, hint) = match error {
+        ConnectError::NoAddresses { .. } => {
+            (ErrorCode::NotFound, "give a full address, ending in /p2p/ and its peer id")
+        }
+        ConnectError::Busy => (ErrorCode::Overloaded, "try again in a moment"),
+        ConnectError::Stopped => (ErrorCode::ShuttingDown, "the node is stopping"),
+        _ => (ErrorCode::DialFailed, "check the address, and that the node there is running on the same network"),
+    };
+    InferError::new(code, error.to_string()).hint(hint)
+}
+
+fn unwritten(error: &WriteError) -> InferError {
+    match error {
+        WriteError::ListFull => InferError::new(ErrorCode::Usage, error.to_string()).hint("see 'quelea bootstrap rm'"),
+        _ => InferError::new(ErrorCode::StorageFailed, error.to_string()),
+    }
+}
+
+fn refuse(error: &InferError) -> Response {
+    failure(status_of(error.error_code()), error)
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, InferError> {
+    serde_json::from_slice(body)
+        .map_err(|e| InferError::new(ErrorCode::Usage, format!("the request is not understood: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relays_and_targets_are_read() {
+        let (relay, peer) = (PeerId::random(), PeerId::random());
+        let through = format!("/ip4/9.9.9.9/tcp/1/p2p/{relay}/p2p-circuit/p2p/{peer}").parse().unwrap();
+        assert_eq!(relay_of(&through), Some(relay));
+        assert_eq!(relay_of(&format!("/ip4/9.9.9.9/tcp/1/p2p/{peer}").parse().unwrap()), None);
+        assert_eq!(target(&peer.to_string()).unwrap(), (peer, Vec::new()));
+        let (to, addrs) = target(&format!("/ip4/9.9.9.9/tcp/1/p2p/{peer}")).unwrap();
+        assert_eq!((to, addrs[0].to_string()), (peer, "/ip4/9.9.9.9/tcp/1".to_owned()));
+        assert!(target("/ip4/9.9.9.9/tcp/1").unwrap_err().message.contains("/p2p/"));
+        assert!(peer_of("nobody").unwrap_err().message.contains("nobody"));
+    }
+}

@@ -1,0 +1,130 @@
+//! Peers known: what is written down of them, how they behave, and what people ask about them.
+
+use std::time::{Duration, Instant};
+
+use libp2p::{Multiaddr, PeerId};
+use quelea_behaviours::peers::{Source, Told};
+use quelea_exchange::SignedRecord;
+use tokio::sync::oneshot;
+
+use crate::{
+    storage::{ANCHORS_MAX, Anchor, NotRecorded, PeerRow},
+    swarm::{driver::Driver, state::KnownView},
+};
+
+/// How often anchors and conduct are written down, besides when the node stops: what a crash forgets.
+const SAVE_EVERY: Duration = Duration::from_secs(60);
+
+/// An answer with something new in it that was true: 0.001 of the trust table.
+pub(crate) const TOLD_TRUE: i32 = 10;
+/// Something that no honest peer sends: 0.02 of it.
+pub(crate) const TOLD_LIES: i32 = -200;
+
+/// What the node knew when it stopped last.
+#[derive(Debug, Default)]
+pub(crate) struct Remembered {
+    pub(crate) rows: Vec<PeerRow>,
+    pub(crate) conduct: Vec<(PeerId, u16)>,
+    pub(crate) anchors: Vec<Anchor>,
+}
+
+/// Takes in what was written down.
+pub(crate) fn restore(driver: &mut Driver, remembered: Remembered) {
+    let conduct: std::collections::HashMap<PeerId, u16> = remembered.conduct.into_iter().collect();
+    let peers = &mut driver.swarm.behaviour_mut().peers;
+    for (peer, addrs) in &remembered.anchors {
+        let row = remembered.rows.iter().find(|row| row.peer == *peer);
+        let seen = row.map_or((0, 0), |row| (row.first_seen_ms, row.last_seen_ms));
+        let source = row.map_or(Source::Other, |row| row.source);
+        peers.restore(*peer, addrs, source, seen, conduct.get(peer).copied().unwrap_or(0), true);
+    }
+    for row in &remembered.rows {
+        let seen = (row.first_seen_ms, row.last_seen_ms);
+        let source = if row.source == Source::Bootstrap { Source::Other } else { row.source };
+        peers.restore(row.peer, &row.addrs, source, seen, conduct.get(&row.peer).copied().unwrap_or(0), false);
+    }
+    for peer in remembered.anchors.iter().map(|(peer, _)| *peer) {
+        driver.swarm.behaviour_mut().inbound.keep(peer);
+    }
+}
+
+/// A peer said of itself, or another of it, where it is.
+pub(crate) fn told(driver: &mut Driver, teller: PeerId, record: &SignedRecord) {
+    let said = record.record();
+    let told = if said.peer == teller {
+        Told::from(Source::Inbound)
+    } else {
+        Told { source: Source::Exchange, teller: Some(teller) }
+    };
+    let behaviour = driver.swarm.behaviour_mut();
+    behaviour.peers.learn(said.peer, &said.addrs, told);
+    if behaviour.peers.book().get(&said.peer).is_some_and(|known| known.agent.is_none()) {
+        behaviour.peers.named(&said.peer, said.agent.clone());
+    }
+    let conduct = behaviour.peers.book().get(&said.peer).map_or(0, |known| known.conduct);
+    behaviour.exchange.set_trust(&said.peer, u32::from(conduct));
+}
+
+/// A peer behaved well or badly.
+pub(crate) fn judge(driver: &mut Driver, peer: &PeerId, change: i32) {
+    let behaviour = driver.swarm.behaviour_mut();
+    if let Some(conduct) = behaviour.peers.judge(peer, change) {
+        behaviour.exchange.set_trust(peer, u32::from(conduct));
+        driver.state.judged.insert(*peer);
+    }
+}
+
+/// Figures, and what is written down now and then.
+pub(crate) fn tick(driver: &mut Driver, now: Instant) {
+    let known = driver.swarm.behaviour().peers.book().len();
+    driver.config.telemetry.stats.peers_known.set(u64::try_from(known).unwrap_or(u64::MAX));
+    if now >= driver.state.next_save {
+        driver.state.next_save = now + SAVE_EVERY;
+        save(driver);
+    }
+}
+
+/// Writes anchors and conduct down, if this node keeps a database and its queue has room.
+pub(crate) fn save(driver: &mut Driver) {
+    let Some(db) = driver.config.db.clone() else { return };
+    let mut anchors = driver.swarm.behaviour().peers.chosen();
+    anchors.truncate(ANCHORS_MAX);
+    let mut full = false;
+    // A node that is alone keeps the anchors it had: they are its way back.
+    if !anchors.is_empty() {
+        full |= db.try_save_anchors(anchors) == Err(NotRecorded::QueueFull);
+    }
+    for peer in std::mem::take(&mut driver.state.judged) {
+        if let Some(conduct) = driver.swarm.behaviour().peers.book().get(&peer).map(|known| known.conduct) {
+            full |= db.try_record_conduct(peer, conduct) == Err(NotRecorded::QueueFull);
+        }
+    }
+    driver.config.telemetry.metrics.channel_full_if(full, "storage");
+}
+
+pub(crate) fn known(driver: &Driver, peer: Option<PeerId>, reply: oneshot::Sender<Vec<KnownView>>) {
+    let behaviour = driver.swarm.behaviour();
+    let book = behaviour.peers.book();
+    let view = |(peer, known): (&PeerId, &quelea_behaviours::peers::Known)| KnownView {
+        peer: *peer,
+        known: known.clone(),
+        record: behaviour.exchange.exchanger().record(peer).map(|held| held.record.record().clone()),
+        connected: driver.state.peers.contains_key(peer),
+    };
+    let views = match peer {
+        Some(peer) => book.get(&peer).map(|known| view((&peer, known))).into_iter().collect(),
+        None => book.iter().map(view).collect(),
+    };
+    let _ = reply.send(views);
+}
+
+/// The operator ends every connection to a peer. Answers whether there was one.
+pub(crate) fn disconnect(driver: &mut Driver, peer: PeerId, reply: oneshot::Sender<bool>) {
+    driver.swarm.behaviour_mut().peers.hold_off(&peer);
+    let _ = reply.send(driver.swarm.disconnect_peer_id(peer).is_ok());
+}
+
+/// Where a peer is, by what we heard.
+pub(crate) fn learn(driver: &mut Driver, peer: PeerId, addrs: &[Multiaddr], source: Source) {
+    driver.swarm.behaviour_mut().peers.learn(peer, addrs, source);
+}
