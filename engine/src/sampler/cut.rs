@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use super::{
     config::{SamplerConfig, Vocab},
     draw,
+    nucleus::{Nucleus, last_of_nucleus},
     weight::{ONE, Scale},
 };
 
@@ -26,6 +27,7 @@ pub(super) struct Cut {
     kept: Vec<Candidate>,
     ranked: Vec<Candidate>,
     top: Vec<(u32, f32)>,
+    nucleus: Nucleus,
 }
 
 impl Cut {
@@ -48,7 +50,7 @@ impl Cut {
 
     /// The tokens to draw from, in order of ids. The most likely one is always among them.
     pub(super) fn candidates(&mut self, config: &SamplerConfig, logits: &[f32], vocab: Vocab) -> &[Candidate] {
-        let Self { weights, kept, ranked, top } = self;
+        let Self { weights, kept, ranked, top, nucleus } = self;
         let scale = Scale::new(vocab.highest, config.temperature);
         let ranked_of = |k: usize, top: &mut Vec<(u32, f32)>, into: &mut Vec<Candidate>| -> u64 {
             select_top(logits, k, top);
@@ -71,12 +73,14 @@ impl Cut {
         let total = if cut_k { ranked_of(config.top_k, top, kept) } else { scale.weights(logits, weights) };
         if config.top_p < 1.0 {
             let wanted = share(config.top_p, total);
-            if !cut_k && ranked_of(NUCLEUS_GUESS, top, kept) < wanted {
-                all(weights, 1, kept);
+            if cut_k || ranked_of(NUCLEUS_GUESS, top, kept) >= wanted {
+                ranked.clone_from(kept);
+                let last = last_of_nucleus(ranked, wanted);
+                kept.retain(|c| last.is_none_or(|last| likely_first(c, &last) != Ordering::Greater));
+            } else {
+                let highest = (vocab.highest, config.temperature);
+                nucleus.collect((logits, weights), highest, (wanted, min_p), kept);
             }
-            ranked.clone_from(kept);
-            let last = last_of_nucleus(ranked, wanted);
-            kept.retain(|c| last.is_none_or(|last| likely_first(c, &last) != Ordering::Greater));
         } else if !cut_k {
             all(weights, min_p, kept);
         }
@@ -101,7 +105,7 @@ fn share(share: f32, total: u64) -> u64 {
 }
 
 /// The order of likelihood; ties go to the lower id. Logits are not NaN.
-fn likely_first(a: &Candidate, b: &Candidate) -> Ordering {
+pub(super) fn likely_first(a: &Candidate, b: &Candidate) -> Ordering {
     higher_first(&(a.id, a.logit), &(b.id, b.logit))
 }
 
@@ -160,22 +164,4 @@ pub(super) fn ranking(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
     select_top(logits, k, &mut top);
     top.sort_unstable_by(higher_first);
     top
-}
-
-/// The last of the fewest most likely candidates whose weights reach `wanted`. Halves the candidates that are in
-/// question each time, so that it takes a few passes over them, however flat they are.
-fn last_of_nucleus(mut candidates: &mut [Candidate], mut wanted: u64) -> Option<Candidate> {
-    while candidates.len() > 1 {
-        let half = candidates.len() / 2;
-        candidates.select_nth_unstable_by(half, likely_first);
-        let (likely, rest) = candidates.split_at_mut(half);
-        let weight: u64 = likely.iter().map(|c| c.weight).sum();
-        if weight >= wanted {
-            candidates = likely;
-        } else {
-            wanted -= weight;
-            candidates = rest;
-        }
-    }
-    candidates.first().copied()
 }

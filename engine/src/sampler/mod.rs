@@ -34,6 +34,7 @@ mod config;
 mod cut;
 mod draw;
 mod logprobs;
+mod nucleus;
 mod penalties;
 mod stop;
 mod weight;
