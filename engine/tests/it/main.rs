@@ -14,6 +14,7 @@ mod models;
 mod quantize;
 mod reference;
 mod runner;
+mod shapes;
 mod split;
 mod support;
 mod variants;
