@@ -9,7 +9,7 @@ pub const LINE: usize = 64;
 
 /// From this size on, storage is aligned to huge pages and the system is asked for them: a stream of weights then crosses
 /// a page every two megabytes instead of every four kilobytes.
-const HUGE: usize = 2 << 20;
+pub const HUGE: usize = 2 << 20;
 
 /// A fixed number of zeroed values of a plain type, starting on a cache line.
 pub struct AlignedVec<T: Plain> {

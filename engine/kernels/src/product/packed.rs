@@ -11,7 +11,7 @@ use super::rows::Out;
 use super::scales::{head, minimum, scale};
 use super::simd::quads;
 use super::simd_scalar::Plain;
-use crate::memory::AlignedVec;
+use crate::memory::{AlignedVec, HUGE};
 use crate::pool::Pool;
 
 /// Bytes of a file one task repacks, about.
@@ -82,6 +82,7 @@ impl PackedMatrix {
         let groups = outputs.div_ceil(GROUP);
         let group_bytes = group_bytes(ty, inputs);
         let mut data = AlignedVec::<u8>::zeroed(groups * group_bytes);
+        take_pages(&mut data, pool);
         let groups_per_task = (TASK_BYTES / group_bytes).max(1);
         let bad_row = AtomicUsize::new(usize::MAX);
         let to = Shared(data.as_mut_ptr());
@@ -159,6 +160,17 @@ impl PackedMatrix {
 struct Shared(*mut u8);
 // SAFETY: tasks write disjoint groups, and the owner of the storage waits for them.
 unsafe impl Sync for Shared {}
+
+/// Touches every huge page of fresh storage, each from one thread. The system zeroes a page when it is first touched: two
+/// tasks that fill neighbouring stretches of one would both wait for a page of their own to be zeroed, one in vain.
+fn take_pages(data: &mut AlignedVec<u8>, pool: &Pool) {
+    let (pages, to) = (data.len().div_ceil(HUGE), Shared(data.as_mut_ptr()));
+    pool.run(pages, &|page| {
+        let to = &to;
+        // SAFETY: the page begins within the storage, and its first byte is written by this task alone.
+        unsafe { to.0.add(page * HUGE).write_volatile(0) };
+    });
+}
 
 fn group_bytes(ty: WeightType, inputs: usize) -> usize {
     with_format!(ty, F => (inputs / BLOCK).div_ceil(F::BLOCKS) * F::RECORD, float => inputs * GROUP * ty.block_bytes())
