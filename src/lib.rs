@@ -12,6 +12,7 @@
 //! | `telemetry` | logs, metrics, health |
 //! | `events` | what happened, for those who follow it |
 //! | `api`, `cli` | the ways in |
+//! | `netcheck` | how this node can be reached, in words |
 //! | `bench` | what `quelea bench` measures |
 //! | `demo` | the embedded model and three nodes in one process |
 
@@ -26,6 +27,7 @@ mod events;
 mod home;
 mod identity;
 mod inference;
+mod netcheck;
 mod node;
 mod storage;
 mod swarm;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use libp2p::PeerId;
 use quelea_wire::NetworkId;
 
 use crate::{peers::dialler::OUTBOUND, prefixes::PrefixLimits, store::StoreLimits};
@@ -49,6 +50,38 @@ pub const PING_INTERVAL: Duration = Duration::from_secs(15);
 pub const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time between AutoNAT probes of untested addresses (the default of libp2p).
 pub const AUTONAT_PROBE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Circuits through this node at once, as a relay: libp2p's default.
+pub const RELAY_CIRCUITS: usize = 16;
+/// Bytes that a circuit carries, both ways together: libp2p's default. Enough to meet and punch a hole; a relayed inference
+/// sends some 20 KiB a token and ends after a few.
+pub const RELAY_CIRCUIT_BYTES: u64 = 128 << 10;
+/// How long a circuit lasts: libp2p's default.
+pub const RELAY_CIRCUIT_DURATION: Duration = Duration::from_secs(120);
+
+/// What this node gives as a relay, when it is one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelayServer {
+    /// See [`RELAY_CIRCUITS`]. A quarter of them for one peer.
+    pub circuits: usize,
+    /// See [`RELAY_CIRCUIT_BYTES`].
+    pub circuit_bytes: u64,
+    /// See [`RELAY_CIRCUIT_DURATION`].
+    pub circuit_duration: Duration,
+    /// The only peers that may have a place here, and so be reached through this node; all when empty.
+    pub allow: Vec<PeerId>,
+}
+
+impl Default for RelayServer {
+    fn default() -> Self {
+        Self {
+            circuits: RELAY_CIRCUITS,
+            circuit_bytes: RELAY_CIRCUIT_BYTES,
+            circuit_duration: RELAY_CIRCUIT_DURATION,
+            allow: Vec::new(),
+        }
+    }
+}
 
 /// How this node takes part in the DHT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -133,6 +166,8 @@ pub struct Config {
     pub agent: String,
     /// Whether it relays for others.
     pub relay_server: bool,
+    /// What it gives them.
+    pub relay: RelayServer,
     /// Whether it asks the router to open its ports.
     pub upnp: bool,
     /// Whether it looks for peers on the local network.
@@ -162,6 +197,7 @@ impl Config {
             network,
             agent: concat!("quelea/", env!("CARGO_PKG_VERSION")).to_owned(),
             relay_server: false,
+            relay: RelayServer::default(),
             upnp: false,
             mdns: false,
             kad_mode: KadMode::default(),

@@ -18,7 +18,8 @@
 //! | [`scope`] | which addresses a peer may have us dial |
 //! | [`gossip`] | topics, scores, and which messages are passed on |
 //! | [`peers`] | which peers are remembered, and whom to dial |
-//! | [`nat`] | relays, AutoNAT, UPnP, mDNS |
+//! | [`nat`] | relays, AutoNAT, UPnP, mDNS; the kind of NAT |
+//! | [`probe`] | pings on demand |
 
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -41,10 +42,11 @@ pub mod nat;
 mod node;
 pub mod peers;
 pub mod prefixes;
+pub mod probe;
 pub mod scope;
 pub mod store;
 mod swarm;
 
-pub use config::{Config, KadMode, Limits, MemoryLimit};
+pub use config::{Config, KadMode, Limits, MemoryLimit, RelayServer};
 pub use node::{Behaviour, BehaviourEvent};
 pub use swarm::{BuildError, build_swarm};

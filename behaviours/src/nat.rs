@@ -1,5 +1,10 @@
 //! Being reached from outside: AutoNAT, relays, UPnP; and from beside, mDNS.
 
+pub mod kind;
+pub mod relays;
+
+use std::collections::HashSet;
+
 use libp2p::{Multiaddr, PeerId, autonat, mdns, multiaddr::Protocol, relay, swarm::behaviour::toggle::Toggle, upnp};
 
 use crate::{BuildError, Config};
@@ -9,10 +14,27 @@ pub(crate) fn autonat_client(config: &Config) -> autonat::v2::client::Behaviour 
     autonat::v2::client::Behaviour::new(rand::make_rng(), probing)
 }
 
-/// libp2p's defaults: 128 reservations (4 a peer), 16 circuits (4 a peer) of two minutes and 128 KiB each, all rate-limited
-/// by peer and address. Enough to meet and punch a hole.
+/// 128 reservations (4 a peer), rate-limited by peer and address; circuits as the configuration says.
 pub(crate) fn relay_server(local: PeerId, config: &Config) -> Toggle<relay::Behaviour> {
-    Toggle::from(config.relay_server.then(|| relay::Behaviour::new(local, relay::Config::default())))
+    Toggle::from(config.relay_server.then(|| {
+        let given = &config.relay;
+        let mut relay = relay::Config {
+            max_circuits: given.circuits,
+            max_circuits_per_peer: given.circuits.div_ceil(4),
+            max_circuit_bytes: given.circuit_bytes,
+            max_circuit_duration: given.circuit_duration,
+            ..relay::Config::default()
+        };
+        if !given.allow.is_empty() {
+            let allow: HashSet<PeerId> = given.allow.iter().copied().collect();
+            // First, so that strangers take nothing of what the rate limits give.
+            relay.reservation_rate_limiters.insert(0, Box::new(move |peer, _: &Multiaddr, _| allow.contains(&peer)));
+        }
+        let mut behaviour = relay::Behaviour::new(local, relay);
+        // The operator's word; left to itself it waits for a confirmed address, which needs somebody to confirm it.
+        behaviour.set_status(Some(relay::Status::Enable));
+        behaviour
+    }))
 }
 
 pub(crate) fn upnp(config: &Config) -> Toggle<upnp::tokio::Behaviour> {

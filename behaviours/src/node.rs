@@ -9,7 +9,7 @@ use libp2p::{
     upnp,
 };
 
-use crate::{gossip, identify, inbound, kad, peers, prefixes};
+use crate::{gossip, identify, inbound, kad, peers, prefixes, probe};
 
 /// A node's behaviour; see [`build_swarm`](crate::build_swarm).
 #[derive(NetworkBehaviour)]
@@ -37,6 +37,8 @@ pub struct Behaviour {
     pub identify: identify::Behaviour,
     /// Keeps lines alive and measures round trips.
     pub ping: ping::Behaviour,
+    /// Measures a round trip when somebody asks for one.
+    pub probe: probe::Behaviour,
     /// Finds peers, and who provides what.
     pub kad: kad::Behaviour,
     /// Spreads announcements to those who listen for a model.

@@ -25,7 +25,7 @@ use crate::{
     config::{CONNECTION_TIMEOUT, PENDING_INBOUND_SLACK, PING_INTERVAL, PING_TIMEOUT},
     gossip,
     handshakes::Handshakes,
-    identify, inbound, kad, nat, peers, prefixes,
+    identify, inbound, kad, nat, peers, prefixes, probe,
 };
 
 /// Why no swarm could be built.
@@ -170,6 +170,7 @@ fn behaviour(
         peers: peers::Behaviour::new(local, config.outbound, rand::random()),
         identify: identify::new(keypair, config),
         ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
+        probe: probe::Behaviour::default(),
         kad: kad::new(local, config),
         gossipsub: gossip::new(keypair, config, metrics)?,
         autonat_client: nat::autonat_client(config),

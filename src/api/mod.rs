@@ -11,6 +11,8 @@
 //! | `POST /api/v1/infer` | a stream of [`InferEvent`]s, one JSON object a line |
 //! | `/api/v1/dht/*` | see `dht` |
 //! | `/api/v1/peers*`, `/api/v1/bootstrap*` | see `peers` |
+//! | `POST /api/v1/ping` | a stream of replies, one JSON object a line |
+//! | `GET /api/v1/netcheck` | how this node can be reached |
 //!
 //! Errors are `{"error": {"code", "message", "hint", "retryable"}}` with a fitting status. A request whose client goes
 //! away is cancelled at every stage.
@@ -20,6 +22,7 @@ mod bans;
 mod broadcast;
 mod dht;
 mod events;
+mod nat;
 mod peers;
 mod stats;
 
@@ -78,6 +81,8 @@ fn router(state: ApiState) -> Router {
         .merge(dht::routes())
         .merge(bans::routes())
         .merge(peers::routes())
+        .route("/api/v1/ping", post(nat::ping))
+        .route("/api/v1/netcheck", get(nat::netcheck))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, &InferError::new(ErrorCode::Usage, "no such route")) })
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(state)
@@ -233,7 +238,9 @@ fn failure(status: StatusCode, error: &InferError) -> Response {
 fn status_of(code: ErrorCode) -> StatusCode {
     match code {
         ErrorCode::Usage | ErrorCode::ContextFull | ErrorCode::ModelFile => StatusCode::BAD_REQUEST,
-        ErrorCode::ModelUnknown | ErrorCode::ModelFileNeeded | ErrorCode::NotFound => StatusCode::NOT_FOUND,
+        ErrorCode::ModelUnknown | ErrorCode::ModelFileNeeded | ErrorCode::NotFound | ErrorCode::PeerUnknown => {
+            StatusCode::NOT_FOUND
+        }
         ErrorCode::Internal | ErrorCode::EngineFailed => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     }

@@ -151,6 +151,7 @@ impl End {
             telemetry,
             bans: Vec::new(),
             kad_mode: KadMode::Client,
+            relay_server: false,
         };
         let metrics = libp2p::metrics::Metrics::new(&mut prometheus_client::registry::Registry::default());
         let (mut driver, handle) = Driver::new(swarm, config, metrics);

@@ -3,6 +3,7 @@
 mod bench;
 mod compute;
 mod dht;
+mod nat;
 mod peers;
 mod sampling;
 mod swarm;
@@ -16,6 +17,7 @@ pub(crate) use self::{
     bench::{BenchCommand, BenchModelArgs, TransportArg},
     compute::{ComputeArgs, LogitsArgs},
     dht::DhtCommand,
+    nat::{NatArgs, NetcheckArgs, PingArgs},
     peers::{BanArgs, BootstrapCommand, PeerSort, PeersCommand},
     sampling::SamplingArgs,
     swarm::{BroadcastArgs, EventsArgs},
@@ -102,6 +104,10 @@ pub(crate) enum Command {
     Events(EventsArgs),
     /// Say a line to every node of the network
     Broadcast(BroadcastArgs),
+    /// How long a round trip to a peer takes, and which way it goes
+    Ping(PingArgs),
+    /// How this node can be reached: kind of NAT, addresses, relays, and what to do
+    Netcheck(NetcheckArgs),
     /// Whether the node is well: exit code 0 or 1
     Health(HealthArgs),
     /// Values and peers that nobody keeps a list of
@@ -165,12 +171,8 @@ pub(crate) struct DaemonArgs {
     pub(crate) memory: Option<u64>,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
-    /// Relay traffic for peers behind NAT
-    #[arg(long)]
-    pub(crate) relay_server: bool,
-    /// Ask the router to open a port (UPnP)
-    #[arg(long)]
-    pub(crate) upnp: bool,
+    #[command(flatten)]
+    pub(crate) nat: NatArgs,
     /// Find peers on the LAN (mDNS)
     #[arg(long)]
     pub(crate) mdns: bool,

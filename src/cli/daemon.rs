@@ -94,8 +94,10 @@ fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
         listen,
         bootstrap: args.bootstrap,
         kad_mode,
-        relay_server: args.relay_server,
-        upnp: args.upnp,
+        relay_server: args.nat.relay_server,
+        relay: args.nat.relay(),
+        external: args.nat.external.clone(),
+        upnp: args.nat.upnp,
         mdns: args.mdns,
         serve: args.model.map(|model| ServeSpec {
             model: quantised(&model, args.quantize),

@@ -28,7 +28,9 @@ impl Exit {
             ErrorCode::Usage | ErrorCode::ContextFull => Self::Usage,
             ErrorCode::DaemonUnreachable => Self::Unreachable,
             ErrorCode::Unauthorized => Self::Auth,
-            ErrorCode::ModelUnknown | ErrorCode::ModelFileNeeded | ErrorCode::NotFound => Self::NotFound,
+            ErrorCode::ModelUnknown | ErrorCode::ModelFileNeeded | ErrorCode::NotFound | ErrorCode::PeerUnknown => {
+                Self::NotFound
+            }
             ErrorCode::NoRoute
             | ErrorCode::NoBootstrap
             | ErrorCode::NotConnected

@@ -14,6 +14,7 @@ mod health;
 mod infer;
 mod make;
 mod model;
+mod nat;
 mod output;
 mod peers;
 mod stats;
@@ -68,6 +69,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Stats => stats::run(global).await,
             Command::Events(args) => events::run(global, args).await,
             Command::Broadcast(args) => broadcast::run(global, args).await,
+            Command::Ping(args) => nat::ping(global, args).await,
+            Command::Netcheck(args) => nat::netcheck(global, args).await,
             Command::Health(args) => health::run(global, args).await,
             Command::Model(command) => Box::pin(model::run(global, command)).await,
             Command::Dht(command) => dht::run(global, command).await,

@@ -110,6 +110,7 @@ impl Node {
         let mut registry = prometheus_client::registry::Registry::default();
         let mut config = quelea_behaviours::Config::new(network);
         config.relay_server = settings.relay_server;
+        config.relay = settings.relay.clone();
         config.upnp = settings.upnp;
         config.mdns = settings.mdns;
         config.kad_mode = settings.kad_mode;
@@ -135,6 +136,7 @@ impl Node {
             telemetry: telemetry.clone(),
             bans,
             kad_mode: settings.kad_mode,
+            relay_server: settings.relay_server,
         };
         let (mut driver, handle) = Driver::new(swarm, driver_config, libp2p_metrics);
         if let Some(db) = &db {
@@ -147,6 +149,7 @@ impl Node {
             }
             None => settings.bootstrap.clone(),
         };
+        driver.declare(&settings.external, settings.upnp);
         for addr in &settings.listen {
             ports::check_free(addr).map_err(StartError::listen)?;
             driver.listen(addr.clone()).map_err(StartError::listen)?;

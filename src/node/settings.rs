@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use libp2p::Multiaddr;
-use quelea_behaviours::KadMode;
+use quelea_behaviours::{KadMode, RelayServer};
 use quelea_engine::StageOptions;
 
 use crate::{address::PeerAddress, home::Home, inference::serve::LayerChoice};
@@ -59,6 +59,10 @@ pub(crate) struct Settings {
     pub(crate) bootstrap: Vec<PeerAddress>,
     pub(crate) kad_mode: KadMode,
     pub(crate) relay_server: bool,
+    /// What it gives as a relay.
+    pub(crate) relay: RelayServer,
+    /// Addresses that lead here, by the operator's word.
+    pub(crate) external: Vec<Multiaddr>,
     pub(crate) upnp: bool,
     pub(crate) mdns: bool,
     pub(crate) serve: Option<ServeSpec>,
@@ -80,6 +84,8 @@ impl Settings {
             bootstrap,
             kad_mode: KadMode::Client,
             relay_server: false,
+            relay: RelayServer::default(),
+            external: Vec::new(),
             upnp: false,
             mdns: false,
             serve: None,

@@ -14,7 +14,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     dht::{Ask, DhtStats, Waiter},
-    handle::{AnnouncementError, BroadcastError, ConnectError, OpenStreamError},
+    handle::{AnnouncementError, BroadcastError, ConnectError, OpenStreamError, PingFailure},
+    nat::{NatView, Pong},
     state::{KnownView, Snapshot},
 };
 
@@ -67,6 +68,10 @@ pub(super) enum Command {
     Known { peer: Option<PeerId>, reply: oneshot::Sender<Vec<KnownView>> },
     /// End every connection to a peer; answers whether there was one.
     Disconnect { peer: PeerId, reply: oneshot::Sender<bool> },
+    /// Send so many bytes to a connected peer and back.
+    Ping { peer: PeerId, bytes: usize, reply: oneshot::Sender<Result<Pong, PingFailure>> },
+    /// What is known about being reached.
+    Nat { reply: oneshot::Sender<NatView> },
     /// What the loop knows of itself and its peers.
     Snapshot { reply: oneshot::Sender<Snapshot> },
 }

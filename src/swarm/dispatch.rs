@@ -27,6 +27,8 @@ pub(super) fn command(driver: &mut Driver, command: Command) {
         Command::Bans { reply } => on::conduct::bans(driver, reply),
         Command::Known { peer, reply } => on::peers::known(driver, peer, reply),
         Command::Disconnect { peer, reply } => on::peers::disconnect(driver, peer, reply),
+        Command::Ping { peer, bytes, reply } => on::probe::ping(driver, peer, bytes, reply),
+        Command::Nat { reply } => on::nat::view(driver, reply),
         Command::Snapshot { reply } => on::connection::snapshot(driver, reply),
         Command::ListenFor { model } => on::gossip::listen_for(driver, &model),
         Command::Broadcast { text, reply } => on::gossip::broadcast(driver, &text, reply),
@@ -41,7 +43,8 @@ pub(super) fn event(driver: &mut Driver, event: SwarmEvent<BehaviourEvent>) {
         SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
             on::connection::established(driver, peer_id, connection_id, &endpoint);
         }
-        SwarmEvent::ConnectionClosed { peer_id, connection_id, .. } => {
+        SwarmEvent::ConnectionClosed { peer_id, connection_id, endpoint, cause, .. } => {
+            tracing::debug!(peer = %peer_id, addr = %endpoint.get_remote_address(), ?cause, "connection closed");
             on::connection::closed(driver, peer_id, connection_id);
         }
         SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => {
@@ -49,8 +52,13 @@ pub(super) fn event(driver: &mut Driver, event: SwarmEvent<BehaviourEvent>) {
         }
         SwarmEvent::NewListenAddr { listener_id, address } => on::connection::listening(driver, listener_id, address),
         SwarmEvent::ExpiredListenAddr { address, .. } => on::connection::listener_gone(driver, &address),
-        SwarmEvent::ListenerClosed { addresses, reason, .. } => {
+        SwarmEvent::ListenerClosed { listener_id, addresses, reason } => {
+            on::nat::listener_closed(driver, listener_id);
             on::connection::listener_closed(driver, &addresses, reason.err());
+        }
+        SwarmEvent::Dialing { peer_id: Some(peer), .. } => driver.state.nat.dialling(peer),
+        SwarmEvent::ExternalAddrConfirmed { .. } | SwarmEvent::ExternalAddrExpired { .. } => {
+            on::nat::reconsider(driver);
         }
         SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "a listener reports an error"),
         SwarmEvent::IncomingConnectionError { error, .. } => tracing::debug!(%error, "an inbound connection failed"),
@@ -64,13 +72,14 @@ fn behaviour(driver: &mut Driver, event: BehaviourEvent) {
         BehaviourEvent::Announce(event) => on::announce::event(driver, event),
         BehaviourEvent::Exchange(event) => on::exchange::event(driver, event),
         BehaviourEvent::Identify(event) => on::identify::event(driver, event),
+        BehaviourEvent::Probe(event) => on::probe::event(driver, event),
         BehaviourEvent::Ping(event) => on::ping::event(driver, &event),
         BehaviourEvent::Kad(event) => on::kad::event(driver, event),
         BehaviourEvent::Gossipsub(event) => on::gossip::event(driver, event),
         BehaviourEvent::AutonatClient(event) => on::nat::autonat(driver, &event),
-        BehaviourEvent::Upnp(event) => on::nat::upnp(&event),
-        BehaviourEvent::Dcutr(event) => on::nat::dcutr(&event),
-        BehaviourEvent::RelayClient(event) => on::nat::relay_client(&event),
+        BehaviourEvent::Upnp(event) => on::nat::upnp(driver, &event),
+        BehaviourEvent::Dcutr(event) => on::nat::dcutr(driver, &event),
+        BehaviourEvent::RelayClient(event) => on::nat::relay_client(driver, &event),
         BehaviourEvent::Mdns(event) => on::mdns::event(driver, event),
         _ => {}
     }

@@ -49,6 +49,8 @@ pub(crate) struct DriverConfig {
     pub(crate) bans: Vec<Ban>,
     /// The node's part in the DHT.
     pub(crate) kad_mode: KadMode,
+    /// Whether it relays for others.
+    pub(crate) relay_server: bool,
 }
 
 /// The task that owns the swarm.
@@ -111,6 +113,17 @@ impl Driver {
         super::on::peers::restore(self, remembered);
     }
 
+    /// Advertises addresses that lead here by the operator's word, and notes whether the router is asked to open ports.
+    pub(crate) fn declare(&mut self, external: &[Multiaddr], upnp: bool) {
+        for addr in external {
+            self.state.nat.declared.push(addr.clone());
+            self.swarm.add_external_address(addr.clone());
+        }
+        if upnp {
+            self.state.nat.upnp = super::nat::Upnp::Searching;
+        }
+    }
+
     /// Runs until `stop` resolves or every handle is gone.
     pub(crate) async fn run(mut self, mut stop: oneshot::Receiver<()>) {
         let mut tick = tokio::time::interval(TICK);
@@ -151,6 +164,7 @@ impl Driver {
         super::on::kad::tick(self, now);
         super::on::conduct::tick(self);
         super::on::peers::tick(self, now);
+        super::on::nat::tick(self, now);
         super::on::connection::tick(self);
         on::gossip::tick(self, now);
     }

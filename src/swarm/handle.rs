@@ -16,6 +16,7 @@ use super::{
     command::Command,
     dht::{Answer, Ask, DhtError, DhtStats, Effort, Waiter},
     events::SwarmNotice,
+    nat::{NatView, Pong},
     state::{KnownView, Snapshot},
 };
 
@@ -31,6 +32,9 @@ pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(12);
 /// How long a peer may take over its announcement, which it has in memory. The announce behaviour answers within 5 s itself;
 /// this is the second net.
 pub(super) const FETCH_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// How long a ping may take. The probe behaviour answers within 10 s itself; this is the second net.
+pub(super) const PING_DUE: Duration = Duration::from_secs(12);
 
 /// Providers taken from one look-up. A chain needs one per span; the rest is choice.
 pub(super) const MAX_PROVIDERS: usize = 64;
@@ -75,6 +79,20 @@ pub(crate) enum OpenStreamError {
     Timeout { peer: PeerId },
     #[error("too many streams are being opened")]
     Busy,
+    #[error("the swarm has stopped")]
+    Stopped,
+}
+
+/// Why a ping was not answered.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum PingFailure {
+    #[error("no connection to {peer}")]
+    NotConnected { peer: PeerId },
+    #[error("{reason}")]
+    Failed { reason: String },
+    #[error("no answer in time")]
+    Timeout,
     #[error("the swarm has stopped")]
     Stopped,
 }
@@ -253,6 +271,18 @@ impl Handle {
     pub(crate) async fn broadcast(&self, text: String) -> Result<String, BroadcastError> {
         let (reply, answer) = oneshot::channel();
         self.ask(Command::Broadcast { text, reply }, answer).await.unwrap_or(Err(BroadcastError::Stopped))
+    }
+
+    /// Sends `bytes` to a connected peer and back.
+    pub(crate) async fn ping(&self, peer: PeerId, bytes: usize) -> Result<Pong, PingFailure> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Ping { peer, bytes, reply }, answer).await.unwrap_or(Err(PingFailure::Stopped))
+    }
+
+    /// What is known about being reached; `None` once the loop has stopped.
+    pub(crate) async fn nat(&self) -> Option<NatView> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Nat { reply }, answer).await
     }
 
     /// What the loop knows about itself and its peers; `None` once it has stopped.

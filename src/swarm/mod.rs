@@ -28,6 +28,7 @@ mod dispatch;
 mod driver;
 mod events;
 mod handle;
+mod nat;
 mod on;
 mod pending;
 mod state;
@@ -35,6 +36,7 @@ mod validation;
 
 pub(crate) use driver::{Driver, DriverConfig};
 pub use events::SwarmNotice;
-pub(crate) use handle::{BroadcastError, ConnectError, Handle, OpenStreamError};
+pub(crate) use handle::{BroadcastError, ConnectError, Handle, OpenStreamError, PingFailure};
+pub(crate) use nat::{NatView, Pong, Upnp};
 pub(crate) use on::peers::Remembered;
 pub(crate) use state::{KnownView, PeerView};

@@ -8,6 +8,7 @@ use std::{
 use libp2p::{Multiaddr, PeerId, core::transport::ListenerId, kad::QueryId, swarm::ConnectionId};
 use quelea_announce::{Book, SignedAnnouncement};
 use quelea_behaviours::peers::{self, Known};
+use quelea_behaviours::probe::{self, PingId};
 use quelea_behaviours::{bans::Bans, conduct::Conduct, guard::Guard, prefixes::DeniedCounts};
 use quelea_exchange::PeerRecord;
 use quelea_shard::ShardStream;
@@ -15,7 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     dht::Questions,
-    handle::{AnnouncementError, ConnectError, OpenStreamError},
+    handle::{AnnouncementError, ConnectError, OpenStreamError, PingFailure},
+    nat::{NatState, Pong},
     on::keep::Kept,
     pending::Pending,
 };
@@ -51,6 +53,10 @@ pub(super) struct Dial {
     until: Instant,
     /// On whose word, when nobody here wants it.
     asker: Option<PeerId>,
+    /// Whether relays are tried, too.
+    through_relays: bool,
+    /// Attempts that have not failed.
+    attempts: u8,
 }
 
 /// What is known of one connected peer. The map of these is bounded by the connection limits.
@@ -60,6 +66,14 @@ pub(super) struct Peer {
     pub(super) agent: Option<String>,
     pub(super) rtt: Option<Duration>,
     pub(super) since: Option<Instant>,
+    /// Where we dialled it directly.
+    pub(super) dialled: Option<Multiaddr>,
+    /// Since when there has been a direct connection.
+    pub(super) direct_since: Option<Instant>,
+    /// Whether it came to us through a relay.
+    pub(super) relayed_in: bool,
+    /// Direct dials made to replace its relayed connection.
+    pub(super) reversals: u8,
 }
 
 /// A connected peer, as commands and pages show it.
@@ -139,6 +153,9 @@ pub(super) struct State {
     pub(super) judged: HashSet<PeerId>,
     /// When anchors and conduct are written down next.
     pub(super) next_save: Instant,
+    pub(super) pings: Pending<PingId, Result<Pong, PingFailure>>,
+    pub(super) nat: NatState,
+    pub(super) started: Instant,
 }
 
 impl State {
@@ -162,6 +179,9 @@ impl State {
             denied: DeniedCounts::default(),
             judged: HashSet::new(),
             next_save: Instant::now(),
+            pings: Pending::new(probe::MAX_PENDING),
+            nat: NatState::default(),
+            started: Instant::now(),
         }
     }
 
@@ -181,7 +201,14 @@ impl State {
         if !self.dials.contains_key(&peer) && self.dials.len() >= MAX_PENDING {
             return Err(reply);
         }
-        let new = || Dial { waiters: Vec::new(), since: Instant::now(), until: deadline, asker };
+        let new = || Dial {
+            waiters: Vec::new(),
+            since: Instant::now(),
+            until: deadline,
+            asker,
+            through_relays: false,
+            attempts: 1,
+        };
         let dial = self.dials.entry(peer).or_insert_with(new);
         if dial.waiters.len() >= MAX_WAITERS {
             return Err(reply);
@@ -215,6 +242,32 @@ impl State {
         self.dials.get(peer).is_some_and(|dial| dial.asker.is_some())
     }
 
+    /// Whether a dial of `peer` that we want ourselves may go through relays now: once each. It counts as one more attempt.
+    pub(super) fn first_try_through_relays(&mut self, peer: &PeerId) -> bool {
+        match self.dials.get_mut(peer) {
+            Some(dial) if dial.asker.is_none() && !dial.through_relays => {
+                dial.through_relays = true;
+                dial.attempts = dial.attempts.saturating_add(1);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// One attempt to dial `peer` failed. Whether another one is still under way.
+    pub(super) fn attempt_failed(&mut self, peer: &PeerId) -> bool {
+        self.dials.get_mut(peer).is_some_and(|dial| {
+            dial.attempts = dial.attempts.saturating_sub(1);
+            dial.attempts > 0
+        })
+    }
+
+    /// Dials that have gone on for so long and no relay has been tried for.
+    pub(super) fn dials_older_than(&self, age: Duration, now: Instant) -> Vec<PeerId> {
+        let old = |dial: &Dial| !dial.through_relays && now.saturating_duration_since(dial.since) >= age;
+        self.dials.iter().filter(|(_, dial)| old(dial)).map(|(peer, _)| *peer).collect()
+    }
+
     /// Tells everybody who waited for a dial of `peer` how it ended.
     pub(super) fn dial_ended(&mut self, peer: &PeerId, result: &Result<(), ConnectError>) {
         for reply in self.dials.remove(peer).map(|dial| dial.waiters).unwrap_or_default() {
@@ -241,6 +294,7 @@ impl State {
             self.dial_ended(&peer, &Err(ConnectError::Timeout { peer }));
         }
         self.opens.expire(now);
+        self.pings.expire(now);
         self.fetches.expire(now);
     }
 

@@ -48,6 +48,7 @@ pub(super) struct Instruments {
     pub(super) stage_duration: Histogram<f64>,
     pub(super) hop: Histogram<f64>,
     pub(super) db_commit: Histogram<f64>,
+    pub(super) hole_punches: Counter<u64>,
     pub(super) channel_full: Counter<u64>,
     pub(super) dht_republished: Counter<u64>,
     pub(super) dht_refused: Counter<u64>,
@@ -117,6 +118,7 @@ impl Instruments {
                 "quelea_dht_refused",
                 "Records, and peers for the routing table, that this node did not take, by the reason",
             ),
+            hole_punches: counter("quelea_hole_punch_attempts", "Hole punches that ended, by result"),
             channel_full: counter("quelea_channel_full", "Items that a bounded queue had no place for, by queue"),
             rate_limited: counter(
                 "quelea_rate_limited",
@@ -136,9 +138,10 @@ pub(super) fn observe(meter: &Meter, build: &BuildInfo, stats: &Arc<NodeStats>, 
     super::gossip::observe(meter, stats);
 
     type Plain = fn(&NodeStats) -> u64;
-    let plain: [(&'static str, &'static str, Plain); 5] = [
+    let plain: [(&'static str, &'static str, Plain); 6] = [
         ("quelea_peers_known", "Peers this node remembers", |s| s.peers_known.get()),
         ("quelea_peers_banned", "Peers and address ranges that are banned", |s| s.peers_banned.get()),
+        ("quelea_relay_reservations", "Relays that keep a place for this node", |s| s.relay_reservations.get()),
         ("quelea_shard_streams", "Shard streams open, in either direction", |s| s.shard_streams.get()),
         ("quelea_shard_sessions", "Shard sessions open on this node's stage", |s| s.shard_sessions.get()),
         ("quelea_dht_records", "Records in this node's part of the DHT", |s| s.dht_records.get()),

@@ -87,6 +87,15 @@ label! {
     }
 }
 label! {
+    /// How a hole punch ended.
+    Punch {
+        /// The connection is direct now.
+        Success = "success",
+        /// It stays relayed.
+        Failure = "failure",
+    }
+}
+label! {
     /// How a request of one of our protocols ended.
     RpcResult {
         /// Answered.
@@ -309,6 +318,11 @@ impl Metrics {
         for name in names {
             self.inner.instruments.channel_full.add(0, &[KeyValue::new("name", *name)]);
         }
+    }
+
+    /// A hole punch ended.
+    pub fn hole_punch(&self, result: Punch) {
+        self.inner.instruments.hole_punches.add(1, &[KeyValue::new("result", result.as_str())]);
     }
 
     /// A bounded queue had no place for one item.

@@ -177,6 +177,8 @@ pub struct NodeStats {
     pub peers_known: Gauge,
     /// Peers and address ranges that are banned.
     pub peers_banned: Gauge,
+    /// Relays that keep a place for this node.
+    pub relay_reservations: Gauge,
     /// Shard streams open, either direction.
     pub shard_streams: Gauge,
     /// Shard sessions open on this node's stage.

@@ -18,7 +18,9 @@ use tokio::{
 
 use super::{
     health::{Component, Health, Status},
-    metrics::{BuildInfo, CONTENT_TYPE, Direction, Finished, Metrics, Operation, Outcome, Phase, RpcResult, Where},
+    metrics::{
+        BuildInfo, CONTENT_TYPE, Direction, Finished, Metrics, Operation, Outcome, Phase, Punch, RpcResult, Where,
+    },
     server::{self, TelemetryState, serve},
     stats::{NodeStats, Path, Reachability, Transport},
 };
@@ -73,6 +75,8 @@ fn busy() -> (TelemetryState, Arc<NodeStats>) {
     metrics.db_commit(Duration::from_millis(2));
     metrics.declare_channels(&["db", "commands"]);
     metrics.channel_full("db");
+    metrics.hole_punch(Punch::Success);
+    metrics.hole_punch(Punch::Failure);
     metrics.task_panicked();
     metrics.join_libp2p(libp2p_registry());
     (state, stats)
@@ -144,6 +148,8 @@ fn the_scrape_holds_the_catalogue_and_no_more_labels() {
         ("quelea_ready", "gauge"),
         ("quelea_peers_connected", "gauge"),
         ("quelea_peers_known", "gauge"),
+        ("quelea_relay_reservations", "gauge"),
+        ("quelea_hole_punch_attempts_total", "counter"),
         ("quelea_peers_banned", "gauge"),
         ("quelea_rate_limited_total", "counter"),
         ("quelea_reachability", "gauge"),

@@ -10,6 +10,7 @@ use libp2p::{
     Multiaddr, PeerId,
     core::{Endpoint, transport::PortUse},
     identify,
+    multiaddr::Protocol,
     swarm::{
         ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent,
         ToSwarm,
@@ -17,6 +18,7 @@ use libp2p::{
 };
 
 use super::MAX_ADDRESS_BYTES;
+use crate::nat::is_relayed;
 
 /// Different addresses that peers may claim to see us at before any of them has to wait: a node has a few addresses per
 /// transport, and a symmetric NAT shows another port to each peer.
@@ -82,6 +84,11 @@ impl Observed {
     }
 }
 
+/// Whether this can be where we are: who sees us through a relay sees a peer id, or the relay.
+fn is_of_ours(addr: &Multiaddr) -> bool {
+    !is_relayed(addr) && !matches!(addr.iter().next(), None | Some(Protocol::P2p(_)))
+}
+
 impl NetworkBehaviour for Behaviour {
     type ConnectionHandler = <Inner as NetworkBehaviour>::ConnectionHandler;
     type ToSwarm = identify::Event;
@@ -128,8 +135,8 @@ impl NetworkBehaviour for Behaviour {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
         loop {
             match self.inner.poll(cx) {
-                Poll::Ready(ToSwarm::NewExternalAddrCandidate(addr)) if !self.observed.admit(&addr, Instant::now()) => {
-                }
+                Poll::Ready(ToSwarm::NewExternalAddrCandidate(addr))
+                    if !is_of_ours(&addr) || !self.observed.admit(&addr, Instant::now()) => {}
                 other => return other,
             }
         }
@@ -166,6 +173,14 @@ mod tests {
         assert!(observed.admit(&addr(0), start));
         let later = start + Duration::from_secs(360_000);
         assert_eq!((1..1000).filter(|n| observed.admit(&addr(*n), later)).count(), OBSERVED_BURST as usize);
+    }
+
+    #[test]
+    fn what_is_seen_through_a_relay_is_no_address_of_ours() {
+        let (peer, relay) = (PeerId::random(), PeerId::random());
+        assert!(is_of_ours(&addr(1)));
+        assert!(!is_of_ours(&format!("/p2p/{peer}").parse().unwrap()));
+        assert!(!is_of_ours(&format!("/ip4/9.9.9.9/tcp/1/p2p/{relay}/p2p-circuit").parse().unwrap()));
     }
 
     #[test]

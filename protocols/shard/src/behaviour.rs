@@ -167,6 +167,7 @@ struct Pending {
 /// | peers and their connections | the swarm's connection limits | – |
 /// | inbound streams of a peer | `max_inbound_streams_per_peer` | the new one is reset and counted |
 /// | all inbound streams | `max_inbound_streams_total` | the newest of the peer that holds most is broken off, unless the opener would hold as many: then the new one is reset; both are counted |
+/// | the count of each connection's streams | the swarm's connection limits | – |
 /// | openings under way | `max_pending_opens`, each with a deadline | the new one is answered `TooManyPending` |
 /// | events | inbound streams and one per call of `open` | – |
 #[derive(Debug)]
@@ -180,6 +181,8 @@ pub struct Behaviour {
     actions: VecDeque<ToSwarm<Event, Command>>,
     next_id: u64,
     inbound: Arc<AtomicUsize>,
+    /// For each connection, what its streams hold as long as they live.
+    streams: HashMap<ConnectionId, Arc<()>>,
     over_queue: Arc<AtomicU64>,
     stats: Stats,
 }
@@ -197,6 +200,7 @@ impl Behaviour {
             actions: VecDeque::new(),
             next_id: 0,
             inbound: Arc::default(),
+            streams: HashMap::new(),
             over_queue: Arc::default(),
             stats: Stats::default(),
         }
@@ -233,6 +237,12 @@ impl Behaviour {
         self.peers.contains_key(peer)
     }
 
+    /// Streams that live on `connection`, whoever opened them.
+    #[must_use]
+    pub fn streams_on(&self, connection: ConnectionId) -> usize {
+        self.streams.get(&connection).map_or(0, |held| Arc::strong_count(held).saturating_sub(1))
+    }
+
     /// Counters, for metrics and tests.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -265,7 +275,8 @@ impl Behaviour {
             if let Some(of_peer) = self.peers.get_mut(&peer) {
                 of_peer.inbound.push(Arc::downgrade(&place));
             }
-            let stream = ShardStream::new(stream, peer, connection, Some(place));
+            let stream =
+                ShardStream::new(stream, peer, connection, Some(place), self.streams.get(&connection).cloned());
             self.actions.push_back(ToSwarm::GenerateEvent(Event::Inbound { peer, connection, stream }));
             return;
         };
@@ -289,7 +300,8 @@ impl Behaviour {
         // An opening that is no longer pending was answered at its deadline; its stream is dropped.
         let Some(at) = self.pending.iter().position(|p| p.id == id) else { return };
         self.pending.remove(at);
-        self.answer(id, peer, result.map(|stream| ShardStream::new(stream, peer, connection, None)));
+        let of = self.streams.get(&connection).cloned();
+        self.answer(id, peer, result.map(|stream| ShardStream::new(stream, peer, connection, None, of)));
     }
 
     fn fail_pending(&mut self, which: impl Fn(&Pending) -> bool, error: impl Fn() -> OpenError) {
@@ -347,8 +359,10 @@ impl NetworkBehaviour for Behaviour {
         match event {
             FromSwarm::ConnectionEstablished(ConnectionEstablished { peer_id, connection_id, endpoint, .. }) => {
                 self.peers.entry(peer_id).or_default().connections.push((connection_id, endpoint.is_relayed()));
+                self.streams.insert(connection_id, Arc::default());
             }
             FromSwarm::ConnectionClosed(ConnectionClosed { peer_id, connection_id, .. }) => {
+                self.streams.remove(&connection_id);
                 if let Some(peer) = self.peers.get_mut(&peer_id) {
                     peer.connections.retain(|(id, _)| *id != connection_id);
                     if peer.connections.is_empty() {

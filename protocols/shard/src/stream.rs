@@ -76,11 +76,19 @@ pub struct ShardStream {
     peer: PeerId,
     connection: ConnectionId,
     place: Option<Arc<Place>>,
+    /// Counts the streams of its connection by being held.
+    _of: Option<Arc<()>>,
 }
 
 impl ShardStream {
-    pub(crate) fn new(stream: Stream, peer: PeerId, connection: ConnectionId, place: Option<Arc<Place>>) -> Self {
-        Self { stream, peer, connection, place }
+    pub(crate) fn new(
+        stream: Stream,
+        peer: PeerId,
+        connection: ConnectionId,
+        place: Option<Arc<Place>>,
+        of: Option<Arc<()>>,
+    ) -> Self {
+        Self { stream, peer, connection, place, _of: of }
     }
 
     /// Who is at the other end.

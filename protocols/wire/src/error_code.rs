@@ -104,6 +104,7 @@ registry! {
     HopSilent = 2005, "a peer on the route stopped answering", retryable: true, charged: true;
     HopLost = 2006, "the connection to a peer on the route broke", retryable: true, charged: true;
     DeadlineExceeded = 2007, "the deadline passed", retryable: true, charged: true;
+    PeerUnknown = 2008, "no address of the peer is known", retryable: true, charged: false;
     NotFound = 2101, "nobody who was asked has it", retryable: true, charged: false;
     QuorumNotMet = 2102, "too few peers acknowledged it", retryable: true, charged: false;
     BadFrame = 3001, "a frame is malformed", retryable: false, charged: false;

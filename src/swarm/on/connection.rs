@@ -5,6 +5,7 @@ use std::time::Instant;
 use libp2p::{
     Multiaddr, PeerId,
     core::{ConnectedPoint, transport::ListenerId},
+    multiaddr::Protocol,
     swarm::{
         ConnectionId, DialError,
         dial_opts::{DialOpts, PeerCondition},
@@ -64,7 +65,12 @@ pub(crate) fn connect(
     match driver.swarm.dial(opts) {
         // A dial that is under way already will answer for this one too.
         Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => {}
-        Err(error) => driver.state.dial_ended(&peer, &Err(refused(peer, &error))),
+        Err(error) => {
+            let _ = driver.state.attempt_failed(&peer);
+            if !super::nat::through_relays(driver, peer) {
+                driver.state.dial_ended(&peer, &Err(refused(peer, &error)));
+            }
+        }
     }
 }
 
@@ -111,7 +117,14 @@ pub(crate) fn discovered(driver: &mut Driver, peer: PeerId, addr: Multiaddr) -> 
 }
 
 pub(crate) fn established(driver: &mut Driver, peer: PeerId, connection: ConnectionId, endpoint: &ConnectedPoint) {
-    let addr = endpoint.get_remote_address().clone();
+    super::nat::established(driver, peer, connection, endpoint);
+    let addr = match endpoint {
+        // Who comes through a relay shows only its id; what matters of such a connection is that it is relayed, and by whom.
+        ConnectedPoint::Listener { local_addr, .. } if endpoint.is_relayed() => {
+            local_addr.clone().with(Protocol::P2p(peer))
+        }
+        _ => endpoint.get_remote_address().clone(),
+    };
     if endpoint.is_dialer() {
         // It answers there: worth remembering even if it is gone before it has said more of itself.
         remember(driver, peer, dialable(&peer, [&addr]));
@@ -119,12 +132,21 @@ pub(crate) fn established(driver: &mut Driver, peer: PeerId, connection: Connect
     let known =
         driver.state.peers.entry(peer).or_insert_with(|| Peer { since: Some(Instant::now()), ..Peer::default() });
     let first = known.connections.is_empty();
+    match (endpoint.is_relayed(), endpoint.is_dialer()) {
+        (true, dialled) => known.relayed_in |= !dialled,
+        (false, dialled) => {
+            known.direct_since.get_or_insert_with(Instant::now);
+            if dialled {
+                known.dialled = Some(addr.clone());
+            }
+        }
+    }
+    tracing::debug!(%peer, %addr, outbound = endpoint.is_dialer(), "connected");
     known.connections.insert(connection, addr);
     if !first {
         return;
     }
     driver.state.guard.connected(peer, endpoint);
-    tracing::debug!(%peer, "connected");
     driver.state.dial_ended(&peer, &Ok(()));
     if driver.state.bootstrap.contains(&peer) {
         driver.config.telemetry.ok(Component::Bootstrap, format!("connected to {peer}"));
@@ -142,7 +164,9 @@ fn tell(driver: &Driver, peer: &PeerId, connected: bool) {
 pub(crate) fn closed(driver: &mut Driver, peer: PeerId, connection: ConnectionId) {
     let Some(known) = driver.state.peers.get_mut(&peer) else { return };
     known.connections.remove(&connection);
-    if known.connections.is_empty() {
+    let last = known.connections.is_empty();
+    driver.state.nat.closed(&peer, connection, last);
+    if last {
         driver.state.peers.remove(&peer);
         driver.state.guard.disconnected(&peer);
         tracing::debug!(%peer, "disconnected");
@@ -156,8 +180,12 @@ pub(crate) fn closed(driver: &mut Driver, peer: PeerId, connection: ConnectionId
 pub(crate) fn dial_failed(driver: &mut Driver, peer: Option<PeerId>, error: &DialError) {
     let Some(peer) = peer else { return };
     tracing::debug!(%peer, %error, "dial failed");
+    let goes_on = super::nat::dial_failed(driver, peer, error);
     // A second dial may fail while a first connection stands; then nobody who waits is worse off.
     if driver.state.peers.contains_key(&peer) || matches!(error, DialError::DialPeerConditionFalse(_)) {
+        return;
+    }
+    if driver.state.attempt_failed(&peer) || goes_on {
         return;
     }
     // Whoever named wrong addresses must not have us forget what the peer says of itself.
@@ -173,6 +201,7 @@ pub(crate) fn dial_failed(driver: &mut Driver, peer: Option<PeerId>, error: &Dia
 pub(crate) fn listening(driver: &mut Driver, listener: ListenerId, addr: Multiaddr) {
     driver.state.listening.insert(listener);
     tracing::info!(%addr, "listening");
+    super::nat::listening(driver, &addr);
     driver.state.listeners.insert(addr.to_string(), addr);
     driver.config.telemetry.ok(Component::Listeners, format!("{} addresses", driver.state.listeners.len()));
     driver.notify(SwarmNotice::Listening);

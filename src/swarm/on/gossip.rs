@@ -146,6 +146,7 @@ fn report(driver: &mut Driver, message: &MessageId, source: &PeerId, verdict: &V
 /// Takes an announcement into the book, by whatever way it came.
 pub(crate) fn learn(driver: &mut Driver, announcement: SignedAnnouncement) {
     let now = unix_ms();
+    driver.state.nat.signed_at(announcement.peer(), announcement.announcement().issued_ms, now);
     let peer = announcement.peer().to_string();
     let said = announcement.announcement();
     let offered =

@@ -7,11 +7,12 @@ use super::connection::remember;
 use crate::swarm::driver::Driver;
 
 pub(crate) fn event(driver: &mut Driver, event: identify::Event) {
-    let identify::Event::Received { peer_id, mut info, .. } = event else { return };
+    let identify::Event::Received { connection_id, peer_id, mut info } = event else { return };
     info.listen_addrs.retain(|addr| driver.state.may_claim(&peer_id, addr));
     if let Some(peer) = driver.state.peers.get_mut(&peer_id) {
         peer.agent = Some(info.agent_version.chars().filter(|c| !c.is_control()).take(64).collect());
     }
+    super::nat::identified(driver, peer_id, connection_id, &info);
     let peers = &mut driver.swarm.behaviour_mut().peers;
     peers.named(&peer_id, info.agent_version.chars().filter(|c| !c.is_control()).take(64).collect());
     peers.learn(peer_id, &info.listen_addrs, Source::Inbound);

@@ -13,4 +13,5 @@ pub(super) mod mdns;
 pub(super) mod nat;
 pub(super) mod peers;
 pub(super) mod ping;
+pub(super) mod probe;
 pub(super) mod shard;
