@@ -3,6 +3,8 @@
 
 mod answers;
 pub mod diversity;
+#[cfg(test)]
+mod liars;
 pub(crate) mod table;
 
 use std::{

@@ -3,11 +3,17 @@
 //! | namespace | best is | enough is |
 //! |---|---|---|
 //! | signed | the highest sequence number; whoever lies can only be silent or late | as many valid answers as the quorum |
-//! | open | what most holders gave; then what expires last | as many holders that agree as the quorum |
+//! | open | what most of the 20 closest holders gave; then what expires last | as many holders that agree as the quorum |
+//!
+//! Only the holders closest to the key have a say in an open value: a lookup also meets others, and liars, who send it on to
+//! each other, it meets more than their share.
 
 use std::{cmp::Reverse, time::Instant};
 
-use libp2p::{PeerId, kad::Record};
+use libp2p::{
+    PeerId,
+    kad::{KBucketKey, Record, RecordKey},
+};
 use quelea_wire::NetworkId;
 
 use crate::store::{Refusal, StoreLimits, value};
@@ -22,9 +28,9 @@ const MAX_HOLDERS: usize = 64;
 /// Valid answers after which a lookup of a signed value ends: a single one could be an old value that is sent again.
 pub const SIGNED_QUORUM: usize = 3;
 
-/// Holders that must agree before a lookup of an open value ends early: half of k, so that a few liars who are asked first
-/// decide nothing. A lookup that runs out of peers takes what most of them gave.
-pub const OPEN_QUORUM: usize = 10;
+/// Holders that must agree before a lookup of an open value ends early: never, because those who are asked first may be
+/// liars who know each other.
+pub const OPEN_QUORUM: usize = usize::MAX;
 
 /// One value, and who holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +49,7 @@ pub struct Choice {
 #[derive(Debug, Clone)]
 pub struct Answers {
     rules: value::Rules,
+    key: Option<RecordKey>,
     choices: Vec<Choice>,
     invalid: usize,
 }
@@ -51,7 +58,7 @@ impl Answers {
     /// None yet. Values are judged by the rules by which a store of `network` with these limits holds them.
     #[must_use]
     pub fn new(network: NetworkId, limits: &StoreLimits) -> Self {
-        Self { rules: value::Rules::new(network, limits), choices: Vec::new(), invalid: 0 }
+        Self { rules: value::Rules::new(network, limits), key: None, choices: Vec::new(), invalid: 0 }
     }
 
     /// Takes an answer of `holder`, if it is valid at `now_ms` (Unix).
@@ -60,6 +67,7 @@ impl Answers {
     /// Says why it is not counted.
     pub fn add(&mut self, holder: Option<PeerId>, record: Record, now_ms: u64) -> Result<(), Refusal> {
         let judged = self.rules.judge(record.key.as_ref(), &record.value, now_ms);
+        self.key.get_or_insert_with(|| record.key.clone());
         let standing = judged.inspect_err(|_| self.invalid = self.invalid.saturating_add(1))?;
         if let Some(known) = self.choices.iter_mut().find(|choice| choice.value == record.value) {
             if known.holders.len() < MAX_HOLDERS && !known.holders.contains(&holder) {
@@ -105,10 +113,23 @@ impl Answers {
         self.choices
     }
 
+    /// Those of the holders that are closest to the key; this node, whose own answer costs nobody anything, among them.
+    fn voters(&self) -> Vec<Option<PeerId>> {
+        let Some(key) = self.key.clone().map(KBucketKey::new) else { return Vec::new() };
+        let mut holders: Vec<Option<PeerId>> = self.choices.iter().flat_map(|choice| choice.holders.clone()).collect();
+        holders.sort_by_cached_key(|holder| holder.map(|peer| KBucketKey::from(peer).distance(&key)));
+        holders.dedup();
+        holders.truncate(super::K.get());
+        holders
+    }
+
     fn sort(&mut self) {
+        let voters = self.voters();
         // The value itself comes last, so that equals stand in the same order at everybody.
         self.choices.sort_by(|a, b| {
-            let rank = |c: &Choice| Reverse((c.sequence, c.holders.len(), c.expires));
+            let rank = |c: &Choice| {
+                Reverse((c.sequence, c.holders.iter().filter(|holder| voters.contains(holder)).count(), c.expires))
+            };
             rank(a).cmp(&rank(b)).then_with(|| a.value.cmp(&b.value))
         });
     }

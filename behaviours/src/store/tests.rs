@@ -392,3 +392,27 @@ fn notes_of_changes_are_bounded_and_then_everything_is_told() {
     store.not_taken(&told[0]);
     assert_eq!(store.take_changes(9, now, 0), told);
 }
+
+/// Threat 13: one peer puts a hundred thousand values, as fast as it can and with lives as long as the wire can say.
+#[test]
+fn a_hundred_thousand_values_of_one_peer_are_its_quota_and_live_for_a_day() {
+    let (mut store, _) = store();
+    let (flood, now) = (PeerId::random(), Instant::now());
+    let for_ever = Some(now + SECOND * u32::MAX);
+    let mut refused = HashMap::new();
+    for n in 0..100_000_u32 {
+        // Now and then the rate limit lets one through; then it is the quota that stops it.
+        let record = Record { expires: for_ever, ..value(n as usize) };
+        if let Err(why) = store.put_from(flood, record, now + Duration::from_millis(u64::from(n))) {
+            *refused.entry(why).or_insert(0) += 1;
+        }
+    }
+    let stats = store.stats();
+    assert_eq!((stats.values, stats.value_bytes, stats.peers), (4, 40, 1));
+    assert_eq!(
+        refused.get(&Refusal::Quota).copied().unwrap_or(0) + refused.get(&Refusal::Rate).copied().unwrap_or(0),
+        99_996
+    );
+    assert!(store.records().all(|held| held.expires.unwrap() <= now + store.limits.value_ttl + 100 * SECOND));
+    assert_eq!(store.sweep(now + store.limits.value_ttl + 100 * SECOND), 4);
+}

@@ -40,7 +40,7 @@ pub(crate) enum DhtCommand {
         /// Every value that is found, and how many hold it
         #[arg(long)]
         all: bool,
-        /// End early when this many holders agree (signed: answer) [default: 10; signed: 3]
+        /// End early when this many holders agree [default: ask all; signed values: 3 answers]
         #[arg(long, value_name = "N", conflicts_with = "all", value_parser = clap::value_parser!(u8).range(1..=20))]
         quorum: Option<u8>,
         #[command(flatten)]
