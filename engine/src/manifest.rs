@@ -49,7 +49,10 @@ pub struct Manifest {
     pub context_length: usize,
     /// The other hyper-parameters.
     pub hparams: Hparams,
-    /// BLAKE3 over all `tokenizer.*` metadata, by key.
+    /// BLAKE3 over all `tokenizer.*` metadata, by key. A folder and the GGUF file made of it differ here, so that they are
+    /// two models with the same parts: a `tokenizer.json` cuts words by its own expressions and normalises text where
+    /// the file names a family's way, and the two give some texts other ids. Peers that hold different ones must not
+    /// share a chain or a prefix.
     pub tokenizer: [u8; 32],
     /// The quantisation's name, such as `Q4_K_M`.
     pub quantisation: String,

@@ -2,16 +2,19 @@
 //!
 //! A template is a Jinja program from the model's file, written for Python. It runs here as Hugging Face's
 //! `apply_chat_template` runs it: blocks trimmed, loop controls, `raise_exception`, `strftime_now`, Python's string
-//! and mapping methods, `tojson` and printing as Python does them. What differs: the time is UTC; methods and filters
-//! that no known template uses are missing (`truncate`, `urlencode`, `pprint`, format specifications in
-//! `str.format`), and so are a macro's `varargs`; `loop.last` is never true over the characters of a string; `safe` text
-//! added to other text does not escape it; going over `none` gives nothing where Python fails; `{% generation %}`, a
-//! mark for training, is let through without effect.
+//! and mapping methods, `tojson`, printing and formatting as Python does them. What differs: the time is UTC; methods and
+//! filters that no known template uses are missing (`pprint`, `xmlattr`, `random`, `encode`), and so are a macro's
+//! `varargs` and `kwargs`; `'…' % value` needs its text as a literal; ranges and the views of a mapping print as lists;
+//! `loop.last` is never true over the characters of a string; `safe` text added to other text does not escape it; going
+//! over `none` gives nothing where Python fails; `{% generation %}`, a mark for training, is let through without effect.
 //!
 //! The program comes from a stranger: its source, its output, its time and its memory are bounded.
 
 mod date;
+mod filters;
+mod format;
 mod python;
+mod source;
 mod strings;
 
 use std::{io, sync::Arc};
@@ -145,6 +148,8 @@ impl ChatTemplate {
         }
         environment.add_filter("int", python::to_int);
         environment.add_filter("float", python::to_float);
+        filters::add(&mut environment);
+        environment.add_function("dict", python::dict);
         environment.add_filter("center", python::center);
         environment.add_filter("wordcount", python::wordcount);
         environment.add_test("iterable", python::is_iterable);
@@ -152,7 +157,7 @@ impl ChatTemplate {
         environment.add_test("callable", |value: &minijinja::Value| value.is_undefined());
         environment.add_function("strftime_now", move |pattern: &str| date::strftime(pattern, clock()));
         environment.add_function("raise_exception", raise_exception);
-        environment.add_template_owned(NAME, without_generation_tags(source)).map_err(TemplateError::Syntax)?;
+        environment.add_template_owned(NAME, source::prepared(source)).map_err(TemplateError::Syntax)?;
         Ok(Self(Arc::new(Inner { environment, bos: bos.to_owned(), eos: eos.to_owned() })))
     }
 
@@ -267,27 +272,6 @@ fn failure(error: Error) -> TemplateError {
         cause = inner.source();
     }
     TemplateError::Failed(error)
-}
-
-/// Replaces the tags `generation` and `endgeneration`, which only training looks at, by ones without effect.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some((before, after)) = rest.split_once("{%") {
-        out.push_str(before);
-        out.push_str("{%");
-        let tag = after.trim_start_matches(['-', '+']).trim_start();
-        let word_end = tag.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(tag.len());
-        let (word, after_word) = tag.split_at(word_end);
-        out.push_str(&after[..after.len() - tag.len()]);
-        out.push_str(match word {
-            "generation" => "if true",
-            "endgeneration" => "endif",
-            other => other,
-        });
-        rest = after_word;
-    }
-    out + rest
 }
 
 #[cfg(test)]

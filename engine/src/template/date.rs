@@ -39,7 +39,8 @@ pub(super) fn strftime(pattern: &str, unix_seconds: u64) -> Result<String, Error
     let (hour, minute, second) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
     let (year, month, day, day_of_year) = civil(days);
     // 1 January 1970 was a Thursday.
-    let weekday = DAYS[((days + 4) % 7) as usize];
+    let sunday = (days + 4) % 7;
+    let weekday = DAYS[sunday as usize];
     let month_name = MONTHS[month as usize - 1];
     let mut out = String::new();
     let mut chars = pattern.chars();
@@ -64,6 +65,22 @@ pub(super) fn strftime(pattern: &str, unix_seconds: u64) -> Result<String, Error
             Some('M') => write!(out, "{minute:02}")?,
             Some('S') => write!(out, "{second:02}")?,
             Some('p') => out.push_str(if hour < 12 { "AM" } else { "PM" }),
+            Some('C') => write!(out, "{:02}", year / 100)?,
+            Some('D' | 'x') => write!(out, "{month:02}/{day:02}/{:02}", year % 100)?,
+            Some('R') => write!(out, "{hour:02}:{minute:02}")?,
+            Some('X') => write!(out, "{hour:02}:{minute:02}:{second:02}")?,
+            Some('c') => out.push_str(&strftime("%a %b %e %X %Y", unix_seconds)?),
+            Some('s') => write!(out, "{unix_seconds}")?,
+            Some('f') => out.push_str("000000"),
+            Some('n') => out.push('\n'),
+            Some('t') => out.push('\t'),
+            Some('w') => write!(out, "{sunday}")?,
+            Some('u') => write!(out, "{}", (sunday + 6) % 7 + 1)?,
+            Some('U') => write!(out, "{:02}", (day_of_year + 6 - sunday) / 7)?,
+            Some('W') => write!(out, "{:02}", (day_of_year + 6 - (sunday + 6) % 7) / 7)?,
+            Some('V') => write!(out, "{:02}", iso_week(year, day_of_year, sunday).1)?,
+            Some('G') => write!(out, "{}", iso_week(year, day_of_year, sunday).0)?,
+            Some('g') => write!(out, "{:02}", iso_week(year, day_of_year, sunday).0 % 100)?,
             Some('F') => write!(out, "{year}-{month:02}-{day:02}")?,
             Some('T') => write!(out, "{hour:02}:{minute:02}:{second:02}")?,
             Some('Z') => out.push_str("UTC"),
@@ -102,6 +119,18 @@ fn civil(days: u64) -> (u64, u64, u64, u64) {
     (year, month, rest + 1, day_of_year)
 }
 
+/// The year and number of the week that the day lies in, weeks beginning on Mondays and belonging to the year of their
+/// Thursday. `sunday`: days since Sunday.
+fn iso_week(year: u64, day_of_year: u64, sunday: u64) -> (u64, u64) {
+    let last = |year: u64| (year + year / 4 - year / 100 + year / 400) % 7;
+    let weeks = |year: u64| if last(year) == 4 || last(year - 1) == 3 { 53 } else { 52 };
+    match (day_of_year + 9 - (sunday + 6) % 7) / 7 {
+        0 => (year - 1, weeks(year - 1)),
+        week if week > weeks(year) => (year + 1, 1),
+        week => (year, week),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,6 +143,13 @@ mod tests {
         let leap = "2024-02-29 23:59:59 Thursday Thu February Feb 060 24 11 PM 29 %";
         assert_eq!(strftime(all, 1_709_251_199).unwrap(), leap);
         assert_eq!(strftime("%d %b %Y", 4_102_444_799).unwrap(), "31 Dec 2099");
+        let weeks = "%U|%W|%V|%G|%u|%w|%D|%R|%C|%g|%c";
+        assert_eq!(
+            strftime(weeks, 1_767_323_045).unwrap(),
+            "00|00|01|2026|5|5|01/02/26|03:04|20|26|Fri Jan  2 03:04:05 2026"
+        );
+        assert_eq!(strftime("%G-%V %U %W", 1_609_459_200).unwrap(), "2020-53 00 00");
+        assert_eq!(strftime("%G-%V %U %W", 1_735_603_200).unwrap(), "2025-01 52 53");
         assert!(strftime("%Q", 0).is_err());
         assert!(strftime("50%", 0).is_err());
     }

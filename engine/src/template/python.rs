@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{MAX_RENDERED, strings};
+use super::{MAX_RENDERED, filters::pay, strings};
 use minijinja::{
     Error, ErrorKind, Output, State, Value,
     value::{Kwargs, ValueKind, from_args},
@@ -18,9 +18,9 @@ pub(super) fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args:
     match value.kind() {
         ValueKind::String => {
             let text = value.as_str().unwrap_or_default();
-            bounded(text.len())?;
-            // What a method makes is paid for afterwards; reading the text is not.
-            state.consume_fuel(text.len() as u64 / 64)?;
+            // What a method makes is paid for afterwards; reading the text, and others given to it, is not.
+            pay(state, text)?;
+            args.iter().filter_map(Value::as_str).try_for_each(|text| pay(state, text))?;
             strings::method(text, name, args)
         }
         ValueKind::Map => map_method(state, value, name, args),
@@ -102,20 +102,59 @@ pub(super) fn string(value: &Value) -> Result<String, Error> {
     Ok(out)
 }
 
+/// What Python's `repr` gives.
+pub(super) fn repr(value: &Value) -> Result<String, Error> {
+    let mut out = String::new();
+    REPR.write(&mut out, value, 0)?;
+    Ok(out)
+}
+
+/// The function `dict`: of a mapping, or of pairs, and of named values.
+pub(super) fn dict(value: Option<Value>, named: Kwargs) -> Result<Value, Error> {
+    let mut pairs: Vec<(Value, Value)> = Vec::new();
+    if let Some(value) = value.filter(|value| !value.is_undefined()) {
+        for item in value.try_iter()? {
+            pairs.push(match value.kind() {
+                ValueKind::Map => (item.clone(), value.get_item(&item)?),
+                _ => (item.get_item_by_index(0)?, item.get_item_by_index(1)?),
+            });
+        }
+    }
+    for name in named.args() {
+        pairs.push((Value::from(name), named.get(name)?));
+    }
+    Ok(Value::from_pairs(pairs))
+}
+
 /// The filter `tojson` as Hugging Face defines it: Python's `json.dumps` without escaping for HTML or ASCII.
-pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let separators: Option<Vec<String>> = options.get("separators")?;
-    let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
-    let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
-    options.assert_all_used()?;
+pub(super) fn tojson(
+    value: &Value,
+    ascii: Option<Value>,
+    indent: Option<Value>,
+    separators: Option<Vec<String>>,
+    named: Kwargs,
+) -> Result<String, Error> {
+    let or = |given: Option<Value>, name: &'static str| Ok::<_, Error>(given.or(named.get(name)?));
+    let ascii = or(ascii, "ensure_ascii")?.is_some_and(|value| value.is_true());
+    let sort_keys = or(None, "sort_keys")?.is_some_and(|value| value.is_true());
+    let indent = or(indent, "indent")?.filter(|indent| !indent.is_none());
+    let separators = separators.or(named.get("separators")?);
+    named.assert_all_used()?;
+    let indent = match indent {
+        Some(indent) => Some(match indent.as_str() {
+            Some(text) => text.to_owned(),
+            // What is written for each value is bounded, so that the whole is by the work that made the values.
+            None => " ".repeat(usize::try_from(indent)?.min(MAX_SPACING + 1)),
+        }),
+        None => None,
+    };
     let (comma, colon) = match separators.as_deref() {
         None => (if indent.is_some() { "," } else { ", " }, ": "),
         Some([comma, colon]) => (comma.as_str(), colon.as_str()),
         Some(_) => return Err(invalid("expected two separators")),
     };
-    // What is written for each value is bounded, so that the whole is by the work that made the values.
-    if indent.unwrap_or(0) > MAX_SPACING || comma.len() > MAX_SPACING || colon.len() > MAX_SPACING {
+    let indent = indent.as_deref();
+    if [indent.unwrap_or_default(), comma, colon].iter().any(|text| text.len() > MAX_SPACING) {
         return Err(invalid("indent or separator is too long"));
     }
     let mut out = String::new();
@@ -170,21 +209,26 @@ pub(super) fn to_float(value: &Value, default: Option<f64>) -> f64 {
 }
 
 /// The filter `int`: what is no number is the default.
-pub(super) fn to_int(value: &Value, default: Option<i64>, base: Option<u32>) -> Value {
+pub(super) fn to_int(value: &Value, default: Option<i64>, base: Option<u32>, named: Kwargs) -> Result<Value, Error> {
+    let default = default.or(named.get("default")?).unwrap_or(0);
+    let base = base.or(named.get("base")?).filter(|base| (2..=36).contains(base)).unwrap_or(10);
+    named.assert_all_used()?;
     if value.is_integer() {
-        return value.clone();
+        return Ok(value.clone());
     }
-    let base = base.filter(|base| (2..=36).contains(base)).unwrap_or(10);
     let whole = value.as_str().and_then(|text| {
         let text = text.trim();
         let digits = if base == 16 { text.trim_start_matches("0x") } else { text };
-        i64::from_str_radix(digits, base).ok()
+        // Underscores may part digits.
+        let parted = digits.starts_with('_') || digits.ends_with('_') || digits.contains("__");
+        i128::from_str_radix(&digits.replace('_', if parted { "_" } else { "" }), base).ok()
     });
     let number = || match value.kind() {
         ValueKind::Bool => Some(f64::from(u8::from(value.is_true()))),
         _ => Some(to_float(value, Some(f64::NAN))).filter(|number| number.is_finite()),
     };
-    Value::from(whole.or_else(|| number().map(|number| number as i64)).or(default).unwrap_or(0))
+    let whole = whole.or_else(|| number().map(|number| number as i128));
+    Ok(whole.map_or_else(|| Value::from(default), |whole| i64::try_from(whole).map_or(Value::from(whole), Value::from)))
 }
 
 /// The filter `escape`, with Python's entities.
@@ -209,13 +253,16 @@ pub(super) fn escape(value: &Value) -> Result<Value, Error> {
 }
 
 /// The filter `center`.
-pub(super) fn center(text: &str, width: Option<i64>) -> Result<Value, Error> {
+pub(super) fn center(state: &mut State<'_, '_>, text: &str, width: Option<i64>) -> Result<Value, Error> {
+    pay(state, text)?;
     strings::method(text, "center", &[Value::from(width.unwrap_or(80))])
 }
 
 /// The filter `wordcount`.
-pub(super) fn wordcount(text: &str) -> usize {
-    text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count()
+pub(super) fn wordcount(state: &mut State<'_, '_>, text: &str) -> Result<usize, Error> {
+    pay(state, text)?;
+    let words = text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
+    Ok(words.count())
 }
 
 /// Widest indent and longest separator of JSON; templates use an indent of 4.
@@ -225,7 +272,7 @@ const MAX_SPACING: usize = 16;
 #[derive(Clone, Copy)]
 struct Style<'s> {
     json: bool,
-    indent: Option<usize>,
+    indent: Option<&'s str>,
     comma: &'s str,
     colon: &'s str,
     sort_keys: bool,
@@ -310,7 +357,7 @@ impl Style<'_> {
     fn line(self, out: &mut String, depth: usize) {
         if let Some(indent) = self.indent {
             out.push('\n');
-            out.extend(std::iter::repeat_n(' ', indent * depth));
+            out.extend(std::iter::repeat_n(indent, depth));
         }
     }
 }
@@ -348,7 +395,7 @@ fn printable(c: char) -> bool {
 }
 
 /// A float as Python writes it: the shortest digits, `1e-07` where Rust writes `1e-7`.
-fn float(value: f64) -> String {
+pub(super) fn float(value: f64) -> String {
     let text = format!("{value:?}");
     match text.split_once('e') {
         None => text,

@@ -2,11 +2,14 @@
 
 use minijinja::{
     Error, ErrorKind, Value,
-    value::{Kwargs, Rest, Tuple, from_args},
+    value::{Kwargs, Tuple, from_args},
 };
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
-use super::python::{bounded, invalid, string};
+use super::{
+    format,
+    python::{bounded, invalid},
+};
 
 /// Calls a method of a string. What it makes is no longer than a template's text may be.
 pub(super) fn method(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
@@ -77,7 +80,7 @@ pub(super) fn method(text: &str, name: &str, args: &[Value]) -> Result<Value, Er
             }
             Value::from(joined)
         }
-        "format" => Value::from(format(text, args)?),
+        "format" => Value::from(format::format(text, args)?),
         "ljust" | "rjust" | "center" | "zfill" => Value::from(pad(text, name, args)?),
         "upper" => Value::from(no_args(args, text)?.to_uppercase()),
         "casefold" => Value::from(no_args(args, text)?.to_lowercase().replace('ß', "ss")),
@@ -267,40 +270,4 @@ fn pad(text: &str, name: &str, args: &[Value]) -> Result<String, Error> {
         "zfill" if text.starts_with(['+', '-']) => [&text[..1], &run(missing), &text[1..]].concat(),
         _ => [&run(missing), text].concat(),
     })
-}
-
-/// `'{} {0} {name}'.format(…)`, without format specifications.
-fn format(text: &str, args: &[Value]) -> Result<String, Error> {
-    let (Rest(positional), named): (Rest<Value>, Kwargs) = from_args(args)?;
-    let mut out = String::new();
-    let mut next = 0;
-    let mut rest = text;
-    while let Some(at) = rest.find(['{', '}']) {
-        out.push_str(&rest[..at]);
-        let brace = &rest[at..=at];
-        let after = &rest[at + 1..];
-        if let Some(after) = after.strip_prefix(brace) {
-            out.push_str(brace);
-            rest = after;
-        } else {
-            let (field, after) = after
-                .split_once('}')
-                .filter(|_| brace == "{")
-                .ok_or_else(|| invalid("a single brace in a format string"))?;
-            let value = match field {
-                "" => positional.get(next).cloned(),
-                field if field.bytes().all(|byte| byte.is_ascii_digit()) => {
-                    field.parse().ok().and_then(|at: usize| positional.get(at).cloned())
-                }
-                field if field.chars().all(|c| c.is_alphanumeric() || c == '_') => named.get(field)?,
-                field => return Err(invalid(format!("the format field '{field}' is not supported"))),
-            };
-            next += usize::from(field.is_empty());
-            out.push_str(&string(&value.ok_or_else(|| invalid("a format field has no value"))?)?);
-            rest = after;
-        }
-        bounded(out.len())?;
-    }
-    out.push_str(rest);
-    Ok(out)
 }

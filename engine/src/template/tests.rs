@@ -210,6 +210,14 @@ fn hostile_templates_meet_a_bound() {
          {% set ns.s = [[[[[[[[[[[[[[[[[[[[[[[[ns.s]]]]]]]]]]]]]]]]]]]]]]]] %}{% endfor %}{% endfor %}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{{ {'a': 1}|tojson(indent=999999999) }}",
+        "{{ '{:>99999999}'.format(1) }}",
+        "{{ '%99999999d' % 1 }}",
+        "{{ '%.*f' % (99999999, 1.5) }}",
+        "{{ 'x'|indent(99999999) }}",
+        "{% set s = 'x' * 1000000 %}{% for i in range(90000) %}{% set n = s|truncate(1, true, '', 0) %}{% endfor %}",
+        "{% set s = 'x' * 1000000 %}{% for i in range(90000) %}{% set n = '%.1s' % s %}{% endfor %}",
+        "{% set s = 'x' * 1000000 %}{% for i in range(90000) %}{% set n = '{!s:.1}'.format(s) %}{% endfor %}",
+        "{% set s = '- ' * 500000 %}{% for i in range(90000) %}{% set n = s|wordcount %}{% endfor %}",
     ] {
         assert!(render(source).is_err(), "{source}");
     }
