@@ -8,7 +8,11 @@ use libp2p::{
     swarm::SwarmEvent,
 };
 use quelea_announce::{model_key, topic_index};
-use quelea_behaviours::{BehaviourEvent, KadMode, gossip::Topic};
+use quelea_behaviours::{
+    BehaviourEvent, KadMode,
+    gossip::Topic,
+    peers::{Source, Told},
+};
 use quelea_wire::ModelId;
 
 use crate::harness::{Event, Node, config, connect, until, until_state};
@@ -136,4 +140,31 @@ async fn mdns_finds_a_neighbour_where_it_is_switched_on() {
         _ => None,
     })
     .await;
+}
+
+#[tokio::test]
+async fn two_that_share_a_neighbour_hear_of_each_other_and_one_dials() {
+    let mut nodes = [Node::start(config()).await, Node::start(config()).await, Node::start(config()).await];
+    connect(&mut nodes, 1, 0).await;
+    connect(&mut nodes, 2, 0).await;
+    let (first, second) = (nodes[1].id, nodes[2].id);
+    until(&mut nodes, "a line between the two", |i, node, event| {
+        match event {
+            SwarmEvent::Behaviour(BehaviourEvent::Exchange(quelea_exchange::Event::Received {
+                peer, learnt, ..
+            })) => {
+                for record in learnt {
+                    let told = Told { source: Source::Exchange, teller: Some(*peer) };
+                    node.swarm.behaviour_mut().peers.learn(record.peer(), &record.record().addrs, told);
+                }
+            }
+            SwarmEvent::ConnectionEstablished { peer_id, .. } if i == 1 && *peer_id == second => return Some(()),
+            _ => {}
+        }
+        None
+    })
+    .await;
+    until_state(&mut nodes, "both to know of it", |nodes| nodes[2].swarm.is_connected(&first)).await;
+    let chosen = |node: &Node, peer| node.swarm.behaviour().peers.chosen().iter().any(|(of, _)| *of == peer);
+    assert!(chosen(&nodes[1], second) || chosen(&nodes[2], first), "the line is somebody's choice");
 }

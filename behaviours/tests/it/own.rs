@@ -99,7 +99,7 @@ async fn peers_identify_themselves() {
     assert!(same_network(&config(), &info));
     assert!(info.agent_version.starts_with("quelea/"), "{}", info.agent_version);
     assert!(info.listen_addrs.contains(&dialled));
-    for name in ["shard", "announce", "kad", "gossip"] {
+    for name in ["shard", "announce", "exchange", "kad", "gossip"] {
         let wanted = config().network.protocol(name, 1);
         assert!(info.protocols.contains(&wanted), "{wanted} is not among {:?}", info.protocols);
     }
