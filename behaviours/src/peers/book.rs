@@ -277,8 +277,12 @@ impl Book {
     }
 
     fn count(&mut self, group: Option<Prefix>, teller: Option<PeerId>) {
-        group.map(|group| add(self.groups.entry(group).or_default()));
-        teller.map(|teller| add(self.tellers.entry(teller).or_default()));
+        if let Some(group) = group {
+            add(self.groups.entry(group).or_default());
+        }
+        if let Some(teller) = teller {
+            add(self.tellers.entry(teller).or_default());
+        }
     }
 
     fn uncount(&mut self, group: Option<Prefix>, teller: Option<PeerId>) {
