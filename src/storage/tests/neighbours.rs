@@ -49,7 +49,7 @@ async fn a_database_of_schema_1_gets_the_tables_and_keeps_its_peers() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("quelea.redb");
     let old = row(peer(), 5, &["/ip4/192.0.2.9/tcp/1"]);
-    let database = Database::create(&path).unwrap();
+    let database = redb::Builder::new().create(&path).unwrap();
     let txn = database.begin_write().unwrap();
     txn.open_table(PEERS).unwrap().insert(old.peer.to_bytes().as_slice(), old.encode().as_slice()).unwrap();
     txn.open_table(ANNOUNCEMENTS).unwrap();
