@@ -76,9 +76,13 @@ const PUBLISH_WAIT: Duration = Duration::from_secs(5);
 const FORWARD_WAIT: Duration = Duration::from_secs(1);
 /// Time between heartbeats: gossipsub's own figure, which all its other numbers assume.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Heartbeats for which a message can still be asked for, and so must have been judged: gossipsub forgets it after
-/// five.
-const HISTORY: usize = 5;
+/// Heartbeats for which a message can still be asked for, and so must have been judged.
+const HISTORY: usize = 6;
+/// Heartbeats for which a message is advertised, and to how many peers outside the mesh each time. Twice what gossipsub does:
+/// messages are small and rare, and it is advertisements that reach those whose mesh neighbours pass nothing on (the
+/// simulator's `silent_neighbours_do_not_censor`).
+const ADVERTISED: usize = 5;
+const ADVERTISED_TO: usize = 12;
 /// Heartbeats within which a peer must send what it advertised and we asked for.
 const FOLLOW_UP: u32 = 3;
 
@@ -121,7 +125,9 @@ fn gossipsub_config(config: &Config) -> Result<gossipsub::Config, gossipsub::Con
         .heartbeat_interval(config.gossip_heartbeat)
         .heartbeat_initial_delay(config.gossip_heartbeat)
         .iwant_followup_time(config.gossip_heartbeat.saturating_mul(FOLLOW_UP))
-        .history_length(HISTORY);
+        .history_length(HISTORY)
+        .history_gossip(ADVERTISED)
+        .gossip_lazy(ADVERTISED_TO);
     for topic in Topic::all() {
         builder.max_transmit_size_for_topic(topic.max_message(), topic.ident(&config.network).hash());
     }

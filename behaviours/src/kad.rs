@@ -50,7 +50,9 @@ pub const REPUBLISH_AT_ONCE: usize = 8;
 /// How often the table is refreshed by lookups of ourselves and of random ids far away.
 pub const BOOTSTRAP_EVERY: Duration = Duration::from_secs(5 * 60);
 
-pub(crate) fn new(local: PeerId, config: &Config) -> Behaviour {
+/// Kademlia as `config` wants it, for the node `local`. Its table is filled through [`insert`] alone.
+#[must_use]
+pub fn new(local: PeerId, config: &Config) -> Behaviour {
     let mut kad = kad::Config::new(config.network.protocol("kad", 1));
     kad.set_parallelism(ALPHA)
         .set_replication_factor(K)

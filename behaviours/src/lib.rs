@@ -49,4 +49,4 @@ mod swarm;
 
 pub use config::{Config, KadMode, Limits, MemoryLimit, RelayServer};
 pub use node::{Behaviour, BehaviourEvent};
-pub use swarm::{BuildError, build_swarm};
+pub use swarm::{BuildError, build_memory_swarm, build_swarm};

@@ -14,9 +14,10 @@ use libp2p::{
     swarm::{SwarmEvent, dummy},
     tcp, yamux,
 };
+use prometheus_client::registry::Registry;
 use quelea_announce::{Announcement, Offer, SignedAnnouncement, State};
 use quelea_behaviours::{
-    Behaviour, BehaviourEvent, Config, KadMode, build_swarm,
+    Behaviour, BehaviourEvent, Config, KadMode, build_memory_swarm, build_swarm,
     gossip::{Content, Gate, Verdict},
     identify::learn,
     kad,
@@ -62,7 +63,19 @@ impl Node {
     pub async fn listen(config: Config, on: &str) -> Self {
         let keypair = Keypair::generate_ed25519();
         let network = config.network;
-        let mut swarm = build_swarm(keypair.clone(), config, None).unwrap();
+        let swarm = build_swarm(keypair.clone(), config, None).unwrap();
+        Self::of(swarm, keypair, network, on).await
+    }
+
+    /// A node that listens in the memory of this process.
+    pub async fn in_memory(config: Config, registry: &mut Registry) -> Self {
+        let keypair = Keypair::generate_ed25519();
+        let network = config.network;
+        let swarm = build_memory_swarm(keypair.clone(), config, Some(registry)).unwrap();
+        Self::of(swarm, keypair, network, "/memory/0").await
+    }
+
+    async fn of(mut swarm: Swarm<Behaviour>, keypair: Keypair, network: NetworkId, on: &str) -> Self {
         swarm.listen_on(on.parse().unwrap()).unwrap();
         let addr = loop {
             if let SwarmEvent::NewListenAddr { address, .. } = swarm.select_next_some().await {
@@ -105,7 +118,7 @@ impl Node {
     }
 
     /// What every node does with what it hears.
-    fn act(&mut self, event: Event) {
+    pub fn act(&mut self, event: Event) {
         let SwarmEvent::Behaviour(event) = event else { return };
         match event {
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {

@@ -8,5 +8,6 @@ mod discovery;
 mod harness;
 mod nat;
 mod own;
+mod scale;
 mod spam;
 mod spammer;

@@ -1,0 +1,100 @@
+//! Time, chance and distance. Everything follows from the seed.
+
+use std::{cmp::Reverse, collections::BinaryHeap};
+
+/// SplitMix64: small, and the same everywhere.
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// 0 to `n - 1`.
+    pub fn below(&mut self, n: usize) -> usize {
+        ((u128::from(self.next()) * n as u128) >> 64) as usize
+    }
+
+    /// 0 to 1.
+    pub fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    pub fn chance(&mut self, p: f64) -> bool {
+        self.unit() < p
+    }
+
+    /// `n` of `all`, in random order.
+    pub fn pick<T: Copy>(&mut self, all: &[T], n: usize) -> Vec<T> {
+        let mut all = all.to_vec();
+        let n = n.min(all.len());
+        for i in 0..n {
+            let j = i + self.below(all.len() - i);
+            all.swap(i, j);
+        }
+        all.truncate(n);
+        all
+    }
+}
+
+/// Events in order of time; of those at one moment, the one that was planned first.
+pub struct Queue<E> {
+    heap: BinaryHeap<Reverse<(u64, u64)>>,
+    events: std::collections::HashMap<u64, E>,
+    planned: u64,
+    /// Microseconds since the start.
+    pub now: u64,
+}
+
+impl<E> Queue<E> {
+    pub fn new() -> Self {
+        Self { heap: BinaryHeap::new(), events: std::collections::HashMap::new(), planned: 0, now: 0 }
+    }
+
+    pub fn plan(&mut self, after: u64, event: E) {
+        self.heap.push(Reverse((self.now + after, self.planned)));
+        self.events.insert(self.planned, event);
+        self.planned += 1;
+    }
+
+    pub fn next(&mut self) -> Option<E> {
+        let Reverse((at, id)) = self.heap.pop()?;
+        self.now = at;
+        self.events.remove(&id)
+    }
+
+    /// Events handled so far and still to come.
+    pub fn planned(&self) -> u64 {
+        self.planned
+    }
+}
+
+/// Where nodes are. A packet takes 5 ms, and up to 140 ms more to the other end of the world, and some jitter.
+pub struct World(Vec<(f64, f64)>);
+
+impl World {
+    pub fn new(nodes: usize, rng: &mut Rng) -> Self {
+        Self((0..nodes).map(|_| (rng.unit(), rng.unit())).collect())
+    }
+
+    /// Microseconds one way.
+    pub fn latency(&self, a: usize, b: usize, rng: &mut Rng) -> u64 {
+        let ((x, y), (u, v)) = (self.0[a], self.0[b]);
+        let distance = (x - u).hypot(y - v);
+        (5_000.0 + 100_000.0 * distance + 10_000.0 * rng.unit()) as u64
+    }
+}
+
+/// The smallest value below or at which a share of `sorted` lies.
+pub fn quantile(sorted: &[u64], share: f64) -> u64 {
+    let at = (sorted.len() as f64 * share).ceil() as usize;
+    sorted.get(at.max(1) - 1).copied().unwrap_or(0)
+}
