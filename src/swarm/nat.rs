@@ -153,12 +153,15 @@ impl NatState {
 
     /// `peer` came in from `addr`. Nobody but an open port lets in whoever we never sent anything to; a peer that we dial,
     /// or reach through a relay, may be let in because of that.
-    pub(super) fn came_in(&mut self, peer: &PeerId, addr: &Multiaddr, known_otherwise: bool) {
+    /// Returns whether it was such a one.
+    pub(super) fn came_in(&mut self, peer: &PeerId, addr: &Multiaddr, known_otherwise: bool) -> bool {
         let full = self.contacted.len() >= MAX_CONTACTED || self.dialled.len() >= MAX_CONTACTED;
-        let Some(ip) = ip(addr).filter(|_| !is_relayed(addr) && scope::of(addr) == Some(Scope::World)) else { return };
-        if !full && !known_otherwise && !self.dialled.contains(peer) && !self.contacted.contains(&ip) {
-            self.stranger_came_in = true;
-        }
+        let Some(ip) = ip(addr).filter(|_| !is_relayed(addr) && scope::of(addr) == Some(Scope::World)) else {
+            return false;
+        };
+        let stranger = !full && !known_otherwise && !self.dialled.contains(peer) && !self.contacted.contains(&ip);
+        self.stranger_came_in |= stranger;
+        stranger
     }
 
     /// A connection is gone.

@@ -26,7 +26,7 @@ use crate::{
         nat::{NatView, RelayView, Upnp},
         state::Peer,
     },
-    telemetry::{metrics::Punch, stats::Reachability},
+    telemetry::{metrics::Punch, stats::Reachability, way},
 };
 
 /// Between two looks at the relays.
@@ -174,8 +174,15 @@ pub(super) fn established(driver: &mut Driver, peer: PeerId, connection: Connect
     let nat = &mut driver.state.nat;
     if endpoint.is_dialer() {
         nat.connected_to(connection, addr);
-    } else {
-        nat.came_in(&peer, addr, known);
+    } else if nat.came_in(&peer, addr, known) {
+        // Better proof than a dial-back: AutoNAT never tests an address again that one server did not reach.
+        let transport = way(addr).1;
+        let open =
+            |addr: &&Multiaddr| !is_relayed(addr) && scope::of(addr) == Some(Scope::World) && way(addr).1 == transport;
+        let ours: Vec<Multiaddr> = driver.state.listeners.values().filter(open).cloned().collect();
+        for addr in ours {
+            driver.swarm.add_external_address(addr);
+        }
     }
     reconsider(driver);
 }
