@@ -173,6 +173,9 @@ pub(crate) struct DaemonArgs {
     pub(crate) compute: ComputeArgs,
     #[command(flatten)]
     pub(crate) nat: NatArgs,
+    /// Count loopback and private addresses in the limits per address, too (not behind a proxy: all would be one)
+    #[arg(long)]
+    pub(crate) limit_local: bool,
     /// Find peers on the LAN (mDNS)
     #[arg(long)]
     pub(crate) mdns: bool,

@@ -98,6 +98,7 @@ fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
         relay: args.nat.relay(),
         external: args.nat.external.clone(),
         upnp: args.nat.upnp,
+        limit_local: args.limit_local,
         mdns: args.mdns,
         serve: args.model.map(|model| ServeSpec {
             model: quantised(&model, args.quantize),

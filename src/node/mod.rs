@@ -112,6 +112,7 @@ impl Node {
         config.relay_server = settings.relay_server;
         config.relay = settings.relay.clone();
         config.upnp = settings.upnp;
+        config.limits.prefixes.exempt_local = !settings.limit_local;
         config.mdns = settings.mdns;
         config.kad_mode = settings.kad_mode;
         if settings.listen.is_empty() && matches!(settings.keep, Keep::Nothing) {

@@ -64,6 +64,8 @@ pub(crate) struct Settings {
     /// Addresses that lead here, by the operator's word.
     pub(crate) external: Vec<Multiaddr>,
     pub(crate) upnp: bool,
+    /// Whether loopback and private addresses have a share of connections like others.
+    pub(crate) limit_local: bool,
     pub(crate) mdns: bool,
     pub(crate) serve: Option<ServeSpec>,
     /// On what stages compute, and how.
@@ -87,6 +89,7 @@ impl Settings {
             relay: RelayServer::default(),
             external: Vec::new(),
             upnp: false,
+            limit_local: false,
             mdns: false,
             serve: None,
             compute: StageOptions::default(),

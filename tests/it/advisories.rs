@@ -13,8 +13,8 @@
 //! have version floors alone. Rendezvous is not part of the node.
 
 mod messages;
-mod raw;
-mod yamux;
+pub mod raw;
+pub mod yamux;
 
 use std::time::Duration;
 

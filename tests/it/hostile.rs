@@ -6,6 +6,7 @@ pub mod attacker;
 mod floods;
 mod garbage;
 mod half_open;
+mod network;
 pub mod pb;
 pub mod target;
 

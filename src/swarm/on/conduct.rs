@@ -6,6 +6,7 @@ use libp2p::PeerId;
 use quelea_behaviours::{
     bans::{Ban, Bans, Full, Subject},
     conduct::Deed,
+    prefixes::DeniedCounts,
 };
 use quelea_wire::{
     prefix::{HOST, Prefix, ip_of},
@@ -15,6 +16,10 @@ use quelea_wire::{
 use tokio::sync::oneshot;
 
 use crate::{storage::NotRecorded, swarm::driver::Driver};
+
+/// A gossip score that only floods of invalid messages reach: forty of them on one topic. Twenty-five honest peers behind one
+/// address have half of it.
+const HOPELESS: f64 = -2000.0;
 
 /// Takes the bans of earlier runs.
 pub(crate) fn load(driver: &mut Driver, bans: Vec<Ban>) {
@@ -89,7 +94,19 @@ pub(crate) fn tick(driver: &mut Driver) {
     mirror(driver);
     let denied = driver.swarm.behaviour().prefixes.denied();
     let before = std::mem::replace(&mut driver.state.denied, denied);
-    driver.config.telemetry.metrics.rate_limited("accept", denied.rate.saturating_sub(before.rate));
+    let refused = |counts: DeniedCounts| counts.rate.saturating_add(counts.full);
+    driver.config.telemetry.metrics.rate_limited("accept", refused(denied).saturating_sub(refused(before)));
+    judge_gossip(driver);
+}
+
+/// Gossipsub stops listening to a peer whose score is low, but goes on checking the signatures of all that it sends.
+fn judge_gossip(driver: &mut Driver) {
+    let gossipsub = &driver.swarm.behaviour().gossipsub;
+    let worst = |peer: &&PeerId| gossipsub.peer_score(peer).is_some_and(|score| score < HOPELESS);
+    let worst: Vec<PeerId> = driver.state.peers.keys().filter(worst).copied().collect();
+    for peer in worst {
+        deed(driver, peer, Deed::Violation);
+    }
 }
 
 fn put(driver: &mut Driver, ban: Ban, displaced: Option<Subject>) {

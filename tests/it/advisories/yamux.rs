@@ -21,12 +21,12 @@ fn frame(kind: u8, flags: u16, stream: u32, length: u32) -> Vec<u8> {
     header(0, kind, flags, stream, length)
 }
 
-fn data(flags: u16, stream: u32, body: &[u8]) -> Vec<u8> {
+pub fn data(flags: u16, stream: u32, body: &[u8]) -> Vec<u8> {
     [frame(DATA, flags, stream, u32::try_from(body.len()).unwrap()), body.to_vec()].concat()
 }
 
 /// The start of a stream on which ping is asked for.
-fn ping_please(stream: u32) -> Vec<u8> {
+pub fn ping_please(stream: u32) -> Vec<u8> {
     data(SYN, stream, b"\x13/multistream/1.0.0\n\x11/ipfs/ping/1.0.0\n")
 }
 

@@ -41,7 +41,7 @@ fn gossip() -> Vec<u8> {
 }
 
 /// Sends that many messages, several on a stream where the victim reads on.
-async fn send(attacker: &Attacker, name: &str, message: impl Fn() -> Vec<u8>) {
+pub async fn send(attacker: &Attacker, name: &str, message: impl Fn() -> Vec<u8>) {
     let protocol: StreamProtocol = network().protocol(name, 1);
     let (mut sent, mut refused) = (0, 0);
     while sent < REQUESTS && refused < 100 {
