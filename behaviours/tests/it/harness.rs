@@ -64,7 +64,7 @@ impl Node {
         let keypair = Keypair::generate_ed25519();
         let network = config.network;
         let swarm = build_swarm(keypair.clone(), config, None).unwrap();
-        Self::of(swarm, keypair, network, on).await
+        Box::pin(Self::of(swarm, keypair, network, on)).await
     }
 
     /// A node that listens in the memory of this process.
@@ -72,7 +72,7 @@ impl Node {
         let keypair = Keypair::generate_ed25519();
         let network = config.network;
         let swarm = build_memory_swarm(keypair.clone(), config, Some(registry)).unwrap();
-        Self::of(swarm, keypair, network, "/memory/0").await
+        Box::pin(Self::of(swarm, keypair, network, "/memory/0")).await
     }
 
     async fn of(mut swarm: Swarm<Behaviour>, keypair: Keypair, network: NetworkId, on: &str) -> Self {
