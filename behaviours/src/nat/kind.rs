@@ -183,7 +183,8 @@ fn spread<'a>(observations: impl Iterator<Item = &'a Observation>) -> Spread {
     let Some(first) = all.first() else { return Spread::TooFew };
     if all.iter().all(|o| o.by == first.by) {
         Spread::TooFew
-    } else if all.iter().all(|o| o.seen == first.seen) {
+    } else if all.iter().any(|o| all.iter().any(|other| other.seen == o.seen && other.by != o.by)) {
+        // Where two agree, a third that differs met a port that was taken; a symmetric NAT shows no two peers the same.
         Spread::One
     } else {
         Spread::Many
