@@ -32,6 +32,7 @@ mod failure;
 mod gossip;
 mod harness;
 mod hostile;
+mod interop;
 mod lifecycle;
 mod measure;
 mod peers;
