@@ -193,6 +193,11 @@ impl Home {
         self.dir.join("api.token")
     }
 
+    /// The secret from which the path of masked connections comes.
+    pub fn masking_secret(&self) -> PathBuf {
+        self.dir.join("masking.secret")
+    }
+
     /// Where the running daemon says how to reach it.
     pub fn daemon_json(&self) -> PathBuf {
         self.dir.join("daemon.json")

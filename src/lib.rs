@@ -13,6 +13,7 @@
 //! | `events` | what happened, for those who follow it |
 //! | `api`, `cli` | the ways in |
 //! | `netcheck` | how this node can be reached, in words |
+//! | `masking` | the web front behind which a masked node stands |
 //! | `bench` | what `quelea bench` measures |
 //! | `demo` | the embedded model and three nodes in one process |
 
@@ -27,6 +28,7 @@ mod events;
 mod home;
 mod identity;
 mod inference;
+mod masking;
 mod netcheck;
 mod node;
 mod storage;

@@ -20,6 +20,7 @@
 //! | [`peers`] | which peers are remembered, and whom to dial |
 //! | [`nat`] | relays, AutoNAT, UPnP, mDNS; the kind of NAT |
 //! | [`probe`] | pings on demand |
+//! | [`masking`] | what is left when everything goes through a web server |
 
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -37,6 +38,7 @@ mod handshakes;
 pub mod identify;
 pub mod inbound;
 pub mod kad;
+pub mod masking;
 pub mod nat;
 #[allow(missing_docs, reason = "the derive's event enum cannot carry docs; every field of the struct has them")]
 mod node;
@@ -49,4 +51,4 @@ mod swarm;
 
 pub use config::{Config, KadMode, Limits, MemoryLimit, RelayServer};
 pub use node::{Behaviour, BehaviourEvent};
-pub use swarm::{BuildError, build_memory_swarm, build_swarm};
+pub use swarm::{BuildError, build_masked_swarm, build_memory_swarm, build_swarm};

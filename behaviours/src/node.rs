@@ -45,14 +45,14 @@ pub struct Behaviour {
     pub gossipsub: gossip::Behaviour,
     /// Asks others to dial our addresses back, to learn which can be reached.
     pub autonat_client: autonat::v2::client::Behaviour,
-    /// Dials others back for the same purpose.
-    pub autonat_server: autonat::v2::server::Behaviour,
+    /// Dials others back for the same purpose, unless it is masked.
+    pub autonat_server: Toggle<autonat::v2::server::Behaviour>,
     /// Reserves a place at relays and connects through them.
     pub relay_client: relay::client::Behaviour,
     /// Relays for others, where the operator wants it.
     pub relay_server: Toggle<relay::Behaviour>,
-    /// Replaces a relayed connection by a direct one through both NATs.
-    pub dcutr: dcutr::Behaviour,
+    /// Replaces a relayed connection by a direct one through both NATs, unless it is masked.
+    pub dcutr: Toggle<dcutr::Behaviour>,
     /// Asks the router to open our ports, where the operator wants it.
     pub upnp: Toggle<upnp::tokio::Behaviour>,
     /// Finds peers on the local network, where the operator wants it.

@@ -16,7 +16,9 @@ use libp2p::{
     memory_connection_limits,
     metrics::BandwidthTransport,
     multiaddr::Protocol,
-    noise, ping, quic, relay, swarm, tcp, websocket, yamux,
+    noise, ping, quic, relay,
+    swarm::{self, behaviour::toggle::Toggle},
+    tcp, yamux,
 };
 use prometheus_client::registry::Registry;
 
@@ -25,7 +27,9 @@ use crate::{
     config::{CONNECTION_TIMEOUT, PENDING_INBOUND_SLACK, PING_INTERVAL, PING_TIMEOUT},
     gossip,
     handshakes::Handshakes,
-    identify, inbound, kad, nat, peers, prefixes, probe,
+    identify, inbound, kad,
+    masking::{self, Masking},
+    nat, peers, prefixes, probe,
 };
 
 /// Why no swarm could be built.
@@ -38,18 +42,17 @@ pub enum BuildError {
     /// Gossip refuses its configuration.
     #[error("gossip: {0}")]
     Gossip(String),
+    /// The certificates to trust are none.
+    #[error("a certificate to trust is none: {0}")]
+    Trust(String),
     /// The local network cannot be listened to.
     #[error("mDNS cannot listen on the local network: {0}")]
     Mdns(io::Error),
 }
 
-/// Bytes of a WebSocket frame that are taken in. Ours carry one message of Noise, 64 KiB; others may join a few. libp2p's
-/// default is 256 MiB.
-const MAX_WEBSOCKET_FRAME: usize = 1 << 20;
+pub(crate) type Muxed = Boxed<(PeerId, StreamMuxerBox)>;
 
-type Muxed = Boxed<(PeerId, StreamMuxerBox)>;
-
-/// A swarm with TCP and WebSocket (Noise, Yamux), QUIC, names through DNS, circuits through relays, and the [`Behaviour`] of `config`.
+/// A swarm with TCP (Noise, Yamux), QUIC, names through DNS, circuits through relays, and the [`Behaviour`] of `config`.
 /// It listens nowhere yet. With a `registry`, libp2p counts bytes and gossip there.
 ///
 /// # Errors
@@ -60,11 +63,42 @@ type Muxed = Boxed<(PeerId, StreamMuxerBox)>;
 pub fn build_swarm(
     keypair: Keypair,
     config: Config,
+    registry: Option<&mut Registry>,
+) -> Result<Swarm<Behaviour>, BuildError> {
+    build(keypair, config, None, registry)
+}
+
+/// A swarm as [`build_swarm`]'s that connects through web servers only: see [`masking`]. UPnP, mDNS, hole punching and
+/// AutoNAT's server are off, whatever `config` says.
+///
+/// # Errors
+/// When the identity cannot encrypt, or a certificate to trust is none.
+///
+/// # Panics
+/// When called outside a Tokio runtime.
+pub fn build_masked_swarm(
+    keypair: Keypair,
+    mut config: Config,
+    masking: Masking,
+    registry: Option<&mut Registry>,
+) -> Result<Swarm<Behaviour>, BuildError> {
+    (config.upnp, config.mdns) = (false, false);
+    build(keypair, config, Some(masking), registry)
+}
+
+fn build(
+    keypair: Keypair,
+    config: Config,
+    masking: Option<Masking>,
     mut registry: Option<&mut Registry>,
 ) -> Result<Swarm<Behaviour>, BuildError> {
     let (relay_transport, relay_client) = relay::client::new(keypair.public().to_peer_id());
-    let behaviour = behaviour(&keypair, &config, relay_client, registry.as_deref_mut())?;
-    let transport = transport(&keypair, &config.limits, relay_transport, registry)?;
+    let mut behaviour = behaviour(&keypair, &config, relay_client, registry.as_deref_mut())?;
+    if masking.is_some() {
+        (behaviour.autonat_server, behaviour.dcutr) = (Toggle::from(None), Toggle::from(None));
+        behaviour.identify.ignore_observed();
+    }
+    let transport = transport(&keypair, &config.limits, relay_transport, masking, registry)?;
     Ok(Swarm::new(transport, behaviour, keypair.public().to_peer_id(), swarm_config(&config)))
 }
 
@@ -106,6 +140,7 @@ fn transport(
     keypair: &Keypair,
     limits: &Limits,
     relay: relay::client::Transport,
+    masking: Option<Masking>,
     registry: Option<&mut Registry>,
 ) -> Result<Muxed, BuildError> {
     let muxer = || {
@@ -114,25 +149,20 @@ fn transport(
         muxer
     };
     let noise = noise::Config::new(keypair)?;
-    let direct = with_names(|| {
-        let plain = || tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
-        let mut web = websocket::Config::new(plain());
-        web.set_max_data_size(MAX_WEBSOCKET_FRAME);
-        let web = web
-            .upgrade(upgrade::Version::V1Lazy)
-            .authenticate(noise.clone())
-            .multiplex(muxer())
-            .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
-        let tcp = plain()
+    let plain = || {
+        let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
             .upgrade(upgrade::Version::V1Lazy)
             .authenticate(noise.clone())
             .multiplex(muxer())
             .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
         let quic = quic::tokio::Transport::new(quic_config(keypair, limits))
             .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
-        let streams = web.or_transport(tcp).map(|either, _| either.into_inner());
-        quic.or_transport(streams).map(|either, _| either.into_inner()).boxed()
-    });
+        quic.or_transport(tcp).map(|either, _| either.into_inner()).boxed()
+    };
+    let direct = match masking {
+        Some(masking) => masking::transport(masking, noise.clone(), muxer())?,
+        None => with_names(plain).boxed(),
+    };
     let relayed = relay
         .upgrade(upgrade::Version::V1Lazy)
         .authenticate(noise)
@@ -168,9 +198,9 @@ fn as_named(transport: Muxed) -> Muxed {
 /// Resolves names as the system says. A container or a machine without a usable `/etc/resolv.conf` still gets a node: one
 /// that dials addresses and the names of its hosts file. (The transport beneath is lost when the configuration cannot be
 /// read, hence the closure.)
-fn with_names(direct: impl Fn() -> Muxed) -> Muxed {
+pub(crate) fn with_names<T>(direct: impl Fn() -> T) -> dns::tokio::Transport<T> {
     match dns::tokio::Transport::system(direct()) {
-        Ok(named) => named.boxed(),
+        Ok(named) => named,
         Err(error) => {
             tracing::warn!(%error, "no usable DNS configuration: names in multiaddrs will not resolve");
             without_names(direct())
@@ -178,8 +208,8 @@ fn with_names(direct: impl Fn() -> Muxed) -> Muxed {
     }
 }
 
-fn without_names(direct: Muxed) -> Muxed {
-    dns::tokio::Transport::custom(direct, dns::ResolverConfig::default(), dns::ResolverOpts::default()).boxed()
+fn without_names<T>(direct: T) -> dns::tokio::Transport<T> {
+    dns::tokio::Transport::custom(direct, dns::ResolverConfig::default(), dns::ResolverOpts::default())
 }
 
 fn quic_config(keypair: &Keypair, limits: &Limits) -> quic::Config {
@@ -217,10 +247,10 @@ fn behaviour(
         kad: kad::new(local, config),
         gossipsub: gossip::new(keypair, config, metrics)?,
         autonat_client: nat::autonat_client(config),
-        autonat_server: libp2p::autonat::v2::server::Behaviour::default(),
+        autonat_server: Toggle::from(Some(libp2p::autonat::v2::server::Behaviour::default())),
         relay_client,
         relay_server: nat::relay_server(local, config),
-        dcutr: dcutr::Behaviour::new(local),
+        dcutr: Toggle::from(Some(dcutr::Behaviour::new(local))),
         upnp: nat::upnp(config),
         mdns: nat::mdns(local, config)?,
     })
@@ -253,7 +283,7 @@ mod tests {
     /// A machine without `/etc/resolv.conf` gets a resolver with nobody to ask: names fail, addresses still pass through.
     #[tokio::test]
     async fn without_a_dns_configuration_addresses_still_reach_the_transport_beneath() {
-        let mut transport = without_names(DummyTransport::new().boxed());
+        let mut transport = without_names(DummyTransport::<()>::new().boxed());
         let opts = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
         let dial = transport.dial("/ip4/127.0.0.1/tcp/1".parse().unwrap(), opts).unwrap();
         let beneath = dial.await.unwrap_err().to_string();

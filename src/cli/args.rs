@@ -3,6 +3,7 @@
 mod bench;
 mod compute;
 mod dht;
+mod masking;
 mod nat;
 mod peers;
 mod sampling;
@@ -17,6 +18,7 @@ pub(crate) use self::{
     bench::{BenchCommand, BenchModelArgs, TransportArg},
     compute::{ComputeArgs, LogitsArgs},
     dht::DhtCommand,
+    masking::{MaskedArgs, MaskingArg, MaskingArgs},
     nat::{NatArgs, NetcheckArgs, PingArgs},
     peers::{BanArgs, BootstrapCommand, PeerSort, PeersCommand},
     sampling::SamplingArgs,
@@ -125,17 +127,19 @@ const DAEMON_EXAMPLES: &str = "Examples:
   quelea daemon                                          a node others can start from
   quelea daemon -b /ip4/203.0.113.7/tcp/8468/p2p/12D3…   join a swarm
   quelea daemon --model model.gguf --layers 0..8 -b …    serve the first eight layers
-  quelea daemon --model demo --layers auto --memory 2G   serve what is thinnest and fits";
+  quelea daemon --model demo --layers auto --memory 2G   serve what is thinnest and fits
+  quelea daemon --masking --external /dns4/www.example.org/tcp/443/tls/ws \\
+    --masking-cert fullchain.pem --masking-key privkey.pem -b …   among web servers";
 
 #[derive(Debug, Args)]
 #[command(after_help = DAEMON_EXAMPLES)]
 pub(crate) struct DaemonArgs {
-    /// Port for TCP and QUIC; 0 takes a free one
-    #[arg(short, long, default_value_t = 8468)]
-    pub(crate) port: u16,
-    /// Address to listen on
-    #[arg(short = 'H', long, default_value = "0.0.0.0")]
-    pub(crate) host: std::net::IpAddr,
+    /// Port for TCP and QUIC; 0 takes a free one [default: 8468; with --masking 443]
+    #[arg(short, long)]
+    pub(crate) port: Option<u16>,
+    /// Address to listen on [default: 0.0.0.0]
+    #[arg(short = 'H', long)]
+    pub(crate) host: Option<std::net::IpAddr>,
     /// Listen on exactly these multiaddrs instead of --host and --port (repeatable)
     #[arg(long, value_name = "MULTIADDR", value_parser = parse_multiaddr, value_delimiter = ',')]
     pub(crate) listen: Vec<Multiaddr>,
@@ -176,6 +180,8 @@ pub(crate) struct DaemonArgs {
     /// Count loopback and private addresses in the limits per address, too (not behind a proxy: all would be one)
     #[arg(long)]
     pub(crate) limit_local: bool,
+    #[command(flatten)]
+    pub(crate) masking: MaskingArgs,
     /// Find peers on the LAN (mDNS)
     #[arg(long)]
     pub(crate) mdns: bool,
@@ -229,6 +235,8 @@ pub(crate) struct InferArgs {
     /// Name of the network, with --bootstrap
     #[arg(long, default_value = "main")]
     pub(crate) network: String,
+    #[command(flatten)]
+    pub(crate) masked: MaskedArgs,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
     /// 'auto' asks the swarm, 'local' runs the whole model here

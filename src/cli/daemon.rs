@@ -26,6 +26,9 @@ use crate::{
     },
 };
 
+/// Where the swarm finds the node unless said otherwise.
+const SWARM_PORT: u16 = 8468;
+
 /// Where the control API and the metrics are served unless said otherwise.
 const API_PORT: u16 = 8469;
 const METRICS_PORT: u16 = 8470;
@@ -74,13 +77,15 @@ fn listen_for(kind: SignalKind) -> Result<tokio::signal::unix::Signal, CliError>
 }
 
 fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
+    let masking = super::masking::of_daemon(&args)?;
     let home = Home::new(global.data_dir.clone()).map_err(unusable)?;
     let keep = Keep::In {
         identity: args.identity.unwrap_or_else(|| home.identity_key()),
         db: args.db.unwrap_or_else(|| home.database()),
         home,
     };
-    let listen = if args.listen.is_empty() { listen_on(args.host, args.port) } else { args.listen };
+    let host = args.host.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let listen = if args.listen.is_empty() { listen_on(host, args.port.unwrap_or(SWARM_PORT)) } else { args.listen };
     let kad_mode = match args.kad_mode {
         args::KadMode::Server => KadMode::Server,
         args::KadMode::Client => KadMode::Client,
@@ -97,6 +102,7 @@ fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
         relay_server: args.nat.relay_server,
         relay: args.nat.relay(),
         external: args.nat.external.clone(),
+        masking,
         upnp: args.nat.upnp,
         limit_local: args.limit_local,
         mdns: args.mdns,
@@ -142,6 +148,9 @@ async fn greet(node: &Node, keep: &Keep) -> Result<(), CliError> {
     data_line(&format!("peer id:  {}", node.peer_id()))?;
     for addr in node.addresses().await {
         data_line(&format!("listen:   {addr}"))?;
+    }
+    if let Some(addr) = node.front_addr() {
+        data_line(&format!("front:    {addr}"))?;
     }
     if let Some(addr) = node.api_addr() {
         data_line(&format!("api:      http://{addr}"))?;

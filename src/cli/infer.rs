@@ -92,6 +92,7 @@ fn absolute(model: &str) -> String {
 async fn as_passing_peer(args: InferArgs, request: InferRequest, show: Show) -> Result<ExitCode, CliError> {
     let mut settings = Settings::passing(&args.network, args.bootstrap.clone());
     settings.compute = args.compute.options();
+    settings.masking = super::masking::of_passing(&args.masked, &args.bootstrap)?;
     let node = Node::start(settings).await?;
     let reached =
         async { if args.bootstrap.is_empty() { Ok(()) } else { node.wait_for_bootstrap(&args.bootstrap).await } };

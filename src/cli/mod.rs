@@ -13,6 +13,7 @@ mod exit;
 mod health;
 mod infer;
 mod make;
+mod masking;
 mod model;
 mod nat;
 mod output;

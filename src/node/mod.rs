@@ -13,7 +13,7 @@ use std::{
 };
 
 use libp2p::identity::Keypair;
-use quelea_behaviours::build_swarm;
+use quelea_behaviours::{build_masked_swarm, build_swarm};
 use quelea_wire::{ErrorCode, NetworkId};
 use tokio::{
     net::TcpListener,
@@ -35,6 +35,7 @@ use crate::{
         publish::Publisher,
         serve,
     },
+    masking::{self, Front, Prepared},
     storage::{Db, ReadError},
     swarm::{Driver, DriverConfig, Handle, Remembered},
     telemetry::{
@@ -76,6 +77,7 @@ pub struct Node {
     asker: Arc<Asker>,
     telemetry: Telemetry,
     db: Option<Db>,
+    front_addr: Option<SocketAddr>,
     metrics_addr: Option<SocketAddr>,
     api_addr: Option<SocketAddr>,
     socket: Option<PathBuf>,
@@ -119,8 +121,15 @@ impl Node {
             // A passing peer asks and goes; it needs nobody but those it asks.
             config.outbound = 0;
         }
-        let swarm = build_swarm(keypair.clone(), config, Some(&mut registry))
-            .map_err(|e| StartError::internal(e.to_string()))?;
+        let masked = prepare_masking(&settings).await?;
+        let (swarm, front, public) = match masked {
+            None => (build_swarm(keypair.clone(), config, Some(&mut registry)), None, None),
+            Some(Prepared { masking, front, public }) => {
+                let swarm = build_masked_swarm(keypair.clone(), config, masking, Some(&mut registry));
+                (swarm, front, Some(public))
+            }
+        };
+        let swarm = swarm.map_err(|e| StartError::internal(e.to_string()))?;
         let libp2p_metrics = libp2p::metrics::Metrics::new(&mut registry);
         telemetry.metrics.join_libp2p(registry);
 
@@ -150,19 +159,23 @@ impl Node {
             }
             None => settings.bootstrap.clone(),
         };
-        driver.declare(&settings.external, settings.upnp);
-        for addr in &settings.listen {
-            ports::check_free(addr).map_err(StartError::listen)?;
+        // A masked node is where its front is reached, and nowhere else.
+        driver.declare(public.as_ref().unwrap_or(&settings.external), settings.upnp);
+        let listen = public.as_ref().unwrap_or(&settings.listen);
+        for addr in listen {
+            if public.is_none() {
+                ports::check_free(addr).map_err(StartError::listen)?;
+            }
             driver.listen(addr.clone()).map_err(StartError::listen)?;
         }
         let (stop_swarm, swarm_stopped) = oneshot::channel();
         let notices = handle.watch();
         let swarm = tokio::spawn(driver.run(swarm_stopped));
         telemetry.ok(Component::Swarm, "the event loop turns");
-        if settings.listen.is_empty() {
+        if listen.is_empty() {
             telemetry.ok(Component::Listeners, "none wanted");
         } else {
-            wait_for_listeners(&handle, settings.listen.len()).await?;
+            wait_for_listeners(&handle, listen.len()).await?;
         }
 
         let plane = Plane::new(handle.clone(), network, telemetry.clone());
@@ -179,6 +192,7 @@ impl Node {
             asker,
             telemetry,
             db,
+            front_addr: None,
             metrics_addr: None,
             api_addr: None,
             socket: None,
@@ -190,10 +204,17 @@ impl Node {
             servers: Vec::new(),
             _lock: lock,
         };
+        node.serve_front(front, stopping.clone());
         node.serve_metrics(settings.metrics, stopping.clone()).await?;
         node.serve_layers(&settings, keypair, stopping.clone()).await?;
         node.serve_api(&settings, stopping).await?;
         Ok(node)
+    }
+
+    fn serve_front(&mut self, front: Option<(Front, SocketAddr)>, stopping: watch::Receiver<Life>) {
+        let Some((front, addr)) = front else { return };
+        self.front_addr = Some(addr);
+        self.servers.push(tokio::spawn(front.run(stopped(stopping))));
     }
 
     async fn serve_metrics(&mut self, bind: Option<Bind>, stopping: watch::Receiver<Life>) -> Result<(), StartError> {
@@ -274,6 +295,12 @@ impl Node {
     /// Full addresses at which other nodes can dial this one, ending in its peer id.
     pub async fn addresses(&self) -> Vec<String> {
         full_addresses(&self.handle).await
+    }
+
+    /// Where a masked node's web front listens.
+    #[must_use]
+    pub fn front_addr(&self) -> Option<SocketAddr> {
+        self.front_addr
     }
 
     /// Where metrics and health are served.
@@ -378,6 +405,16 @@ async fn open_home(keep: &Keep, telemetry: &Telemetry) -> Result<(Option<HomeLoc
         .map_err(|e| StartError::new(ErrorCode::StorageFailed, e.to_string()))?;
     telemetry.ok(Component::Storage, "open");
     Ok((Some(lock), keypair, Some(db)))
+}
+
+/// Opens the web front of a node that wants one.
+async fn prepare_masking(settings: &Settings) -> Result<Option<Prepared>, StartError> {
+    let Some(masking) = &settings.masking else { return Ok(None) };
+    let secret = match &settings.keep {
+        Keep::In { home, .. } => Some(home.masking_secret()),
+        Keep::Nothing => None,
+    };
+    masking::prepare(masking, secret.as_deref()).await.map(Some)
 }
 
 /// What the database tells of the swarm.

@@ -6,7 +6,7 @@ use libp2p::Multiaddr;
 use quelea_behaviours::{KadMode, RelayServer};
 use quelea_engine::StageOptions;
 
-use crate::{address::PeerAddress, home::Home, inference::serve::LayerChoice};
+use crate::{address::PeerAddress, home::Home, inference::serve::LayerChoice, masking::settings::MaskingSettings};
 
 /// Where a node keeps what it knows.
 #[derive(Debug, Clone)]
@@ -63,6 +63,8 @@ pub(crate) struct Settings {
     pub(crate) relay: RelayServer,
     /// Addresses that lead here, by the operator's word.
     pub(crate) external: Vec<Multiaddr>,
+    /// How it hides among web servers, if it does.
+    pub(crate) masking: Option<MaskingSettings>,
     pub(crate) upnp: bool,
     /// Whether loopback and private addresses have a share of connections like others.
     pub(crate) limit_local: bool,
@@ -88,6 +90,7 @@ impl Settings {
             relay_server: false,
             relay: RelayServer::default(),
             external: Vec::new(),
+            masking: None,
             upnp: false,
             limit_local: false,
             mdns: false,

@@ -10,6 +10,7 @@
 //! | `bad_model` | are damaged and foreign model files refused in words |
 //! | `advisories` | do published attacks on the libraries beneath come to nothing |
 //! | `bans` | is a banned peer out until it is forgiven |
+//! | `masking` | does a masked node show nothing but a web server |
 //! | `measure` | do measurements come with their limits, and logits the same on every path |
 //! | `gossip` | is a line heard once by everybody, and does it stay a line |
 //! | `peers` | do nodes hear of each other, find back, and show it |
@@ -32,8 +33,8 @@ mod failure;
 mod gossip;
 mod harness;
 mod hostile;
-mod interop;
 mod lifecycle;
+mod masking;
 mod measure;
 mod peers;
 mod prefix;

@@ -37,11 +37,18 @@ type Inner = identify::Behaviour;
 pub struct Behaviour {
     inner: Inner,
     observed: Observed,
+    /// Whether to say where others see us at all.
+    listens: bool,
 }
 
 impl Behaviour {
     pub(super) fn new(config: identify::Config) -> Self {
-        Self { inner: Inner::new(config), observed: Observed::default() }
+        Self { inner: Inner::new(config), observed: Observed::default(), listens: true }
+    }
+
+    /// Takes no notice of where others see us: who is masked is reached by the address that its operator gives, or not.
+    pub(crate) fn ignore_observed(&mut self) {
+        self.listens = false;
     }
 
     /// Tells these peers our addresses and protocols now.
@@ -136,7 +143,7 @@ impl NetworkBehaviour for Behaviour {
         loop {
             match self.inner.poll(cx) {
                 Poll::Ready(ToSwarm::NewExternalAddrCandidate(addr))
-                    if !is_of_ours(&addr) || !self.observed.admit(&addr, Instant::now()) => {}
+                    if !self.listens || !is_of_ours(&addr) || !self.observed.admit(&addr, Instant::now()) => {}
                 other => return other,
             }
         }
