@@ -38,6 +38,9 @@ pub const QUIC_CONNECTION_BYTES: u32 = 4_000_000;
 pub const QUIC_STREAM_BYTES: u32 = 1_000_000;
 /// How long a transport may take to connect, authenticate and multiplex.
 pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a dial of one address may take. Less than the 10 s after which AutoNAT's clients give a request up: a dial-back that
+/// a router drops has to fail before that, or the client never hears that it cannot be reached.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(7);
 /// How long a connection is kept that nobody uses. Long enough that a coordinator which found, fetched and measured a
 /// worker still has the line when it opens a session; short enough that lookups do not fill the tables.
 pub const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);

@@ -24,7 +24,7 @@ use prometheus_client::registry::Registry;
 
 use crate::{
     Behaviour, Config, Limits, MemoryLimit,
-    config::{CONNECTION_TIMEOUT, PENDING_INBOUND_SLACK, PING_INTERVAL, PING_TIMEOUT},
+    config::{CONNECTION_TIMEOUT, DIAL_TIMEOUT, PENDING_INBOUND_SLACK, PING_INTERVAL, PING_TIMEOUT},
     gossip,
     handshakes::Handshakes,
     identify, inbound, kad,
@@ -176,7 +176,8 @@ fn transport(
         }
         None => all,
     };
-    Ok(TransportTimeout::new(counted, CONNECTION_TIMEOUT).boxed())
+    Ok(TransportTimeout::new(TransportTimeout::with_outgoing_timeout(counted, DIAL_TIMEOUT), CONNECTION_TIMEOUT)
+        .boxed())
 }
 
 /// Lets an address that another peer answers fail on its own, while the dial goes on with the others. Left to the swarm, the
