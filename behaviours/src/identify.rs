@@ -27,10 +27,11 @@ const MAX_AGENT: usize = 64;
 pub(crate) fn new(keypair: &Keypair, config: &Config) -> Behaviour {
     let protocol = config.network.protocol("id", 1).to_string();
     let agent = config.agent.chars().filter(|c| !c.is_control()).take(MAX_AGENT).collect();
+    // Without libp2p's signed record: Rust signs it for a domain of its own, and js-libp2p drops everything that identify
+    // says with a record that does not verify. Addresses are as sure as the connection they come over; what is passed on is
+    // signed by the exchange.
     Behaviour::new(
-        identify::Config::new_with_signed_peer_record(protocol, keypair)
-            .with_agent_version(agent)
-            .with_push_listen_addr_updates(true),
+        identify::Config::new(protocol, keypair.public()).with_agent_version(agent).with_push_listen_addr_updates(true),
     )
 }
 

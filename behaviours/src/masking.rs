@@ -34,15 +34,11 @@ use libp2p::{
 
 use crate::{
     BuildError,
-    swarm::{Muxed, with_names},
+    swarm::{MAX_WEBSOCKET_FRAME, Muxed, with_names},
 };
 
 /// Tunnels that wait for the swarm to take them. It takes each as soon as it turns, so more than a few mean that it does not.
 pub const TUNNEL_QUEUE: usize = 64;
-
-/// Bytes of a WebSocket frame that are taken in. Ours carry one message of Noise, 64 KiB; others may join a few. libp2p's
-/// default is 256 MiB.
-const MAX_FRAME: usize = 1 << 20;
 
 /// A connection's bytes.
 pub trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -106,7 +102,7 @@ pub(crate) fn transport(masking: Masking, noise: noise::Config, muxer: yamux::Co
         .map(|stream, _| Box::new(stream) as Box<dyn Bytes>)
         .boxed();
     let mut web = websocket::Config::new(Streams { dialler, tunnels: masking.tunnels, listeners: Vec::new(), told: 0 });
-    web.set_max_data_size(MAX_FRAME).set_tls_config(tls.finish());
+    web.set_max_data_size(MAX_WEBSOCKET_FRAME).set_tls_config(tls.finish());
     let inner = web
         .upgrade(upgrade::Version::V1Lazy)
         .authenticate(noise)

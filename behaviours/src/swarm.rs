@@ -18,7 +18,7 @@ use libp2p::{
     multiaddr::Protocol,
     noise, ping, quic, relay,
     swarm::{self, behaviour::toggle::Toggle},
-    tcp, yamux,
+    tcp, websocket, yamux,
 };
 use prometheus_client::registry::Registry;
 
@@ -50,9 +50,13 @@ pub enum BuildError {
     Mdns(io::Error),
 }
 
+/// Bytes of a WebSocket frame that are taken in. Ours carry one message of Noise, 64 KiB; others may join a few. libp2p's
+/// default is 256 MiB.
+pub(crate) const MAX_WEBSOCKET_FRAME: usize = 1 << 20;
+
 pub(crate) type Muxed = Boxed<(PeerId, StreamMuxerBox)>;
 
-/// A swarm with TCP (Noise, Yamux), QUIC, names through DNS, circuits through relays, and the [`Behaviour`] of `config`.
+/// A swarm with TCP and WebSocket (Noise, Yamux), QUIC, names through DNS, circuits through relays, and the [`Behaviour`] of `config`.
 /// It listens nowhere yet. With a `registry`, libp2p counts bytes and gossip there.
 ///
 /// # Errors
@@ -149,19 +153,28 @@ fn transport(
         muxer
     };
     let noise = noise::Config::new(keypair)?;
-    let plain = || {
-        let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+    let direct = || {
+        let plain = || tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
+        let mut web = websocket::Config::new(plain());
+        web.set_max_data_size(MAX_WEBSOCKET_FRAME);
+        let web = web
+            .upgrade(upgrade::Version::V1Lazy)
+            .authenticate(noise.clone())
+            .multiplex(muxer())
+            .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+        let tcp = plain()
             .upgrade(upgrade::Version::V1Lazy)
             .authenticate(noise.clone())
             .multiplex(muxer())
             .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
         let quic = quic::tokio::Transport::new(quic_config(keypair, limits))
             .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
-        quic.or_transport(tcp).map(|either, _| either.into_inner()).boxed()
+        let streams = web.or_transport(tcp).map(|either, _| either.into_inner());
+        quic.or_transport(streams).map(|either, _| either.into_inner()).boxed()
     };
     let direct = match masking {
         Some(masking) => masking::transport(masking, noise.clone(), muxer())?,
-        None => with_names(plain).boxed(),
+        None => with_names(direct).boxed(),
     };
     let relayed = relay
         .upgrade(upgrade::Version::V1Lazy)

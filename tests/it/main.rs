@@ -33,6 +33,7 @@ mod failure;
 mod gossip;
 mod harness;
 mod hostile;
+mod interop;
 mod lifecycle;
 mod masking;
 mod measure;
