@@ -177,7 +177,7 @@ pub struct Config {
     pub mdns: bool,
     /// How it takes part in the DHT.
     pub kad_mode: KadMode,
-    /// How many connections it chooses and keeps; see [`OUTBOUND`](crate::peers::dialler::OUTBOUND). 0 for a node that only
+    /// How many connections it chooses and keeps; see [`crate::peers::dialler::OUTBOUND`]. 0 for a node that only
     /// asks.
     pub outbound: usize,
     /// How long it believes that a peer provides a key.

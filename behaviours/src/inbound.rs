@@ -1,4 +1,4 @@
-//! Inbound connections beyond what a node takes: somebody gives way, by the rule of [`eviction`].
+//! Inbound connections beyond what a node takes: somebody gives way, by the rule of [`crate::eviction`].
 //!
 //! The connection limits let a few more in than there are places. When one more stands than should, one is closed here: the
 //! worst of those that were there, or the newcomer when all of them are protected. Outbound connections are never closed,

@@ -10,6 +10,7 @@
 //! | `POST /api/v1/broadcast` | says a line to every node; see [`broadcast`] |
 //! | `POST /api/v1/infer` | a stream of [`InferEvent`]s, one JSON object a line |
 //! | `/api/v1/dht/*` | see `dht` |
+//! | `POST /api/v1/store/backup` | see `store` |
 //! | `/api/v1/peers*`, `/api/v1/bootstrap*` | see `peers` |
 //! | `POST /api/v1/ping` | a stream of replies, one JSON object a line |
 //! | `GET /api/v1/netcheck` | how this node can be reached |
@@ -25,6 +26,7 @@ mod events;
 mod nat;
 mod peers;
 mod stats;
+pub(crate) mod store;
 
 use std::{future::Future, io, path::Path, sync::Arc};
 
@@ -76,6 +78,7 @@ fn router(state: ApiState) -> Router {
         .route("/api/v1/status", get(status))
         .route("/api/v1/stats", get(stats::stats))
         .route("/api/v1/events", get(events::events))
+        .route("/api/v1/store/backup", post(store::backup))
         .route("/api/v1/broadcast", post(broadcast::broadcast))
         .route("/api/v1/infer", post(infer))
         .merge(dht::routes())

@@ -7,6 +7,7 @@ mod masking;
 mod nat;
 mod peers;
 mod sampling;
+mod store;
 mod swarm;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -22,6 +23,7 @@ pub(crate) use self::{
     nat::{NatArgs, NetcheckArgs, PingArgs},
     peers::{BanArgs, BootstrapCommand, PeerSort, PeersCommand},
     sampling::SamplingArgs,
+    store::StoreCommand,
     swarm::{BroadcastArgs, EventsArgs},
 };
 use crate::{
@@ -115,6 +117,9 @@ pub(crate) enum Command {
     /// Values and peers that nobody keeps a list of
     #[command(subcommand)]
     Dht(DhtCommand),
+    /// Copies of what the node keeps on disk
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Look into model files
     #[command(subcommand)]
     Model(ModelCommand),

@@ -20,6 +20,7 @@ mod output;
 mod peers;
 mod stats;
 mod status;
+mod store;
 
 use std::process::ExitCode;
 
@@ -75,6 +76,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Health(args) => health::run(global, args).await,
             Command::Model(command) => Box::pin(model::run(global, command)).await,
             Command::Dht(command) => dht::run(global, command).await,
+            Command::Store(command) => store::run(global, command).await,
             Command::Bench(BenchCommand::Hop { transport, rows, bytes }) => {
                 bench::hop(global, transport, rows, bytes).await
             }

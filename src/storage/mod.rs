@@ -14,6 +14,7 @@
 //!
 //! Tables carry a version in their name ([`tables`]); the way from one schema to the next is in [`migrations`].
 
+mod backup;
 mod bans;
 mod dht;
 mod migrations;
@@ -33,6 +34,7 @@ use quelea_behaviours::bans::{Ban, Subject};
 use redb::{Database, ReadTransaction, ReadableDatabase as _};
 use tokio::sync::{mpsc, oneshot};
 
+pub use backup::{BackupError, copy, restore};
 pub(crate) use dht::{DhtSaved, DhtWrite};
 pub use neighbours::{ANCHORS_MAX, Anchor, BOOTSTRAP_MAX};
 pub use open::OpenError;
@@ -290,6 +292,18 @@ impl Db {
     /// When the storage fails (which poisons it) or is closed.
     pub async fn own_announcement(&self) -> Result<Option<(u64, Vec<u8>)>, ReadError> {
         self.read(tables::read_own_announcement).await
+    }
+
+    /// Copies the database as it is after all that was queued before to the new file `to`. Returns its bytes.
+    ///
+    /// # Errors
+    /// See [`BackupError`].
+    pub async fn backup(&self, to: PathBuf) -> Result<u64, BackupError> {
+        let gone = || BackupError::Unavailable("the database is closed".into());
+        self.health().map_err(|fault| BackupError::Unavailable(fault.to_string()))?;
+        let (reply, answer) = oneshot::channel();
+        self.queue.send(Job::Backup(to, reply)).await.map_err(|_closed| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
     /// `Err` once the storage has failed, with the first error.

@@ -108,6 +108,16 @@ pub(super) fn open_backend(path: &Path, backend: impl StorageBackend, check: boo
 }
 
 impl OpenError {
+    /// The same about another file: one that this one was a copy of.
+    pub(super) fn of(mut self, file: &Path) -> Self {
+        match &mut self {
+            Self::InUse(path) | Self::NotADatabase(path) | Self::DiskFull(path) | Self::Denied(path) => path,
+            Self::Newer { path, .. } | Self::Corrupted { path, .. } | Self::Io { path, .. } => path,
+        }
+        .clone_from(&file.to_path_buf());
+        self
+    }
+
     fn from_database(path: &Path, error: DatabaseError) -> Self {
         match error {
             DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => Self::InUse(path.to_path_buf()),

@@ -1,12 +1,14 @@
 //! The one thread that writes.
 
-use std::time::Instant;
+use std::{path::PathBuf, time::Instant};
 
 use libp2p::PeerId;
 use redb::{Database, Durability};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Anchor, CommitObserver, DhtWrite, PeerRow, Shared, WriteError, bans, dht, neighbours, tables};
+use super::{
+    Anchor, BackupError, CommitObserver, DhtWrite, PeerRow, Shared, WriteError, bans, copy, dht, neighbours, tables,
+};
 
 /// Writes that share one commit at most. It bounds what one failed commit takes with it.
 const BATCH_MAX: usize = 256;
@@ -17,6 +19,8 @@ pub(super) type Reply = oneshot::Sender<Result<(), WriteError>>;
 /// What waits in the queue.
 pub(super) enum Job {
     Write(Write, Option<Reply>),
+    /// Write what came before, and copy the file: between two commits nobody writes to it.
+    Backup(PathBuf, oneshot::Sender<Result<u64, BackupError>>),
     /// Write what came before, close the file, answer, end.
     Close(Reply),
 }
@@ -38,10 +42,15 @@ pub(super) fn run(shared: &Shared, mut jobs: mpsc::Receiver<Job>, on_commit: Com
     while let Some(first) = jobs.blocking_recv() {
         let mut batch = Vec::new();
         let mut closing = None;
+        let mut backup = None;
         let mut next = Some(first);
         while let Some(job) = next {
             match job {
                 Job::Write(write, reply) => batch.push((write, reply)),
+                Job::Backup(to, reply) => {
+                    backup = Some((to, reply));
+                    break;
+                }
                 Job::Close(reply) => {
                     closing = Some(reply);
                     break;
@@ -51,6 +60,13 @@ pub(super) fn run(shared: &Shared, mut jobs: mpsc::Receiver<Job>, on_commit: Com
             next = if batch.len() < BATCH_MAX { jobs.try_recv().ok() } else { None };
         }
         commit_batch(shared, batch, &on_commit);
+        if let Some((to, reply)) = backup {
+            let copied = match shared.fault.get() {
+                Some(fault) => Err(BackupError::Unavailable(fault.to_string())),
+                None => copy(&shared.path, &to),
+            };
+            let _ = reply.send(copied); // whoever asked may have gone
+        }
         if let Some(reply) = closing {
             // No new jobs; those that raced the close find the queue gone.
             drop(jobs);

@@ -1,6 +1,5 @@
 //! Values, providers and peers in the DHT, through commands.
 
-use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::harness::{Daemon, Ended, Launch, tempdir, until};
@@ -103,12 +102,6 @@ async fn every_way_to_fail_has_its_code() {
     assert_eq!(dht(&alone, &["get", "k"]).await.expect(0).stdout, "v", "what reached one is there");
 }
 
-/// Ends a daemon politely, as its supervisor would.
-async fn stop(node: Daemon) {
-    node.signal(Signal::TERM);
-    node.end().await.expect(0);
-}
-
 #[tokio::test]
 async fn a_node_that_restarts_goes_on_publishing_and_holding() {
     let [boot_home, putter_home] = [tempdir(), tempdir()];
@@ -122,8 +115,8 @@ async fn a_node_that_restarts_goes_on_publishing_and_holding() {
     dht(&putter, &["delete", "given-up"]).await.expect(0);
     dht(&putter, &["provide", "pictures"]).await.expect(0);
     until("two values held", async || (stats(&boot).await["records"]["held"] == 2).then_some(())).await;
-    stop(putter).await;
-    stop(boot).await;
+    putter.stop().await;
+    boot.stop().await;
 
     // What others put is still held.
     let boot = launch().home(boot_home.path()).start().await;

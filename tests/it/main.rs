@@ -40,5 +40,6 @@ mod measure;
 mod peers;
 mod prefix;
 mod sampling;
+mod store;
 mod swarm;
 mod watch;

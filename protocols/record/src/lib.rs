@@ -1,7 +1,7 @@
 //! The signed values that Quelea keeps in its DHT.
 //!
 //! A value in a namespace of ours is worth something only when its holder cannot have made it up: it is an
-//! [envelope](quelea_wire::envelope) of whoever the key names, with a sequence number that only grows. Holders check it
+//! [`quelea_wire::envelope`] of whoever the key names, with a sequence number that only grows. Holders check it
 //! before they keep it, and those who ask check it again; the highest sequence number wins.
 //!
 //! There is one kind so far, the [`PeerRecord`]: where a peer can be dialled. It is how a node behind NAT is found by its

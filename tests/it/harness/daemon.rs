@@ -190,6 +190,12 @@ impl Daemon {
         .await;
     }
 
+    /// Ends it politely, as its supervisor would.
+    pub async fn stop(self) {
+        self.signal(Signal::TERM);
+        self.end().await.expect(0);
+    }
+
     /// Waits for its end.
     pub async fn end(self) -> Ended {
         self.process.end().await

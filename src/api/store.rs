@@ -1,0 +1,59 @@
+//! `POST /api/v1/store/backup`: copies the database to a new file, on the machine of the daemon.
+
+use std::path::PathBuf;
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::State,
+    response::{IntoResponse as _, Response},
+};
+use quelea_wire::ErrorCode;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{ApiState, failure, status_of};
+use crate::{
+    inference::InferError,
+    storage::{BackupError, OpenError},
+};
+
+#[derive(Deserialize)]
+struct Wanted {
+    /// Absolute.
+    path: PathBuf,
+}
+
+pub(super) async fn backup(State(state): State<ApiState>, body: Bytes) -> Response {
+    match copied(&state, &body).await {
+        Ok((path, bytes)) => {
+            Json(json!({ "schema": "quelea.store_backup/v1", "path": path, "bytes": bytes })).into_response()
+        }
+        Err(error) => failure(status_of(error.error_code()), &error),
+    }
+}
+
+async fn copied(state: &ApiState, body: &[u8]) -> Result<(PathBuf, u64), InferError> {
+    let usage = |message: String| InferError::new(ErrorCode::Usage, message);
+    let Wanted { path } =
+        serde_json::from_slice(body).map_err(|e| usage(format!("the request is not understood: {e}")))?;
+    if !path.is_absolute() {
+        return Err(usage(format!("{} is no absolute path", path.display())));
+    }
+    let nothing = || InferError::new(ErrorCode::StorageFailed, "this node keeps nothing on disk");
+    let bytes = state.db.as_ref().ok_or_else(nothing)?.backup(path.clone()).await.map_err(|e| explain(&e))?;
+    Ok((path, bytes))
+}
+
+/// What went wrong with a copy, as commands and the API say it.
+pub(crate) fn explain(error: &BackupError) -> InferError {
+    let code = match error {
+        BackupError::Exists(_) => ErrorCode::Usage,
+        BackupError::Missing(_) => ErrorCode::NotFound,
+        BackupError::Open(OpenError::NotADatabase(_) | OpenError::Newer { .. } | OpenError::InUse(_)) => {
+            ErrorCode::Usage
+        }
+        _ => ErrorCode::StorageFailed,
+    };
+    InferError::new(code, error.to_string())
+}
