@@ -10,6 +10,10 @@ use serde_json::{Value, json};
 
 use crate::swarm::{NatView, Upnp};
 
+/// Up to so many seconds, a peer's clock that seems behind may just be gossip that came late: who joins is told what was said
+/// in the last five heartbeats.
+const TRAVEL_S: f64 = 10.0;
+
 /// Clocks further apart than this have signed records refused: they count as dated for 120 s around now.
 const SKEW_BAD_MS: i64 = 60_000;
 
@@ -210,6 +214,11 @@ pub(crate) fn text(report: &Value) -> String {
     let punches = &report["hole_punching"];
     let _ = writeln!(out, "hole punching  {}/{} succeeded in the last hour", punches["successes"], punches["attempts"]);
     match report["clock"]["skew_s"].as_f64() {
+        Some(skew) if (-TRAVEL_S..=0.0).contains(&skew) => {
+            let (peers, late) = (&report["clock"]["peers"], -skew);
+            let _ =
+                writeln!(out, "clock skew     none seen: what {peers} peer(s) signed came {late:.1}s later (median)");
+        }
         Some(skew) => {
             let _ = writeln!(out, "clock skew     {skew:+.3}s, median of {} peer(s)", report["clock"]["peers"]);
         }
