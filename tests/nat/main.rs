@@ -182,14 +182,18 @@ async fn every_pair_of_kinds_connects() {
     assert!(missed.is_empty(), "no direct connection where there could be one:\n{}", missed.join("\n\n"));
 
     // Somebody whom they never sent anything to: let in by a full cone. What that shows, a restricted one must not show.
-    let stranger = Daemon::start("stranger", &net.public("stranger").0, &[]).await;
+    // One for each: whoever it meets first tells the others of it, and then it is none.
+    let mut strangers = Vec::new();
     for (kind, host) in first.iter().chain(&second) {
         if *kind == Kind::FullCone {
+            let name = format!("stranger-{}", strangers.len());
+            let stranger = Daemon::start(&name, &net.public(&name).0, &[]).await;
             let check = host.netcheck().await;
             let confirmed = check["addresses"].as_array().unwrap().iter().find(|addr| addr["state"] == "reachable");
             let addr = format!("{}/p2p/{}", confirmed.unwrap()["address"].as_str().unwrap(), host.peer);
             let (_, out, err) = stranger.command(&["ping", &addr, "-c", "1"]).await;
             assert!(out.contains("direct"), "to {}: {out}{err}", host.name);
+            strangers.push(stranger);
         }
     }
     for (kind, host) in first.iter().chain(&second) {
