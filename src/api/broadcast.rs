@@ -4,14 +4,13 @@ use axum::{
     Json,
     body::Bytes,
     extract::State,
-    http::StatusCode,
     response::{IntoResponse as _, Response},
 };
 use quelea_wire::ErrorCode;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{ApiState, failure, status_of};
+use super::{ApiState, parse, refuse};
 use crate::{inference::InferError, swarm::BroadcastError};
 
 #[derive(Deserialize)]
@@ -20,19 +19,13 @@ struct Said {
 }
 
 pub(super) async fn broadcast(State(state): State<ApiState>, body: Bytes) -> Response {
-    let said: Said = match serde_json::from_slice(&body) {
+    let said: Said = match parse(&body) {
         Ok(said) => said,
-        Err(error) => {
-            let error = InferError::new(ErrorCode::Usage, format!("the request is not understood: {error}"));
-            return failure(StatusCode::BAD_REQUEST, &error);
-        }
+        Err(error) => return refuse(&error),
     };
     match state.asker.plane.handle.broadcast(said.text).await {
         Ok(id) => Json(json!({ "schema": "quelea.broadcast/v1", "id": id })).into_response(),
-        Err(error) => {
-            let error = told(&error);
-            failure(status_of(error.error_code()), &error)
-        }
+        Err(error) => refuse(&told(&error)),
     }
 }
 

@@ -33,12 +33,12 @@ use futures::{StreamExt, stream};
 use libp2p::PeerId;
 use quelea_behaviours::store::{StoreLimits, USER_PREFIX};
 use quelea_wire::ErrorCode;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use self::show::Show;
-use super::{ApiState, failure, status_of};
+use super::{ApiState, failure, parse, refuse};
 use crate::{
     inference::InferError,
     swarm::dht::{Ask, DhtError, Effort, MAX_TIMEOUT},
@@ -230,7 +230,7 @@ async fn lookup(State(state): State<ApiState>, question: Result<Question, InferE
     });
     let Some(first) = events.recv().await else { return refused(&DhtError::Stopped) };
     if let Some(error) = first.get("error").and_then(|error| serde_json::from_value::<InferError>(error.clone()).ok()) {
-        return failure(status_of(error.error_code()), &error);
+        return refuse(&error);
     }
     let rest = stream::unfold(events, |mut events| async { Some((events.recv().await?, events)) });
     let lines = stream::iter([first]).chain(rest).map(|event| super::line(&event));
@@ -264,12 +264,7 @@ fn explain(error: &DhtError) -> InferError {
 }
 
 fn refused(error: &DhtError) -> Response {
-    let error = explain(error);
-    failure(status_of(error.error_code()), &error)
-}
-
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, InferError> {
-    serde_json::from_slice(body).map_err(|error| usage(format!("the request is not understood: {error}")))
+    refuse(&explain(error))
 }
 
 fn usage(message: impl Into<String>) -> InferError {

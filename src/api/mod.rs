@@ -41,6 +41,7 @@ use axum::{
 };
 use futures::{StreamExt, stream};
 use quelea_wire::ErrorCode;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -199,12 +200,9 @@ async fn status(State(state): State<ApiState>) -> Json<Value> {
 }
 
 async fn infer(State(state): State<ApiState>, body: Bytes) -> Response {
-    let request: InferRequest = match serde_json::from_slice(&body) {
+    let request: InferRequest = match parse(&body) {
         Ok(request) => request,
-        Err(error) => {
-            let error = InferError::new(ErrorCode::Usage, format!("the request is not understood: {error}"));
-            return failure(StatusCode::BAD_REQUEST, &error);
-        }
+        Err(error) => return refuse(&error),
     };
     if state.telemetry.health.report().draining {
         let error = InferError::new(ErrorCode::ShuttingDown, ErrorCode::ShuttingDown.meaning());
@@ -215,7 +213,7 @@ async fn infer(State(state): State<ApiState>, body: Bytes) -> Response {
     tokio::spawn(async move { asker.infer(request, events).await });
     // What fails before anything was produced is a status, not a stream.
     match receiver.recv().await {
-        Some(InferEvent::Error { error }) => failure(status_of(error.error_code()), &error),
+        Some(InferEvent::Error { error }) => refuse(&error),
         Some(first) => {
             let rest = stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) });
             let lines = stream::iter([first]).chain(rest).map(|event| line(&event));
@@ -236,6 +234,22 @@ fn line(event: &impl serde::Serialize) -> io::Result<Bytes> {
 
 fn failure(status: StatusCode, error: &InferError) -> Response {
     (status, Json(json!({ "error": error }))).into_response()
+}
+
+/// The answer that says so, with the status that fits.
+fn refuse(error: &InferError) -> Response {
+    failure(status_of(error.error_code()), error)
+}
+
+/// A request's body.
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, InferError> {
+    serde_json::from_slice(body)
+        .map_err(|e| InferError::new(ErrorCode::Usage, format!("the request is not understood: {e}")))
+}
+
+/// The node's database.
+fn database(state: &ApiState) -> Result<&Db, InferError> {
+    state.db.as_ref().ok_or_else(|| InferError::new(ErrorCode::StorageFailed, "this node keeps nothing on disk"))
 }
 
 fn status_of(code: ErrorCode) -> StatusCode {

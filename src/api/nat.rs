@@ -20,7 +20,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{ApiState, failure, status_of};
+use super::{ApiState, failure, parse, refuse};
 use crate::{
     address::parse_peer_address,
     inference::InferError,
@@ -70,9 +70,9 @@ fn four() -> u32 {
 
 /// A line of the stream: a reply, or the end.
 pub(super) async fn ping(State(state): State<ApiState>, body: Bytes) -> Response {
-    let request: PingRequest = match serde_json::from_slice(&body) {
+    let request: PingRequest = match parse(&body) {
         Ok(request) => request,
-        Err(error) => return usage(format!("the request is not understood: {error}")),
+        Err(error) => return refuse(&error),
     };
     let (peer, addrs) = match target(&request.peer) {
         Ok(target) => target,
@@ -84,7 +84,7 @@ pub(super) async fn ping(State(state): State<ApiState>, body: Bytes) -> Response
     }
     if let Err(error) = reach(&handle, peer, addrs).await {
         let error = unreached(&error);
-        return failure(status_of(error.error_code()), &error);
+        return refuse(&error);
     }
     let (lines, receiver) = mpsc::channel(REPLIES);
     tokio::spawn(run(handle, peer, request, lines));

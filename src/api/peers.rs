@@ -21,14 +21,14 @@ use axum::{
 };
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 use quelea_wire::{ErrorCode, time::unix_ms};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{ApiState, failure, status_of};
+use super::{ApiState, database, parse, refuse};
 use crate::{
     address::{PeerAddress, parse_peer_address},
     inference::InferError,
-    storage::{Db, WriteError},
+    storage::WriteError,
     swarm::{ConnectError, KnownView, PeerView},
     telemetry::way,
 };
@@ -252,10 +252,6 @@ fn peer_of(given: &str) -> Result<PeerId, InferError> {
     given.trim().parse().map_err(|_| InferError::new(ErrorCode::Usage, format!("{shown:?} is not a peer id")))
 }
 
-fn database(state: &ApiState) -> Result<&Db, InferError> {
-    state.db.as_ref().ok_or_else(|| InferError::new(ErrorCode::StorageFailed, "this node keeps nothing on disk"))
-}
-
 fn undialled(error: &ConnectError) -> InferError {
     let (code, hint) = match error {
         ConnectError::NoAddresses { .. } => {
@@ -273,15 +269,6 @@ fn unwritten(error: &WriteError) -> InferError {
         WriteError::ListFull => InferError::new(ErrorCode::Usage, error.to_string()).hint("see 'quelea bootstrap rm'"),
         _ => InferError::new(ErrorCode::StorageFailed, error.to_string()),
     }
-}
-
-fn refuse(error: &InferError) -> Response {
-    failure(status_of(error.error_code()), error)
-}
-
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, InferError> {
-    serde_json::from_slice(body)
-        .map_err(|e| InferError::new(ErrorCode::Usage, format!("the request is not understood: {e}")))
 }
 
 #[cfg(test)]

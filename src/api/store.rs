@@ -12,7 +12,7 @@ use quelea_wire::ErrorCode;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{ApiState, failure, status_of};
+use super::{ApiState, database, parse, refuse};
 use crate::{
     inference::InferError,
     storage::{BackupError, OpenError},
@@ -29,19 +29,17 @@ pub(super) async fn backup(State(state): State<ApiState>, body: Bytes) -> Respon
         Ok((path, bytes)) => {
             Json(json!({ "schema": "quelea.store_backup/v1", "path": path, "bytes": bytes })).into_response()
         }
-        Err(error) => failure(status_of(error.error_code()), &error),
+        Err(error) => refuse(&error),
     }
 }
 
 async fn copied(state: &ApiState, body: &[u8]) -> Result<(PathBuf, u64), InferError> {
-    let usage = |message: String| InferError::new(ErrorCode::Usage, message);
-    let Wanted { path } =
-        serde_json::from_slice(body).map_err(|e| usage(format!("the request is not understood: {e}")))?;
+    let Wanted { path } = parse(body)?;
     if !path.is_absolute() {
-        return Err(usage(format!("{} is no absolute path", path.display())));
+        let message = format!("{} is no absolute path", path.display());
+        return Err(InferError::new(ErrorCode::Usage, message));
     }
-    let nothing = || InferError::new(ErrorCode::StorageFailed, "this node keeps nothing on disk");
-    let bytes = state.db.as_ref().ok_or_else(nothing)?.backup(path.clone()).await.map_err(|e| explain(&e))?;
+    let bytes = database(state)?.backup(path.clone()).await.map_err(|e| explain(&e))?;
     Ok((path, bytes))
 }
 
