@@ -69,6 +69,8 @@ struct Held {
     cache: quelea_engine::runner::SessionId,
     decode: DataSender,
     bulk: DataSender,
+    /// The number of the batch that is handed on next.
+    next_seq: u32,
     /// Waits for the end of the links; of no use once the session is over.
     watch: Option<AbortHandle>,
 }

@@ -38,7 +38,7 @@ pub struct Batch {
     pub session: SessionId,
     /// Its epoch.
     pub epoch: u32,
-    /// Counts the batches of this epoch.
+    /// Counts the batches of this hop and epoch: every sender numbers its own.
     pub seq: u32,
     /// Position of the first row.
     pub pos: u32,

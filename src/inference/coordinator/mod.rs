@@ -106,8 +106,8 @@ pub(crate) struct ChainSession {
     /// Rows that all stages have from before.
     kept_rows: u32,
     next_seq: u32,
-    /// Number and position of the rows that are to come back, in order.
-    expected: VecDeque<(u32, u32)>,
+    /// Positions of the rows that are to come back, in order. What numbers their batches have is the last hop's affair.
+    expected: VecDeque<u32>,
     /// Rows given to the first stage.
     rows_sent: u64,
     last: Vec<f32>,
@@ -240,7 +240,7 @@ impl ChainSession {
             self.first_hop_lost(ErrorCode::HopLost, &why)
         })?;
         let last = pos.saturating_add(u32::from(rows)).saturating_sub(1);
-        self.expected.push_back((self.next_seq, last));
+        self.expected.push_back(last);
         self.rows_sent = self.rows_sent.saturating_add(u64::from(rows));
         self.next_seq += 1;
         Ok(())

@@ -57,8 +57,8 @@ impl ChainSession {
         let last = self.results.from;
         let batch = batch
             .map_err(|code| self.about(last, code, &format!("sends rows that cannot be used: {}", code.meaning())))?;
-        if self.expected.pop_front() != Some((batch.seq, batch.pos)) || batch.rows != 1 {
-            let what = format!("sends a result that was not asked for (batch {} at {})", batch.seq, batch.pos);
+        if self.expected.pop_front() != Some(batch.pos) || batch.rows != 1 {
+            let what = format!("sends a result that was not asked for ({} rows at {})", batch.rows, batch.pos);
             return Err(self.about(last, ErrorCode::BadPosition, &what));
         }
         self.last = batch.data;

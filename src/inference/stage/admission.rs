@@ -153,7 +153,7 @@ async fn reserve(
             }
         }
     };
-    let held = Held { served: served.clone(), cache: opened.session, decode, bulk, watch: None };
+    let held = Held { served: served.clone(), cache: opened.session, decode, bulk, next_seq: 0, watch: None };
     Ok((held, opened.reused_rows))
 }
 

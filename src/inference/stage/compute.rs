@@ -54,12 +54,13 @@ pub(super) fn compute(plane: &Arc<Plane>, key: (PeerId, SessionId), entry: &Entr
 }
 
 /// Puts a computed batch into the next link's queue; what the machine is told about it.
-pub(super) fn hand_on(entry: &Entry, kind: StreamKind, meta: &BatchMeta, output: Output) -> Event {
-    let gone = |detail: String, code| Event::Failed { code, about: Some(entry.machine.open().next), detail };
-    let Some(held) = &entry.held else {
+pub(super) fn hand_on(entry: &mut Entry, kind: StreamKind, meta: &BatchMeta, output: Output) -> Event {
+    let Entry { machine, held, .. } = entry;
+    let open = machine.open();
+    let gone = |detail: String, code| Event::Failed { code, about: Some(open.next), detail };
+    let Some(held) = held else {
         return gone("the session is being closed".into(), ErrorCode::Internal);
     };
-    let open = entry.machine.open();
     let link = if kind == StreamKind::Decode { &held.decode } else { &held.bulk };
     let width = usize::try_from(open.width).unwrap_or(usize::MAX);
     // Not told by who comes next: the coordinator may hold layers in the middle of its own chain.
@@ -72,7 +73,10 @@ pub(super) fn hand_on(entry: &Entry, kind: StreamKind, meta: &BatchMeta, output:
         (meta.pos, meta.rows, output.rows)
     };
     let BatchMeta { epoch, seq, last_row_only, deadline, .. } = *meta;
-    let batch = Batch { session: open.session, epoch, seq, pos, rows, last_row_only, deadline, data };
+    // Numbered by the hop that they leave on: rows that are sent again have no other numbers than new ones.
+    let number = held.next_seq;
+    held.next_seq = number.saturating_add(1);
+    let batch = Batch { session: open.session, epoch, seq: number, pos, rows, last_row_only, deadline, data };
     match link.send(batch) {
         Ok(()) => Event::Computed {
             epoch,

@@ -29,7 +29,7 @@ pub struct RowsHeader {
     pub session: SessionId,
     /// Its epoch as the sender knows it.
     pub epoch: u32,
-    /// Counts the batches of this epoch, from 0.
+    /// Counts the batches of this hop and epoch, from 0: every sender numbers its own.
     pub seq: u32,
     /// Position of the first row in the sequence.
     pub pos: u32,
