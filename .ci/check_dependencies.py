@@ -42,7 +42,7 @@ ONLY_IN_MODULE = {
     "redb": ["src/storage/"],
     "axum": ["src/api/", "src/telemetry/server.rs", "src/telemetry/tests.rs"],
     "clap": ["src/cli/"],
-    "reqwest": ["src/cli/", "src/telemetry/tests.rs"],
+    "reqwest": ["src/cli/", "src/http.rs", "src/hub/", "src/telemetry/tests.rs"],
     "prometheus": ["src/telemetry/"],
     "opentelemetry": ["src/telemetry/"],
 }

@@ -26,6 +26,7 @@ pub mod cli;
 mod demo;
 mod events;
 mod home;
+mod http;
 mod identity;
 mod inference;
 mod masking;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{args::Global, exit::CliError};
-use crate::{home::Home, identity, inference::InferError};
+use crate::{home::Home, http, identity, inference::InferError};
 
 /// How long connecting may take: the daemon is on this machine.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -39,7 +39,7 @@ impl Daemon {
 
     fn socket(path: PathBuf) -> Result<Self, CliError> {
         let place = path.display().to_string();
-        let client = Client::builder().unix_socket(path).connect_timeout(CONNECT_TIMEOUT).no_proxy().build();
+        let client = http::local().unix_socket(path).connect_timeout(CONNECT_TIMEOUT).build();
         Ok(Self { client: client.map_err(internal)?, base: "http://localhost".into(), token: None, place })
     }
 
@@ -53,7 +53,7 @@ impl Daemon {
             None => home(global)?.api_token(),
         };
         let token = identity::load_token(&file).map_err(|e| CliError::new(ErrorCode::Unauthorized, e.to_string()))?;
-        let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).no_proxy().build().map_err(internal)?;
+        let client = http::local().connect_timeout(CONNECT_TIMEOUT).build().map_err(internal)?;
         let base = url.trim_end_matches('/').to_owned();
         Ok(Self { client, place: base.clone(), base, token: Some(token.to_string()) })
     }

@@ -21,7 +21,7 @@ pub(super) async fn run(global: &Global, args: HealthArgs) -> Result<ExitCode, C
         Some(url) => url,
         None => written_down(global).map_err(unwell)?,
     };
-    let client = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().build().map_err(|e| unwell(e.to_string()))?;
+    let client = crate::http::local().timeout(TIMEOUT).build().map_err(|e| unwell(e.to_string()))?;
     let response = client.get(format!("{}/health", url.trim_end_matches('/'))).send().await;
     let report: Value = match response {
         Ok(response) => response.json().await.map_err(|e| unwell(format!("{url} gives no health report: {e}")))?,

@@ -277,6 +277,10 @@ struct Server {
     task: JoinHandle<()>,
 }
 
+fn client() -> reqwest::Client {
+    crate::http::local().build().unwrap()
+}
+
 impl Server {
     async fn start(state: TelemetryState) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -289,7 +293,7 @@ impl Server {
     }
 
     async fn get(&self, path: &str) -> (u16, String, String) {
-        let answer = reqwest::get(format!("http://{}{path}", self.address)).await.unwrap();
+        let answer = client().get(format!("http://{}{path}", self.address)).send().await.unwrap();
         let kind = answer.headers().get("content-type").map(|v| v.to_str().unwrap().to_string()).unwrap_or_default();
         (answer.status().as_u16(), kind, answer.text().await.unwrap())
     }
@@ -342,7 +346,7 @@ async fn the_routes_follow_the_nodes_life() {
     assert_eq!(server.get("/readyz").await.0, 503);
     assert_eq!(server.get("/livez").await.0, 200, "a draining node is not to be killed");
     assert_eq!(server.get("/nothing").await.0, 404);
-    let posted = reqwest::Client::new().post(format!("http://{}/metrics", server.address)).send().await.unwrap();
+    let posted = client().post(format!("http://{}/metrics", server.address)).send().await.unwrap();
     assert_eq!(posted.status(), 405);
     server.stop().await;
 }

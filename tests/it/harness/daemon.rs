@@ -3,12 +3,13 @@
 use std::{ops::Deref, path::PathBuf};
 
 use futures::future::join_all;
-use reqwest::{Client, StatusCode, header::CONTENT_TYPE};
+use reqwest::{StatusCode, header::CONTENT_TYPE};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{
+    http_client,
     process::{Ended, Process, quelea},
     tempdir, until,
 };
@@ -166,7 +167,7 @@ impl Daemon {
     /// What it serves at its metrics address: status, content type, body.
     pub async fn fetch(&self, path: &str) -> (StatusCode, String, String) {
         let url = format!("{}{path}", self.told("metrics")[0].trim_end_matches("/metrics"));
-        let response = Client::builder().no_proxy().build().unwrap().get(url).send().await.unwrap();
+        let response = http_client().build().unwrap().get(url).send().await.unwrap();
         let kind = response.headers().get(CONTENT_TYPE).map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default();
         (response.status(), kind, response.text().await.unwrap())
     }

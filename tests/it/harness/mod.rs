@@ -46,6 +46,14 @@ pub fn fixture(name: &str) -> Option<String> {
     None
 }
 
+/// A client for this machine. TLS of the tests' process has the provider that the program has.
+#[allow(clippy::disallowed_methods, reason = "the one place where the tests' clients are made")]
+pub fn http_client() -> reqwest::ClientBuilder {
+    // Fails when it is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().tls_certs_only([]).no_proxy()
+}
+
 /// A directory that is removed with the value. Short, because a unix socket's path has to fit into 107 bytes.
 pub fn tempdir() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("quelea-it-").tempdir().unwrap()

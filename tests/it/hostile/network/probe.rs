@@ -7,7 +7,10 @@ use libp2p::StreamProtocol;
 use reqwest::Client;
 use tokio::time::{Instant, timeout};
 
-use crate::{harness::Daemon, hostile::attacker::Attacker};
+use crate::{
+    harness::{Daemon, http_client},
+    hostile::attacker::Attacker,
+};
 
 /// Attempts of each kind.
 const ATTEMPTS: usize = 60;
@@ -65,7 +68,7 @@ impl fmt::Display for Figures {
 impl Probe {
     pub async fn new(victim: &Daemon) -> Self {
         let socket = std::path::Path::new(victim.home()).join("quelea.sock");
-        let api = Client::builder().unix_socket(socket).no_proxy().build().unwrap();
+        let api = http_client().unix_socket(socket).build().unwrap();
         Self { peer: Attacker::connect(victim.addr()).await.unwrap(), api }
     }
 
