@@ -21,6 +21,8 @@ const LOOK: Duration = Duration::from_millis(300);
 pub struct Daemon {
     pub name: String,
     pub peer: String,
+    /// Its first address, peer id included.
+    pub listen: String,
     home: TempDir,
     _child: Child,
 }
@@ -35,11 +37,14 @@ impl Daemon {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut peer = String::new();
+        let (mut peer, mut listen) = (String::new(), String::new());
         let ready = async {
             while let Some(line) = lines.next_line().await.unwrap() {
                 if let Some(id) = line.strip_prefix("peer id:") {
                     peer = id.trim().to_owned();
+                }
+                if let Some(addr) = line.strip_prefix("listen:").filter(|_| listen.is_empty()) {
+                    listen = addr.trim().to_owned();
                 }
                 if line == "ready" {
                     return true;
@@ -50,7 +55,7 @@ impl Daemon {
         let ready = timeout(PATIENCE, ready).await.unwrap_or(false);
         let log = std::fs::read_to_string(home.path().join("log")).unwrap_or_default();
         assert!(ready, "{name} does not start:\n{log}");
-        Self { name: name.into(), peer, home, _child: child }
+        Self { name: name.into(), peer, listen, home, _child: child }
     }
 
     /// Runs `quelea` against it: exit code and stdout.

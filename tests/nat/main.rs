@@ -7,7 +7,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say what they expect by failing loudly, helpers too")]
 #![allow(clippy::print_stdout, reason = "the lab shows who reached whom")]
 
+mod capture;
 mod daemon;
+mod masked;
 mod net;
 
 use std::time::{Duration, Instant};
