@@ -20,6 +20,7 @@ fn header() -> RowsHeader {
         pos: 1,
         rows: 1,
         last_row_only: false,
+        rewind: false,
         deadline_ms: 1000,
         total: 4 * 2048,
         offset: 0,

@@ -249,6 +249,7 @@ impl Hop {
                 pos: self.pos,
                 rows: 1,
                 last_row_only: false,
+                rewind: false,
                 deadline: (started + ROW_TIMEOUT).into(),
                 data,
             };

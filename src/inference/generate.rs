@@ -109,7 +109,7 @@ pub(crate) async fn generate(
             break FinishReason::Length;
         }
         let pos = u32::try_from(prompt.len() + ids.len() - 1).unwrap_or(u32::MAX);
-        logits = pipeline.decode(id, pos).await?;
+        logits = pipeline.decode(&[id], pos).await?;
         computed += 1;
     };
     pipeline.keep(ends, &[prompt, ids.get(..computed).unwrap_or_default()].concat());

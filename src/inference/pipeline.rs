@@ -46,11 +46,13 @@ impl Pipeline {
         }
     }
 
-    /// Runs one more token; the logits after it.
-    pub(crate) async fn decode(&mut self, id: u32, pos: u32) -> Result<Vec<f32>, InferError> {
+    /// Runs more tokens, the first at `pos`; the logits after each, `[n, vocab]`.
+    pub(crate) async fn decode(&mut self, ids: &[u32], pos: u32) -> Result<Vec<f32>, InferError> {
         match self {
-            Self::Chain(remote) => remote.decode(id, pos).await,
-            Self::Local(local) => local.work.run(Input::Tokens(vec![id]), pos, Want::Logits, Phase::Decode).await,
+            Self::Chain(remote) => remote.decode(ids, pos).await,
+            Self::Local(local) => {
+                local.work.run(Input::Tokens(ids.to_vec()), pos, Want::AllLogits, Phase::Decode).await
+            }
         }
     }
 
@@ -119,15 +121,15 @@ impl RemoteLayers {
         self.head(last).await
     }
 
-    async fn decode(&mut self, id: u32, pos: u32) -> Result<Vec<f32>, InferError> {
-        let row = self.ends.runner.stage().embed(&[id]).map_err(|e| engine(&e))?;
-        let row = self.chain.decode(row, pos).await?;
-        self.head(row).await
+    async fn decode(&mut self, ids: &[u32], pos: u32) -> Result<Vec<f32>, InferError> {
+        let rows = self.ends.runner.stage().embed(ids).map_err(|e| engine(&e))?;
+        let rows = self.chain.decode(rows, pos).await?;
+        self.head(rows).await
     }
 
     /// The head's product is shared with other requests.
-    async fn head(&self, row: Vec<f32>) -> Result<Vec<f32>, InferError> {
-        self.ends.run(Input::Rows(row), 0, Want::Logits, Phase::Decode).await
+    async fn head(&self, rows: Vec<f32>) -> Result<Vec<f32>, InferError> {
+        self.ends.run(Input::Rows(rows), 0, Want::AllLogits, Phase::Decode).await
     }
 }
 

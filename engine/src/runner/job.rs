@@ -33,6 +33,9 @@ pub enum Want {
     Rows,
     /// The logits after the last row; the stage must hold the head.
     Logits,
+    /// The logits after every row, `[n, vocab]`: bit for bit those that the rows would give one by one, where numbers do
+    /// not depend on the batch. The stage must hold the head.
+    AllLogits,
 }
 
 /// Hears a job's outcome, on the runner's thread: must not block.
@@ -42,8 +45,9 @@ pub type Reply = Box<dyn FnOnce(Result<Output, JobError>) + Send>;
 pub struct Job {
     /// The session.
     pub session: SessionId,
-    /// Position of the first row: the session's length when the job's turn comes. Means nothing in a session without
-    /// layers, whose rows only pass the embedding or the head.
+    /// Position of the first row: the session's length when the job's turn comes, or less: then what the session holds
+    /// from there on is forgotten first, as by [`Runner::trim`](super::Runner::trim), whatever becomes of the job. Means
+    /// nothing in a session without layers, whose rows only pass the embedding or the head.
     pub pos: u32,
     /// The rows.
     pub input: Input,
@@ -70,7 +74,7 @@ impl std::fmt::Debug for Job {
 /// A job's result.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Output {
-    /// What was wanted: `[n, hidden]`, or `[vocab]`.
+    /// What was wanted: `[n, hidden]`, `[vocab]` or `[n, vocab]`.
     pub rows: Vec<f32>,
     /// The job's part of the time spent computing, by its share of the batch's rows.
     pub compute: Duration,
@@ -117,7 +121,7 @@ pub enum SubmitError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JobError {
-    /// The job was for another position than the session's end.
+    /// The job was for a position past the session's end.
     #[error("rows are for position {found}, the session ends at {expected}")]
     Position {
         /// The session's length.

@@ -8,7 +8,8 @@
 //! Sessions belong to groups: those of one coordinator, or of one tenant. The groups that have decodes ready give
 //! equally many to a batch, and prefills go in turns, whatever the number of their sessions. Within a group decodes run
 //! in the order they came, and sessions with prefill work have turns. Within a session jobs and trims happen in the
-//! order they were submitted.
+//! order they were submitted. A job for a position before the session's end takes rows back: what was guessed and was
+//! wrong goes without a word of its own.
 //!
 //! Where a backend's numbers depend on the batch ([`Stage::is_exact`] says no), the jobs of a tick are computed one by
 //! one in the same order. Where they do not, the thread waits a moment (a quarter of the last batch's time at most) for

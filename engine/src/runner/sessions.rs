@@ -323,10 +323,18 @@ impl<C: Rows> Sessions<C> {
         self.open.iter().filter_map(next).collect()
     }
 
-    /// Takes the next job of a session, and lends the session's cache. `None` when it was closed meanwhile.
-    pub(super) fn take(&mut self, id: SessionId) -> Option<Taken<C>> {
+    /// Takes the next job of a session, and lends the session's cache. A job for a position before the session's end
+    /// takes the rows from there on back first. `None` when the session was closed meanwhile, or has no page of its own
+    /// for what follows and is closed for it.
+    pub(super) fn take(&mut self, id: SessionId, evicted: &mut Evicted) -> Option<Taken<C>> {
         let session = self.open.get_mut(&id)?;
-        session.front()?;
+        let pos = session.front()?.job.pos as usize;
+        let goes_back = session.scope.layers > 0 && session.cache.as_ref().is_some_and(|cache| pos < cache.len());
+        if goes_back && !session.cut(&mut self.pages, pos) {
+            self.evict(id, evicted);
+            return None;
+        }
+        let session = self.open.get_mut(&id)?;
         let cache = session.cache.take()?;
         match session.queue.pop_front() {
             Some(Item::Run(pending)) => Some(Taken { pending, cache }),

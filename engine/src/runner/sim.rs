@@ -88,6 +88,8 @@ enum Step {
         at: usize,
         rows: usize,
         prefill: bool,
+        /// Rows before the session's end where the job begins.
+        back: usize,
     },
     Trim {
         at: usize,
@@ -113,8 +115,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => (0..3_u64, 1..6_usize, 0..6_u64, any::<bool>())
             .prop_map(|(group, pages, prompt, deaf)| Step::Open { group, pages, prompt, deaf }),
-        6 => (0..12_usize, 1..=MAX_ROWS, any::<bool>())
-            .prop_map(|(at, rows, prefill)| Step::Submit { at, rows, prefill }),
+        6 => (0..12_usize, 1..=MAX_ROWS, any::<bool>(), prop_oneof![6 => Just(0), 1 => 1..70_usize])
+            .prop_map(|(at, rows, prefill, back)| Step::Submit { at, rows, prefill, back }),
         2 => (0..12_usize, 0..200_usize).prop_map(|(at, keep)| Step::Trim { at, keep }),
         2 => (0..12_usize).prop_map(|at| Step::Keep { at }),
         1 => (0..12_usize).prop_map(|at| Step::Close { at }),
@@ -190,8 +192,10 @@ impl World {
         }
     }
 
-    fn submit(&mut self, id: SessionId, rows: usize, prefill: bool) {
+    fn submit(&mut self, id: SessionId, rows: usize, prefill: bool, back: usize) {
         let known = self.known.get_mut(&id).unwrap();
+        let pos = known.len.saturating_sub(back);
+        let goes_back = pos < known.len;
         let rows = rows.min(known.max_rows - known.len);
         if rows == 0 {
             return;
@@ -203,7 +207,7 @@ impl World {
         let answered = self.answered.clone();
         let job = Job {
             session: id,
-            pos: known.len as u32,
+            pos: pos as u32,
             input: Input::Rows(vec![tag]),
             want: Want::Rows,
             phase,
@@ -213,8 +217,10 @@ impl World {
         match self.sessions.submit(job, rows, self.now) {
             Ok(()) => {
                 self.submitted += 1;
+                // Before the first job it only begins with less than it was given; see `trim`.
+                known.faithful &= !(goes_back && known.submitted);
                 known.submitted = true;
-                known.len += rows;
+                known.len = pos + rows;
             }
             Err(SubmitError::QueueFull { .. }) => assert_eq!(self.sessions.queued(), CONFIG.queue),
             Err(other) => panic!("{other}"),
@@ -231,8 +237,10 @@ impl World {
             // Each of at most six sessions goes before it once, with its group's turn coming every third time.
             assert!(*waited <= 3 * CONFIG.max_sessions, "a session starves");
         }
-        let taken: Vec<_> = picked.iter().filter_map(|id| self.sessions.take(*id)).collect();
-        assert_eq!(taken.len(), picked.len());
+        let mut evicted = Vec::new();
+        let taken: Vec<_> = picked.iter().filter_map(|id| self.sessions.take(*id, &mut evicted)).collect();
+        assert_eq!(taken.len() + evicted.len(), picked.len(), "only who has no page to go back to is not served");
+        self.tell(evicted);
         let decodes: Vec<_> = taken.iter().filter(|taken| taken.pending.job.phase == Phase::Decode).collect();
         assert!(decodes.len() <= MAX_DECODE_ROWS && taken.len() - decodes.len() <= 1);
         let mut shares = BTreeMap::<u64, usize>::new();
@@ -326,8 +334,8 @@ proptest! {
                 Step::Open { group, pages, prompt, deaf } => world.open(group, pages, prompt, deaf),
                 Step::Wait { ms } => world.now += Duration::from_millis(ms),
                 Step::Tick { fails, meanwhile } => world.tick(fails, meanwhile),
-                Step::Submit { at, rows, prefill } => {
-                    world.nth(at).into_iter().for_each(|id| world.submit(id, rows, prefill));
+                Step::Submit { at, rows, prefill, back } => {
+                    world.nth(at).into_iter().for_each(|id| world.submit(id, rows, prefill, back));
                 }
                 Step::Trim { at, keep } => world.nth(at).into_iter().for_each(|id| world.trim(id, keep)),
                 Step::Keep { at } => world.nth(at).into_iter().for_each(|id| world.keep(id)),

@@ -93,7 +93,7 @@ impl Shared {
         if matches!(job.input, Input::Tokens(_)) && !span.embedding {
             return Err(SubmitError::NotLoaded { part: "embedding" });
         }
-        if job.want == Want::Logits && !span.head {
+        if job.want != Want::Rows && !span.head {
             return Err(SubmitError::NotLoaded { part: "head" });
         }
         Ok(rows)
@@ -169,9 +169,9 @@ impl Shared {
         }
     }
 
-    /// Takes the next job of a session, and lends the session's cache. `None` when it was closed meanwhile.
+    /// Takes the next job of a session, and lends the session's cache. `None` when it was closed meanwhile, or had to be.
     pub(super) fn take(&self, id: SessionId) -> Option<Taken<Cache>> {
-        self.lock().sessions.take(id)
+        self.with(|state, evicted| state.sessions.take(id, evicted))
     }
 
     /// Brings a batch's caches back and counts its jobs as answered: `rows` rows that took `compute`.

@@ -139,28 +139,52 @@ fn together(stage: &Stage, jobs: &mut [&mut Running]) {
     }
 }
 
-/// Runs the last rows of the jobs that want logits through the head, together.
+/// Runs the rows of the jobs that want logits through the head, together: all of them, or each job's last.
 fn logits(stage: &Stage, batch: &mut [Running]) {
-    let wants = |running: &&mut Running| running.error.is_none() && running.pending.job.want == Want::Logits;
+    let wants = |running: &&mut Running| running.error.is_none() && running.pending.job.want != Want::Rows;
     let mut jobs: Vec<&mut Running> = batch.iter_mut().filter(wants).collect();
-    let (hidden, vocab) = (stage.hidden(), stage.vocab());
-    for jobs in jobs.chunks_mut(MAX_ROWS) {
-        let mut rows = Vec::with_capacity(jobs.len().saturating_mul(hidden));
-        for job in &mut *jobs {
-            let start = job.rows.len().saturating_sub(hidden);
-            job.rows.drain(..start);
-            rows.extend_from_slice(&job.rows);
-        }
-        let each = match guarded(|| stage.logits(&rows)) {
-            Ok(logits) => logits.chunks(vocab).map(|logits| Ok(logits.to_vec())).collect(),
-            Err(error) if jobs.len() == 1 => vec![Err(error)],
-            // As above: each for itself.
-            Err(_) => jobs.iter().map(|job| guarded(|| stage.logits(&job.rows))).collect::<Vec<_>>(),
+    let hidden = stage.hidden();
+    for job in jobs.iter_mut().filter(|job| job.pending.job.want == Want::Logits) {
+        let start = job.rows.len().saturating_sub(hidden);
+        job.rows.drain(..start);
+    }
+    let mut rest = jobs.as_mut_slice();
+    while !rest.is_empty() {
+        let mut values = 0usize;
+        let fits = |job: &&&mut Running| {
+            values = values.saturating_add(job.rows.len());
+            values <= MAX_ROWS.saturating_mul(hidden)
         };
-        for (job, logits) in jobs.iter_mut().zip(each) {
-            match logits {
-                Ok(logits) => job.rows = logits,
-                Err(error) => job.error = Some(error.into()),
+        // A job's rows are MAX_ROWS at most.
+        let n = rest.iter().take_while(fits).count().max(1);
+        let Some((now, later)) = rest.split_at_mut_checked(n) else { return };
+        head(stage, now);
+        rest = later;
+    }
+}
+
+/// The logits after the rows of these jobs, which are [`MAX_ROWS`] together at most.
+fn head(stage: &Stage, jobs: &mut [&mut Running]) {
+    let rows: Vec<f32> = jobs.iter().flat_map(|job| job.rows.iter().copied()).collect();
+    match guarded(|| stage.logits(&rows)) {
+        Ok(logits) => {
+            let mut logits = logits.into_iter();
+            for job in jobs {
+                let n = job.rows.len().checked_div(stage.hidden()).unwrap_or(0);
+                job.rows = logits.by_ref().take(n.saturating_mul(stage.vocab())).collect();
+            }
+        }
+        Err(error) => {
+            if let [only] = jobs {
+                only.error = Some(error.into());
+                return;
+            }
+            // As above: each for itself.
+            for job in jobs {
+                match guarded(|| stage.logits(&job.rows)) {
+                    Ok(logits) => job.rows = logits,
+                    Err(error) => job.error = Some(error.into()),
+                }
             }
         }
     }

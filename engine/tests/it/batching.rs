@@ -7,7 +7,7 @@ use std::{
 };
 
 use quelea_engine::{
-    Runner, Span, Stage, StageError,
+    KV_PAGE_ROWS, Runner, Span, Stage, StageError,
     runner::{
         AdmissionError, Input, Job, JobError, OnEvent, Output, Phase, PrefixKeys, RunnerConfig, SessionEvent,
         SessionId, SessionSpec, SubmitError, Want,
@@ -119,6 +119,33 @@ fn among_strangers_a_session_has_the_bits_it_has_alone() {
             "the blocker's, and ours"
         );
     }
+}
+
+/// What speculation rests on: guesses are verified in one pass, and those that were wrong go when the next pass begins
+/// before them.
+#[test]
+fn guesses_verified_in_one_pass_have_the_bits_of_single_steps() {
+    let runner = runner();
+    let text = ids(80);
+    let expected = alone(&text);
+    let (session, _) = open(&runner, 1, &text, 128);
+    logits(&runner, session, 0, &text[..50]);
+    let verify = |pos: usize, ids: &[u32]| -> Vec<Vec<f32>> {
+        let answer = submit(&runner, session, pos, Input::Tokens(ids.to_vec()), Want::AllLogits);
+        let rows = answer.recv_timeout(PATIENCE).unwrap().unwrap().rows;
+        rows.chunks(expected[0].len()).map(<[f32]>::to_vec).collect()
+    };
+    let wrong = text[53] ^ 1;
+    let rows = verify(50, &[text[50], text[51], text[52], wrong, wrong]);
+    assert_eq!(rows[..3], expected[50..53]);
+    assert_ne!(rows[3], expected[53]);
+    assert_eq!(verify(53, &text[53..70]), expected[53..70], "over a page's end");
+    assert_eq!(verify(70, &[text[70], wrong])[0], expected[70]);
+    assert_eq!(logits(&runner, session, 71, &text[71..]), expected[79]);
+    // Of the page in which it went back nobody else may have anything.
+    let (other, reused) = open(&runner, 1, &text, 128);
+    assert_eq!(reused, KV_PAGE_ROWS);
+    assert_eq!(logits(&runner, other, reused, &text[reused..]), expected[79]);
 }
 
 #[test]

@@ -46,6 +46,8 @@ pub struct Batch {
     pub rows: u16,
     /// Whether only the last row is wanted at the end of the chain.
     pub last_row_only: bool,
+    /// Whether it may begin before the end of the rows before; see [`RowsHeader::rewind`](crate::frame::RowsHeader::rewind).
+    pub rewind: bool,
     /// When the result is worthless, on this machine's clock.
     pub deadline: Instant,
     /// Row after row, `rows` × width values, all finite.

@@ -21,8 +21,11 @@ pub const VERSION: u16 = 1;
 /// is Keep.
 pub const PREFIX: u64 = 1;
 
+/// Feature bit: rows may go back behind the last ones ([`RowsHeader::rewind`](crate::frame::RowsHeader::rewind)).
+pub const REWIND: u64 = 2;
+
 /// The feature bits of this build.
-pub const FEATURES: u64 = PREFIX;
+pub const FEATURES: u64 = PREFIX | REWIND;
 
 /// How long a greeting may take: several round trips through a slow relay.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(5);

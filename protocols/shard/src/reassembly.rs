@@ -98,9 +98,12 @@ impl Reassembly {
             return Ok(None);
         }
         let Partial {
-            header: RowsHeader { session, epoch, seq, pos, rows, last_row_only, .. }, deadline, data, ..
+            header: RowsHeader { session, epoch, seq, pos, rows, last_row_only, rewind, .. },
+            deadline,
+            data,
+            ..
         } = partial;
-        Ok(Some(Batch { session, epoch, seq, pos, rows, last_row_only, deadline, data }))
+        Ok(Some(Batch { session, epoch, seq, pos, rows, last_row_only, rewind, deadline, data }))
     }
 
     /// When the first of the unfinished batches must be whole; `None` without any.

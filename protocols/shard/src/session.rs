@@ -51,7 +51,7 @@ struct InFlight {
 /// | Live | Tick after the idle time, nothing in flight | Closed | Fault | Release |
 /// | any | of another epoch, from another predecessor, anything else | same | – | Ignore |
 ///
-/// Rows follow when their position is where the rows before ended (those kept from before, at first; or a trim cut), and their number is above all before
+/// Rows follow when their position is where the rows before ended (those kept from before, at first; or a trim cut), or before that when they say that they rewind; and their number is above all before
 /// in the epoch. Closed is final.
 #[derive(Debug, Clone)]
 pub struct Session {
@@ -239,7 +239,7 @@ impl Session {
         if from != self.open.prev {
             return ignore(Ignored::WrongPredecessor);
         }
-        let Arrived { seq, pos, rows, .. } = batch;
+        let Arrived { seq, pos, rows, rewind, .. } = batch;
         let end = pos.checked_add(u32::from(rows)).filter(|end| *end <= self.open.max_rows);
         let Some(end) = end else {
             return self.fault(ErrorCode::ContextFull, None, format!("{rows} rows at {pos}"));
@@ -247,7 +247,8 @@ impl Session {
         if !(1..=MAX_BATCH_ROWS).contains(&rows) {
             return self.fault(ErrorCode::BadShape, None, format!("{rows} rows in a batch"));
         }
-        if pos != self.pos || seq < self.next_seq {
+        let follows = pos == self.pos || (rewind && pos < self.pos);
+        if !follows || seq < self.next_seq {
             let detail = format!("batch {seq} at {pos} where {} at {} is next", self.next_seq, self.pos);
             return self.fault(ErrorCode::BadPosition, None, detail);
         }

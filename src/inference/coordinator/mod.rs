@@ -15,6 +15,7 @@ use libp2p::PeerId;
 use quelea_shard::{
     frame::{BlockKey, Cancel, Close, Frame, Keep, Prefix, SessionId, StreamKind, Totals},
     link::{Batch, DataSender},
+    protocol,
     reassembly::Expect,
 };
 use quelea_wire::{ErrorCode, ModelId, Profile};
@@ -91,6 +92,13 @@ impl Drop for Results {
     }
 }
 
+/// Rows that are to come back from the last stage.
+#[derive(Debug, PartialEq, Eq)]
+struct Expected {
+    pos: u32,
+    rows: u16,
+}
+
 /// A session over a chain. Dropping it cancels the session at every stage.
 pub(crate) struct ChainSession {
     id: SessionId,
@@ -106,10 +114,12 @@ pub(crate) struct ChainSession {
     /// Rows that all stages have from before.
     kept_rows: u32,
     next_seq: u32,
-    /// Positions of the rows that are to come back, in order. What numbers their batches have is the last hop's affair.
-    expected: VecDeque<u32>,
+    /// The rows that are to come back, in order. What numbers their batches have is the last hop's affair.
+    expected: VecDeque<Expected>,
     /// Rows given to the first stage.
     rows_sent: u64,
+    /// The position after the last row that was given to it.
+    next_pos: u32,
     last: Vec<f32>,
     closed: bool,
 }
@@ -139,7 +149,8 @@ impl ChainSession {
             }
         });
         let stages = try_join_all(reach).await?;
-        let shares = opening::all_keep(stages.iter().map(|stage| stage.control.sender.features()));
+        let features = stages.iter().map(|stage| stage.control.sender.features());
+        let shares = opening::all_have(protocol::PREFIX, features);
         if !shares {
             spec.prefix = Prefix::default();
         }
@@ -168,6 +179,7 @@ impl ChainSession {
             next_seq: 0,
             expected: VecDeque::new(),
             rows_sent: 0,
+            next_pos: 0,
             last: Vec::new(),
             closed: false,
         };
@@ -203,7 +215,7 @@ impl ChainSession {
             self.result().await?;
         }
         let deadline = Instant::now() + self.spec.step_timeout.saturating_mul(self.chunks_under_way() + 1);
-        self.send(StreamKind::Bulk, rows, pos, deadline)
+        self.send(StreamKind::Bulk, rows, pos, true, deadline)
     }
 
     /// Waits for all chunks; the last row of the prompt.
@@ -214,14 +226,21 @@ impl ChainSession {
         Ok(std::mem::take(&mut self.last))
     }
 
-    /// Runs one row through the chain.
-    pub(crate) async fn decode(&mut self, row: Vec<f32>, pos: u32) -> Result<Vec<f32>, InferError> {
-        self.send(StreamKind::Decode, row, pos, Instant::now() + self.spec.step_timeout)?;
+    /// Runs rows through the chain; as many come back.
+    pub(crate) async fn decode(&mut self, rows: Vec<f32>, pos: u32) -> Result<Vec<f32>, InferError> {
+        self.send(StreamKind::Decode, rows, pos, false, Instant::now() + self.spec.step_timeout)?;
         self.result().await?;
         Ok(std::mem::take(&mut self.last))
     }
 
-    fn send(&mut self, kind: StreamKind, data: Vec<f32>, pos: u32, deadline: Instant) -> Result<(), InferError> {
+    fn send(
+        &mut self,
+        kind: StreamKind,
+        data: Vec<f32>,
+        pos: u32,
+        last_row_only: bool,
+        deadline: Instant,
+    ) -> Result<(), InferError> {
         let width = usize::try_from(self.spec.width).unwrap_or(usize::MAX).max(1);
         let rows = u16::try_from(data.len() / width).unwrap_or(u16::MAX);
         let batch = Batch {
@@ -230,7 +249,8 @@ impl ChainSession {
             seq: self.next_seq,
             pos,
             rows,
-            last_row_only: true,
+            last_row_only,
+            rewind: pos < self.next_pos,
             deadline,
             data,
         };
@@ -239,8 +259,9 @@ impl ChainSession {
             let why = link.end().map_or_else(|| error.to_string(), |end| end.to_string());
             self.first_hop_lost(ErrorCode::HopLost, &why)
         })?;
-        let last = pos.saturating_add(u32::from(rows)).saturating_sub(1);
-        self.expected.push_back(last);
+        self.next_pos = pos.saturating_add(u32::from(rows));
+        let (pos, back) = if last_row_only { (self.next_pos.saturating_sub(1), 1) } else { (pos, rows) };
+        self.expected.push_back(Expected { pos, rows: back });
         self.rows_sent = self.rows_sent.saturating_add(u64::from(rows));
         self.next_seq += 1;
         Ok(())

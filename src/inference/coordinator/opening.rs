@@ -3,10 +3,7 @@
 use std::collections::HashMap;
 
 use libp2p::PeerId;
-use quelea_shard::{
-    frame::{Accept, BLOCK_ROWS, Frame, Open, Prefix, Trim},
-    protocol,
-};
+use quelea_shard::frame::{Accept, BLOCK_ROWS, Frame, Open, Prefix, Trim};
 use quelea_wire::ErrorCode;
 use tokio::time::{Instant, timeout_at};
 
@@ -111,10 +108,10 @@ impl ChainSession {
     }
 }
 
-/// Whether all stages of a chain keep blocks by their names, judging by the feature bits that each shares with us. Where
-/// one has to compute all rows, all others have to.
-pub(super) fn all_keep(features: impl IntoIterator<Item = u64>) -> bool {
-    features.into_iter().all(|features| features & protocol::PREFIX != 0)
+/// Whether all stages of a chain have a feature, by the bits that each shares with us. Where one has to compute all rows,
+/// all others have to; and where one cannot go back, none may.
+pub(super) fn all_have(bit: u64, features: impl IntoIterator<Item = u64>) -> bool {
+    features.into_iter().all(|features| features & bit != 0)
 }
 
 fn can_be_kept(rows: u32, offered: &Prefix) -> bool {
@@ -123,15 +120,15 @@ fn can_be_kept(rows: u32, offered: &Prefix) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use quelea_shard::frame::BlockKey;
+    use quelea_shard::{frame::BlockKey, protocol};
 
     use super::*;
 
     #[test]
     fn one_stage_of_before_is_enough_to_compute_everything() {
-        assert!(all_keep([protocol::PREFIX, u64::MAX]));
-        assert!(!all_keep([protocol::PREFIX, 0]));
-        assert!(!all_keep([!protocol::PREFIX]));
+        assert!(all_have(protocol::PREFIX, [protocol::PREFIX, u64::MAX]));
+        assert!(!all_have(protocol::PREFIX, [protocol::PREFIX, 0]));
+        assert!(!all_have(protocol::PREFIX, [!protocol::PREFIX]));
     }
 
     #[test]

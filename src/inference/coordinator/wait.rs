@@ -10,7 +10,7 @@ use quelea_shard::{
 use quelea_wire::ErrorCode;
 use tokio::time::{Instant, sleep_until};
 
-use super::{ChainSession, lost_hop};
+use super::{ChainSession, Expected, lost_hop};
 use crate::inference::{links::FromStage, types::InferError};
 
 /// The part of a step's time before its end at which the stages are asked how they stand: a quarter, at most a second.
@@ -18,7 +18,7 @@ const PROBE_SHARE: u32 = 4;
 const PROBE_MAX: Duration = Duration::from_secs(1);
 
 impl ChainSession {
-    /// Waits for the next result, and keeps its row.
+    /// Waits for the next result, and keeps its rows.
     pub(super) async fn result(&mut self) -> Result<(), InferError> {
         let limit = self.spec.step_timeout;
         let give_up = Instant::now() + limit;
@@ -57,7 +57,8 @@ impl ChainSession {
         let last = self.results.from;
         let batch = batch
             .map_err(|code| self.about(last, code, &format!("sends rows that cannot be used: {}", code.meaning())))?;
-        if self.expected.pop_front() != Some(batch.pos) || batch.rows != 1 {
+        let came = Expected { pos: batch.pos, rows: batch.rows };
+        if self.expected.pop_front() != Some(came) {
             let what = format!("sends a result that was not asked for ({} rows at {})", batch.rows, batch.pos);
             return Err(self.about(last, ErrorCode::BadPosition, &what));
         }

@@ -25,13 +25,14 @@ pub(super) struct BatchMeta {
     pos: u32,
     rows: u16,
     last_row_only: bool,
+    rewind: bool,
     deadline: Instant,
 }
 
 pub(super) fn compute(plane: &Arc<Plane>, key: (PeerId, SessionId), entry: &Entry, kind: StreamKind, batch: Batch) {
     let Some(held) = &entry.held else { return };
-    let Batch { epoch, seq, pos, rows, last_row_only, deadline, data, .. } = batch;
-    let meta = BatchMeta { epoch, seq, pos, rows, last_row_only, deadline };
+    let Batch { epoch, seq, pos, rows, last_row_only, rewind, deadline, data, .. } = batch;
+    let meta = BatchMeta { epoch, seq, pos, rows, last_row_only, rewind, deadline };
     let is_decode = kind == StreamKind::Decode && rows <= MAX_DECODE_ROWS;
     let phase = if is_decode { JobPhase::Decode } else { JobPhase::Prefill };
     let reply_to = plane.clone();
@@ -72,11 +73,11 @@ pub(super) fn hand_on(entry: &mut Entry, kind: StreamKind, meta: &BatchMeta, out
     } else {
         (meta.pos, meta.rows, output.rows)
     };
-    let BatchMeta { epoch, seq, last_row_only, deadline, .. } = *meta;
+    let BatchMeta { epoch, seq, last_row_only, rewind, deadline, .. } = *meta;
     // Numbered by the hop that they leave on: rows that are sent again have no other numbers than new ones.
     let number = held.next_seq;
     held.next_seq = number.saturating_add(1);
-    let batch = Batch { session: open.session, epoch, seq: number, pos, rows, last_row_only, deadline, data };
+    let batch = Batch { session: open.session, epoch, seq: number, pos, rows, last_row_only, rewind, deadline, data };
     match link.send(batch) {
         Ok(()) => Event::Computed {
             epoch,

@@ -116,7 +116,18 @@ fn rows(header: RowsHeader, values: &[f32]) -> Vec<u8> {
 
 fn header(session: SessionId, pos: u32, rows: u16) -> RowsHeader {
     let total = u32::from(rows) * WIDTH * 4;
-    RowsHeader { session, epoch: 1, seq: pos, pos, rows, last_row_only: false, deadline_ms: u32::MAX, total, offset: 0 }
+    RowsHeader {
+        session,
+        epoch: 1,
+        seq: pos,
+        pos,
+        rows,
+        last_row_only: false,
+        rewind: false,
+        deadline_ms: u32::MAX,
+        total,
+        offset: 0,
+    }
 }
 
 /// Names of blocks that nobody has.

@@ -21,6 +21,7 @@ pub const MAX_DEADLINE_MS: u32 = 60 * 60 * 1000;
 
 const FLOAT: usize = size_of::<f32>();
 const LAST_ROW_ONLY: u8 = 1;
+const REWIND: u8 = 2;
 
 /// The fields of [`Rows`] before the fragment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,9 @@ pub struct RowsHeader {
     pub rows: u16,
     /// Whether only the batch's last row is wanted at the end of the chain.
     pub last_row_only: bool,
+    /// Whether the rows may begin before the end of those sent so far: what the session holds from [`Self::pos`] on is
+    /// forgotten first. Only where both ends have the feature [`REWIND`](crate::protocol::REWIND).
+    pub rewind: bool,
     /// Milliseconds that remain until the result is worthless.
     pub deadline_ms: u32,
     /// Bytes of the whole batch: rows × width × 4, at most [`MAX_BATCH_BYTES`].
@@ -88,7 +92,8 @@ impl RowsHeader {
         out.extend_from_slice(&self.seq.to_le_bytes());
         out.extend_from_slice(&self.pos.to_le_bytes());
         out.extend_from_slice(&self.rows.to_le_bytes());
-        out.push(if self.last_row_only { LAST_ROW_ONLY } else { 0 });
+        let flag = |set: bool, bit: u8| if set { bit } else { 0 };
+        out.push(flag(self.last_row_only, LAST_ROW_ONLY) | flag(self.rewind, REWIND));
         out.extend_from_slice(&self.deadline_ms.to_le_bytes());
         out.extend_from_slice(&self.total.to_le_bytes());
         out.extend_from_slice(&self.offset.to_le_bytes());
@@ -96,13 +101,15 @@ impl RowsHeader {
 
     fn take(c: &mut Cursor<'_>) -> Result<Self, DecodeError> {
         let (session, epoch) = c.session()?;
+        let (seq, pos, rows, flags) = (c.u32()?, c.u32()?, c.u16()?, c.u8()?);
         Ok(Self {
             session,
             epoch,
-            seq: c.u32()?,
-            pos: c.u32()?,
-            rows: c.u16()?,
-            last_row_only: c.u8()? & LAST_ROW_ONLY != 0,
+            seq,
+            pos,
+            rows,
+            last_row_only: flags & LAST_ROW_ONLY != 0,
+            rewind: flags & REWIND != 0,
             deadline_ms: c.u32()?,
             total: c.u32()?,
             offset: c.u32()?,

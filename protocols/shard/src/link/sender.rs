@@ -354,6 +354,7 @@ async fn write_batch<S: AsyncWrite + Unpin>(
             pos: batch.pos,
             rows: batch.rows,
             last_row_only: batch.last_row_only,
+            rewind: batch.rewind,
             deadline_ms: 0,
             total: *total,
             offset,

@@ -88,6 +88,8 @@ pub struct Arrived {
     pub pos: u32,
     /// Its rows.
     pub rows: u16,
+    /// Whether it may begin before the session's end.
+    pub rewind: bool,
     /// When its result is worthless.
     pub deadline: Instant,
 }
@@ -96,8 +98,8 @@ impl Arrived {
     /// The header of `batch`.
     #[must_use]
     pub fn of(batch: &Batch) -> Self {
-        let Batch { epoch, seq, pos, rows, deadline, .. } = *batch;
-        Self { epoch, seq, pos, rows, deadline }
+        let Batch { epoch, seq, pos, rows, rewind, deadline, .. } = *batch;
+        Self { epoch, seq, pos, rows, rewind, deadline }
     }
 }
 

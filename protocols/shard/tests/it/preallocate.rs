@@ -20,6 +20,7 @@ fn header(n: u8, rows: u16, total: u32, offset: u32) -> RowsHeader {
         pos: 0,
         rows,
         last_row_only: false,
+        rewind: false,
         deadline_ms: 1000,
         total,
         offset,

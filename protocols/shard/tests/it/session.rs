@@ -33,7 +33,7 @@ fn open(epoch: u32) -> Open {
 }
 
 fn rows(seq: u32, pos: u32, rows: u16, deadline: Instant) -> Event {
-    Event::Rows { from: peer(1), batch: Arrived { epoch: EPOCH, seq, pos, rows, deadline } }
+    Event::Rows { from: peer(1), batch: Arrived { epoch: EPOCH, seq, pos, rows, rewind: false, deadline } }
 }
 
 fn computed(seq: u32) -> Event {
@@ -219,7 +219,7 @@ fn rows_begin_after_those_that_were_kept() {
 #[test]
 fn rows_come_from_the_predecessor_alone() {
     let mut bench = Bench::live();
-    let batch = Arrived { epoch: EPOCH, seq: 0, pos: 0, rows: 1, deadline: bench.far() };
+    let batch = Arrived { epoch: EPOCH, seq: 0, pos: 0, rows: 1, rewind: false, deadline: bench.far() };
     let step = bench.step(Event::Rows { from: peer(9), batch });
     assert_eq!(step, ("", Act::Ignore(Ignored::WrongPredecessor), Phase::Live));
     let older = Event::Rows { from: peer(1), batch: Arrived { epoch: EPOCH - 1, ..batch } };
@@ -306,6 +306,30 @@ fn batches_in_flight_and_rows_are_bounded() {
     assert!(matches!(over, Some(Frame::Fault(Fault { code: ErrorCode::ContextFull, .. }))));
 }
 
+/// What speculation does: rows that were guessed wrong go when the next ones begin before them.
+#[test]
+fn rows_go_back_when_they_say_so_and_only_then() {
+    let mut bench = Bench::live();
+    let far = bench.far();
+    let back = |seq, pos, rewind| Event::Rows {
+        from: peer(1),
+        batch: Arrived { epoch: EPOCH, seq, pos, rows: 3, rewind, deadline: far },
+    };
+    assert_eq!(bench.step(rows(0, 0, 10, far)).1, Act::Compute);
+    bench.step(computed(0));
+    assert_eq!(bench.step(back(1, 7, true)).1, Act::Compute);
+    assert_eq!(bench.session.pos(), 10);
+    assert_eq!(bench.step(back(2, 10, true)).1, Act::Compute, "nothing to forget");
+    assert_eq!(bench.session.totals().rows_in, 16, "what is computed again counts again");
+    let refused = |event| {
+        let mut bench = bench.session.clone();
+        matches!(bench.on(Instant::now(), event).reply, Some(Frame::Fault(Fault { code: ErrorCode::BadPosition, .. })))
+    };
+    assert!(refused(back(3, 10, false)), "it does not say so");
+    assert!(refused(back(3, 14, true)), "a gap");
+    assert!(refused(back(2, 10, true)), "an old number");
+}
+
 fn any_event(start: Instant) -> impl Strategy<Value = Event> {
     let epoch = prop_oneof![6 => Just(EPOCH), 1 => Just(EPOCH - 1), 1 => Just(EPOCH + 1), 1 => any::<u32>()];
     let pos = prop_oneof![4 => 0..=MAX_ROWS, 1 => any::<u32>()];
@@ -317,9 +341,9 @@ fn any_event(start: Instant) -> impl Strategy<Value = Event> {
         1 => epoch.clone().prop_map(keep),
         1 => Just(Event::NotAdmitted { code: ErrorCode::NoKvPages, detail: String::new() }),
         1 => epoch.clone().prop_map(|e| Event::Open(Box::new(open(e)))),
-        9 => (from, epoch.clone(), 0..40_u32, pos.clone(), 0..4_u16, after).prop_map(
-            |(from, epoch, seq, pos, rows, deadline)| {
-                Event::Rows { from, batch: Arrived { epoch, seq, pos, rows, deadline } }
+        9 => (from, epoch.clone(), 0..40_u32, pos.clone(), 0..4_u16, any::<bool>(), after).prop_map(
+            |(from, epoch, seq, pos, rows, rewind, deadline)| {
+                Event::Rows { from, batch: Arrived { epoch, seq, pos, rows, rewind, deadline } }
             }
         ),
         6 => (epoch.clone(), 0..40_u32).prop_map(|(epoch, seq)| {
@@ -341,7 +365,9 @@ fn in_order(session: &Session, event: Event) -> Event {
     match event {
         Event::Rows { from, batch } if batch.seq < 30 => {
             let seq = u32::try_from(session.totals().rows_in).unwrap_or(u32::MAX);
-            Event::Rows { from, batch: Arrived { seq, pos: session.pos(), rows: batch.rows.max(1), ..batch } }
+            let back = if batch.rewind { u32::from(batch.rows) } else { 0 };
+            let pos = session.pos().saturating_sub(back);
+            Event::Rows { from, batch: Arrived { seq, pos, rows: batch.rows.max(1), ..batch } }
         }
         other => other,
     }

@@ -18,6 +18,7 @@ pub fn samples() -> Vec<(&'static str, Frame)> {
         pos: 300,
         rows: 2,
         last_row_only: true,
+        rewind: false,
         deadline_ms: 1500,
         total: 24,
         offset: 8,
@@ -57,7 +58,8 @@ pub fn samples() -> Vec<(&'static str, Frame)> {
             "fault",
             Fault { session: s, epoch, code: ErrorCode::NextSilent, about: Some(peer(2)), detail: "1 s".into() }.into(),
         ),
-        ("rows", Rows { header, fragment }.into()),
+        ("rows", Rows { header, fragment: fragment.clone() }.into()),
+        ("rows_rewind", Rows { header: RowsHeader { last_row_only: false, rewind: true, ..header }, fragment }.into()),
         ("ack", Ack { session: s, epoch, seq: 9, received: 24 }.into()),
         ("open_prefix", Open { prefix: Prefix { keys: keys.clone(), reuse: 2 }, ..open }.into()),
         ("accept_kept", Accept { session: s, epoch, kv_pages_free: 12, kept_rows: 64 }.into()),
@@ -158,17 +160,20 @@ fn any_rows() -> impl Strategy<Value = Frame> {
     (
         any_session(),
         any::<[u32; 3]>(),
-        (1..=MAX_BATCH_ROWS, any::<bool>()),
+        (1..=MAX_BATCH_ROWS, any::<[bool; 2]>()),
         vec(any::<[u8; 4]>(), 1..64),
         (0..1000_u32, 0..1000_u32),
     )
-        .prop_map(|((session, epoch), [seq, pos, deadline_ms], (rows, last_row_only), words, (before, after))| {
-            let fragment = words.concat();
-            let offset = before * 4;
-            let total = offset + u32::try_from(fragment.len()).expect("small") + after * 4;
-            let header = RowsHeader { session, epoch, seq, pos, rows, last_row_only, deadline_ms, total, offset };
-            Rows { header, fragment }.into()
-        })
+        .prop_map(
+            |((session, epoch), [seq, pos, deadline_ms], (rows, [last_row_only, rewind]), words, (before, after))| {
+                let fragment = words.concat();
+                let offset = before * 4;
+                let total = offset + u32::try_from(fragment.len()).expect("small") + after * 4;
+                let header =
+                    RowsHeader { session, epoch, seq, pos, rows, last_row_only, rewind, deadline_ms, total, offset };
+                Rows { header, fragment }.into()
+            },
+        )
 }
 
 /// Any frame that keeps to the caps.

@@ -68,6 +68,7 @@ pub fn batch(n: u8, seq: u32, pos: u32, rows: u16, width: u32) -> Batch {
         pos,
         rows,
         last_row_only: seq.is_multiple_of(2),
+        rewind: seq % 3 == 1,
         deadline: Instant::now() + Duration::from_secs(60),
         data: (0..values).map(|i| (seq * 31 + i) as f32 / 7.0).collect(),
     }
@@ -75,7 +76,7 @@ pub fn batch(n: u8, seq: u32, pos: u32, rows: u16, width: u32) -> Batch {
 
 /// All but the deadline, which travels as what remains.
 pub fn same(a: &Batch, b: &Batch) -> bool {
-    let key = |b: &Batch| (b.session, b.epoch, b.seq, b.pos, b.rows, b.last_row_only);
+    let key = |b: &Batch| (b.session, b.epoch, b.seq, b.pos, b.rows, b.last_row_only, b.rewind);
     key(a) == key(b) && a.data.iter().map(|v| v.to_bits()).eq(b.data.iter().map(|v| v.to_bits()))
 }
 
