@@ -8,7 +8,7 @@
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use libp2p::PeerId;
-use quelea_wire::prefix::{Prefix, is_local};
+use quelea_wire::prefix::Prefix;
 
 /// Bans remembered, those that are over too: some 400 bytes each.
 pub const MAX_BANS: usize = 1024;
@@ -156,7 +156,7 @@ impl Bans {
         self.put(Ban { subject, since_ms: now_ms, until_ms, by: By::Operator, times: 1, host: None, reason }, now_ms)
     }
 
-    /// A ban for conduct, longer each time. Returns what was added (the peer, and the host that many of its kind share), and
+    /// A ban for conduct, longer each time; `host` is where the peer is, unless hosts there are never banned. Returns what was added (the peer, and the host that many of its kind share), and
     /// whom that displaced from the list.
     pub fn misbehaved(
         &mut self,
@@ -174,7 +174,6 @@ impl Bans {
         let duration = FIRST.saturating_mul(LONGER.saturating_pow(times.into())).min(LONGEST);
         let until_ms = now_ms.saturating_add(ms(duration));
         let times = times.saturating_add(1);
-        let host = host.filter(|host| !is_local(host.first()));
         let ban = Ban { subject, since_ms: now_ms, until_ms, by: By::Conduct, times, host, reason: cleaned(reason) };
         let mut made: Vec<_> = self.put(ban, now_ms).into_iter().collect();
         if let Some(host) = host {

@@ -8,13 +8,15 @@
 //! | [`dedup`] | the memory of what was seen: exact while small, Bloom filters past a budget; pure |
 //! | `identity` | the exact memory for what has an exact identity |
 //! | [`conduct`] | what a peer's control traffic costs it; pure |
+//! | [`paced`] | how fast the gossip of a connection is read |
 //! | `score` | gossipsub's peer scores, with the reason for every number |
 //! | `behaviour` | gossipsub with conduct metered |
 //!
 //! # From the wire to the neighbours
 //!
 //! 1. gossipsub decodes an RPC within its limits and checks the signature of each message (strict: author, sequence number
-//!    and signature are there and right), on the task of the connection. What fails counts against who sent it (P4).
+//!    and signature are there and right), on the task of the connection. What fails counts against who sent it (P4), and
+//!    the connection is read on at the pace of [`paced`].
 //! 2. What gossipsub itself has seen in the last [`DUPLICATES`] goes no further.
 //! 3. [`Gate::screen`]: foreign topics and sizes are rejected, what the dedup stage knows is ignored. On the event loop,
 //!    microseconds.
@@ -29,6 +31,7 @@ pub mod conduct;
 pub mod dedup;
 pub mod gate;
 mod identity;
+pub mod paced;
 mod score;
 pub mod topic;
 pub mod validate;
@@ -54,8 +57,9 @@ pub const QUEUE: usize = 256;
 /// Topics that one peer may be subscribed to, and subscriptions in one RPC. There are seventeen; a later version may have
 /// more, which this one ignores.
 pub const MAX_TOPICS: usize = 100;
-/// Messages of one RPC that are read.
-const MAX_MESSAGES: usize = 64;
+/// Messages of one RPC that are read. Their signatures are checked in one go, 40 µs each, while other connections wait;
+/// gossipsub here sends one at a time.
+const MAX_MESSAGES: usize = 16;
 /// Bytes of gossipsub's control part of one RPC: 700 message ids of 20 bytes and their framing.
 const MAX_CONTROL: usize = 16 * 1024;
 /// Message ids that one peer may have us ask for in a heartbeat. Each is a promise of which gossipsub keeps note; the

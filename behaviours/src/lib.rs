@@ -20,6 +20,7 @@
 //! | [`peers`] | which peers are remembered, and whom to dial |
 //! | [`nat`] | relays, AutoNAT, UPnP, mDNS; the kind of NAT |
 //! | [`probe`] | pings on demand |
+//! | `muxing` | how fast a connection is read whose streams are not |
 //! | [`masking`] | what is left when everything goes through a web server |
 
 #![forbid(unsafe_code)]
@@ -39,6 +40,7 @@ pub mod identify;
 pub mod inbound;
 pub mod kad;
 pub mod masking;
+mod muxing;
 pub mod nat;
 #[allow(missing_docs, reason = "the derive's event enum cannot carry docs; every field of the struct has them")]
 mod node;

@@ -29,11 +29,11 @@ use libp2p::{
         upgrade,
     },
     multiaddr::Protocol,
-    noise, tcp, websocket, yamux,
+    noise, tcp, websocket,
 };
 
 use crate::{
-    BuildError,
+    BuildError, muxing,
     swarm::{MAX_WEBSOCKET_FRAME, Muxed, with_names},
 };
 
@@ -91,7 +91,7 @@ pub fn is_masked(addr: &Multiaddr) -> bool {
 }
 
 /// The transport of a masked swarm.
-pub(crate) fn transport(masking: Masking, noise: noise::Config, muxer: yamux::Config) -> Result<Muxed, BuildError> {
+pub(crate) fn transport(masking: Masking, noise: noise::Config, muxer: muxing::Config) -> Result<Muxed, BuildError> {
     let mut tls = websocket::tls::Config::builder();
     for cert in masking.trust {
         let cert = websocket::tls::Certificate::new(cert);
@@ -276,7 +276,7 @@ mod tests {
 
     fn masked(tunnels: Option<mpsc::Receiver<Tunnel>>) -> Muxed {
         let noise = noise::Config::new(&libp2p::identity::Keypair::generate_ed25519()).unwrap();
-        transport(Masking { trust: Vec::new(), tunnels }, noise, yamux::Config::default()).unwrap()
+        transport(Masking { trust: Vec::new(), tunnels }, noise, muxing::Config::new(8)).unwrap()
     }
 
     #[tokio::test]

@@ -166,6 +166,12 @@ impl Behaviour {
         self.banned.remove(range)
     }
 
+    /// Whether limits by address hold for `ip`: at home only where the configuration says so.
+    #[must_use]
+    pub fn limits_hold_for(&self, ip: IpAddr) -> bool {
+        !(self.limits.exempt_local && is_local(ip))
+    }
+
     /// What was refused so far.
     #[must_use]
     pub fn denied(&self) -> DeniedCounts {
@@ -198,7 +204,7 @@ impl Behaviour {
     /// Whether one more connection from `ip` may begin; if so it is counted.
     fn admit(&mut self, id: ConnectionId, ip: IpAddr, now: Instant) -> Result<(), Denied> {
         self.check_banned(Some(ip))?;
-        if self.limits.exempt_local && is_local(ip) {
+        if !self.limits_hold_for(ip) {
             return Ok(());
         }
         while self.pending.front().is_some_and(|(since, ..)| now.saturating_duration_since(*since) >= PENDING_FOR) {
@@ -399,6 +405,8 @@ mod tests {
         let mut strict = Behaviour::new(PrefixLimits { exempt_local: false, ..PrefixLimits::default() });
         for ip in ["127.0.0.1", "10.1.1.1", "192.168.1.1", "fe80::1", "fd00::1"] {
             assert_eq!((0..100).filter(|n| begin(&mut exempt, *n, ip, now).is_ok()).count(), 100);
+            let ip_of_it = ip.parse().unwrap();
+            assert!(!exempt.limits_hold_for(ip_of_it) && strict.limits_hold_for(ip_of_it));
             assert_eq!((0..100).filter(|n| begin(&mut strict, *n, ip, now).is_ok()).count(), PER_HOST);
         }
         assert_eq!(exempt.sizes(), Sizes::default(), "nothing to count");

@@ -18,7 +18,7 @@ use libp2p::{
     multiaddr::Protocol,
     noise, ping, quic, relay,
     swarm::{self, behaviour::toggle::Toggle},
-    tcp, websocket, yamux,
+    tcp, websocket,
 };
 use prometheus_client::registry::Registry;
 
@@ -29,7 +29,7 @@ use crate::{
     handshakes::Handshakes,
     identify, inbound, kad,
     masking::{self, Masking},
-    nat, peers, prefixes, probe,
+    muxing, nat, peers, prefixes, probe,
 };
 
 /// Why no swarm could be built.
@@ -121,8 +121,7 @@ pub fn build_memory_swarm(
 ) -> Result<Swarm<Behaviour>, BuildError> {
     let (relay_transport, relay_client) = relay::client::new(keypair.public().to_peer_id());
     let behaviour = behaviour(&keypair, &config, relay_client, registry)?;
-    let mut muxer = yamux::Config::default();
-    muxer.set_max_num_streams(config.limits.streams_per_connection);
+    let muxer = muxing::Config::new(config.limits.streams_per_connection);
     let transport = relay_transport
         .or_transport(MemoryTransport::new())
         .upgrade(upgrade::Version::V1Lazy)
@@ -147,11 +146,7 @@ fn transport(
     masking: Option<Masking>,
     registry: Option<&mut Registry>,
 ) -> Result<Muxed, BuildError> {
-    let muxer = || {
-        let mut muxer = yamux::Config::default();
-        muxer.set_max_num_streams(limits.streams_per_connection);
-        muxer
-    };
+    let muxer = || muxing::Config::new(limits.streams_per_connection);
     let noise = noise::Config::new(keypair)?;
     let direct = || {
         let plain = || tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));

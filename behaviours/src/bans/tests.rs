@@ -45,15 +45,12 @@ fn conduct_is_banned_longer_each_time_and_forgotten_after_a_week() {
 }
 
 #[test]
-fn a_host_with_many_banned_peers_is_banned_and_a_home_is_not() {
-    for (ip, banned) in [("203.0.113.7", true), ("192.168.1.7", false)] {
-        let mut bans = Bans::default();
-        let host = Prefix::around(ip.parse().unwrap(), HOST);
-        let made: Vec<_> = (0..6).flat_map(|_| bans.misbehaved(PeerId::random(), Some(host), "", NOW)).collect();
-        let ranges = made.iter().filter(|(ban, _)| ban.subject == Subject::Range(host)).count();
-        assert_eq!(ranges, usize::from(banned), "{ip}");
-        assert_eq!(bans.holds(&Subject::Range(host), NOW), banned);
-    }
+fn a_host_with_many_banned_peers_is_banned() {
+    let mut bans = Bans::default();
+    let host = Prefix::around("203.0.113.7".parse().unwrap(), HOST);
+    let made: Vec<_> = (0..6).flat_map(|_| bans.misbehaved(PeerId::random(), Some(host), "", NOW)).collect();
+    assert_eq!(made.iter().filter(|(ban, _)| ban.subject == Subject::Range(host)).count(), 1);
+    assert!(bans.holds(&Subject::Range(host), NOW));
 }
 
 #[test]

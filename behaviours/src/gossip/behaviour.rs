@@ -1,6 +1,7 @@
 //! gossipsub, with what its peers send metered.
 
 use std::{
+    collections::HashMap,
     ops::{Deref, DerefMut},
     task::{Context, Poll},
     time::Instant,
@@ -16,12 +17,19 @@ use libp2p::{
     },
 };
 
-use super::{conduct::Conduct, topic::Filter};
+use super::{
+    conduct::Conduct,
+    paced::{Handler, Total},
+    topic::Filter,
+};
 
 pub(super) type Inner = gossipsub::Behaviour<gossipsub::IdentityTransform, Filter>;
 
 /// What gossipsub's handler says. The type has no name of its own outside the crate.
-type FromHandler = THandlerOutEvent<Inner>;
+pub(super) type FromHandler = THandlerOutEvent<Inner>;
+
+/// Peers whose invalid messages are counted between two looks: more than there are connections.
+const MAX_WRONG: usize = 1024;
 
 /// gossipsub that knows our topics only, with [`Conduct`] as its application score. Everything else is gossipsub's, which it
 /// dereferences to.
@@ -31,11 +39,14 @@ type FromHandler = THandlerOutEvent<Inner>;
 pub struct Behaviour {
     inner: Inner,
     conduct: Conduct,
+    total: Total,
+    /// Messages that failed gossipsub's own checks since the last look.
+    wrong: HashMap<PeerId, u32>,
 }
 
 impl Behaviour {
     pub(super) fn new(inner: Inner) -> Self {
-        Self { inner, conduct: Conduct::default() }
+        Self { inner, conduct: Conduct::default(), total: Total::default(), wrong: HashMap::new() }
     }
 
     /// Forgives what time forgives. Call it now and then.
@@ -43,6 +54,12 @@ impl Behaviour {
         for (peer, score) in self.conduct.passed(now) {
             self.inner.set_application_score(&peer, score);
         }
+    }
+
+    /// Who sent messages that failed gossipsub's own checks (no author, a bad signature), and how many, since this was asked
+    /// last.
+    pub fn take_wrong(&mut self) -> impl Iterator<Item = (PeerId, u32)> + use<> {
+        std::mem::take(&mut self.wrong).into_iter()
     }
 
     /// What peers' control traffic has cost them.
@@ -67,7 +84,7 @@ impl DerefMut for Behaviour {
 }
 
 impl NetworkBehaviour for Behaviour {
-    type ConnectionHandler = <Inner as NetworkBehaviour>::ConnectionHandler;
+    type ConnectionHandler = Handler;
     type ToSwarm = gossipsub::Event;
 
     fn handle_established_inbound_connection(
@@ -77,7 +94,8 @@ impl NetworkBehaviour for Behaviour {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.inner.handle_established_inbound_connection(connection, peer, local, remote)
+        let inner = self.inner.handle_established_inbound_connection(connection, peer, local, remote)?;
+        Ok(Handler::new(inner, &self.total))
     }
 
     fn handle_established_outbound_connection(
@@ -88,7 +106,8 @@ impl NetworkBehaviour for Behaviour {
         role: Endpoint,
         port: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.inner.handle_established_outbound_connection(connection, peer, addr, role, port)
+        let inner = self.inner.handle_established_outbound_connection(connection, peer, addr, role, port)?;
+        Ok(Handler::new(inner, &self.total))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
@@ -96,7 +115,12 @@ impl NetworkBehaviour for Behaviour {
     }
 
     fn on_connection_handler_event(&mut self, peer: PeerId, connection: ConnectionId, event: FromHandler) {
-        if let FromHandler::Message { rpc, .. } = &event {
+        if let FromHandler::Message { rpc, invalid_messages } = &event {
+            let wrong = u32::try_from(invalid_messages.len()).unwrap_or(u32::MAX);
+            if wrong > 0 && (self.wrong.len() < MAX_WRONG || self.wrong.contains_key(&peer)) {
+                let count = self.wrong.entry(peer).or_default();
+                *count = count.saturating_add(wrong);
+            }
             // An RPC that brings messages pays with them: they are judged one by one.
             let control = rpc.control_msgs.len().saturating_add(rpc.subscriptions.len());
             let scored = control > 0 || rpc.messages.is_empty();

@@ -21,6 +21,9 @@ use crate::{storage::NotRecorded, swarm::driver::Driver};
 /// address have half of it.
 const HOPELESS: f64 = -2000.0;
 
+/// Invalid messages of one peer that are counted in one look.
+const WRONG_MOST: u32 = 100;
+
 /// Takes the bans of earlier runs.
 pub(crate) fn load(driver: &mut Driver, bans: Vec<Ban>) {
     let now = unix_ms();
@@ -43,7 +46,9 @@ pub(crate) fn deed(driver: &mut Driver, peer: PeerId, deed: Deed) {
     }
     tracing::info!(%peer, why = deed.as_str(), "banned for its conduct");
     let known = driver.state.peers.get(&peer);
-    let host = known.and_then(|peer| peer.connections.values().find_map(ip_of)).map(|ip| Prefix::around(ip, HOST));
+    let ip = known.and_then(|peer| peer.connections.values().find_map(ip_of));
+    let ip = ip.filter(|ip| driver.swarm.behaviour().prefixes.limits_hold_for(*ip));
+    let host = ip.map(|ip| Prefix::around(ip, HOST));
     for (ban, displaced) in driver.state.bans.misbehaved(peer, host, deed.as_str(), unix_ms()) {
         put(driver, ban, displaced);
     }
@@ -101,6 +106,10 @@ pub(crate) fn tick(driver: &mut Driver) {
 
 /// Gossipsub stops listening to a peer whose score is low, but goes on checking the signatures of all that it sends.
 fn judge_gossip(driver: &mut Driver) {
+    for (peer, wrong) in driver.swarm.behaviour_mut().gossipsub.take_wrong() {
+        // More are more than enough for a ban.
+        (0..wrong.min(WRONG_MOST)).for_each(|_| deed(driver, peer, Deed::Invalid));
+    }
     let gossipsub = &driver.swarm.behaviour().gossipsub;
     let worst = |peer: &&PeerId| gossipsub.peer_score(peer).is_some_and(|score| score < HOPELESS);
     let worst: Vec<PeerId> = driver.state.peers.keys().filter(worst).copied().collect();

