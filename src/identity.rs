@@ -62,6 +62,13 @@ pub enum IdentityError {
     /// An API token that is not 64 hexadecimal digits.
     #[error("{path} does not hold an API token (64 hexadecimal digits): remove it, and the daemon makes a new one", path = .0.display())]
     BadToken(PathBuf),
+    /// A masked node's secret that is not 64 hexadecimal digits.
+    #[error(
+        "{path} does not hold the secret of a masked node's path (64 hexadecimal digits): restore it from a backup, or remove \
+         it, and the daemon makes a new one; friends then need the new address",
+        path = .0.display()
+    )]
+    BadMaskingSecret(PathBuf),
     /// The system does not let this user at it.
     #[error("cannot {doing} {path}: permission denied; run as the user who owns it, or name another place with --identity or --data-dir", path = .path.display())]
     Denied {
@@ -142,6 +149,17 @@ pub fn load_or_create_token(path: &Path) -> Result<Zeroizing<String>, IdentityEr
         Err(IdentityError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => load_token(path),
         Err(e) => Err(e),
     }
+}
+
+/// Loads the secret of a masked node's path at `path`, or makes one there. It has the form of an API token.
+///
+/// # Errors
+/// As [`load_or_create`].
+pub fn load_or_create_masking_secret(path: &Path) -> Result<Zeroizing<String>, IdentityError> {
+    load_or_create_token(path).map_err(|error| match error {
+        IdentityError::BadToken(path) => IdentityError::BadMaskingSecret(path),
+        other => other,
+    })
 }
 
 /// Loads the API token at `path`. A newline at its end does not count, so that it may be written by hand.

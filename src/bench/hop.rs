@@ -8,8 +8,8 @@
 use std::time::{Duration, Instant};
 
 use futures::{AsyncReadExt, AsyncWriteExt};
-use libp2p::{Multiaddr, PeerId, identity::Keypair};
-use quelea_behaviours::{KadMode, build_swarm};
+use libp2p::{Multiaddr, PeerId, Swarm, identity::Keypair};
+use quelea_behaviours::{Behaviour, KadMode, build_swarm};
 use quelea_shard::{
     ShardStream,
     frame::{SessionId, StreamKind},
@@ -29,6 +29,9 @@ use crate::{
 
 /// Turns in which the two are measured.
 const TURNS: u32 = 10;
+
+/// The network that the two are alone in.
+pub(super) const NETWORK: &str = "bench";
 
 /// A row that takes longer than this ends the measurement.
 const ROW_TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,8 +69,8 @@ pub(crate) async fn measure(transport: Transport, rows: u32, bytes: u32) -> Resu
         Transport::Tcp => "/ip4/127.0.0.1/tcp/0",
         Transport::Quic => "/ip4/127.0.0.1/udp/0/quic-v1",
     };
-    let mut far = End::start(Some(listen)).await?;
-    let mut near = End::start(None).await?;
+    let mut far = End::plain(&[listen])?;
+    let mut near = End::plain(&[])?;
     let addrs = far.addresses().await;
     near.handle.connect(far.handle.local(), addrs).await.map_err(failed)?;
 
@@ -127,25 +130,29 @@ async fn echo_back(mut stream: ShardStream, bytes: u32) {
 }
 
 /// One of the two nodes.
-struct End {
-    handle: Handle,
+pub(super) struct End {
+    pub(super) handle: Handle,
     streams: mpsc::Receiver<(PeerId, ShardStream)>,
     stop: oneshot::Sender<()>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl End {
-    async fn start(listen: Option<&str>) -> Result<Self, StartError> {
-        let network = NetworkId::from_name("bench");
-        let mut config = quelea_behaviours::Config::new(network);
+    fn plain(listen: &[&str]) -> Result<Self, StartError> {
+        let mut config = quelea_behaviours::Config::new(NetworkId::from_name(NETWORK));
         config.kad_mode = KadMode::Client;
         let keypair = Keypair::generate_ed25519();
-        let swarm = build_swarm(keypair.clone(), config, None).map_err(failed)?;
+        Self::start(build_swarm(keypair.clone(), config, None).map_err(failed)?, keypair, listen)
+    }
+
+    /// A node with this swarm, which listens here.
+    pub(super) fn start(swarm: Swarm<Behaviour>, keypair: Keypair, listen: &[&str]) -> Result<Self, StartError> {
+        let network = NetworkId::from_name(NETWORK);
         let (inbound, streams) = mpsc::channel(8);
         let telemetry = Telemetry::new().map_err(failed)?;
         let config = DriverConfig {
             network,
-            keypair: keypair.clone(),
+            keypair,
             db: None,
             inbound,
             telemetry,
@@ -155,7 +162,7 @@ impl End {
         };
         let metrics = libp2p::metrics::Metrics::new(&mut prometheus_client::registry::Registry::default());
         let (mut driver, handle) = Driver::new(swarm, config, metrics);
-        if let Some(listen) = listen {
+        for listen in listen {
             driver.listen(listen.parse().map_err(failed)?).map_err(failed)?;
         }
         let (stop, stopped) = oneshot::channel();
@@ -163,7 +170,7 @@ impl End {
         Ok(Self { handle, streams, stop, task })
     }
 
-    async fn addresses(&self) -> Vec<Multiaddr> {
+    pub(super) async fn addresses(&self) -> Vec<Multiaddr> {
         let mut notices = self.handle.watch();
         loop {
             let listeners = self.handle.snapshot().await.map(|s| s.listeners).unwrap_or_default();
@@ -173,13 +180,13 @@ impl End {
         }
     }
 
-    async fn open(&self, to: &Self) -> Result<ShardStream, StartError> {
+    pub(super) async fn open(&self, to: &Self) -> Result<ShardStream, StartError> {
         let mut stream = self.handle.open_stream(to.handle.local()).await.map_err(failed)?;
         stream.flush().await.map_err(failed)?;
         Ok(stream)
     }
 
-    async fn accept(&mut self) -> Result<ShardStream, StartError> {
+    pub(super) async fn accept(&mut self) -> Result<ShardStream, StartError> {
         let next = tokio::time::timeout(ROW_TIMEOUT, self.streams.recv()).await.map_err(failed)?;
         next.map(|(_, stream)| stream).ok_or_else(|| failed("the node has stopped"))
     }
@@ -277,6 +284,6 @@ async fn link_between(
     Ok((DataSender::spawn(ours.map_err(failed)?, SenderConfig::default()), theirs?))
 }
 
-fn failed(error: impl std::fmt::Display) -> StartError {
+pub(super) fn failed(error: impl std::fmt::Display) -> StartError {
     StartError::new(ErrorCode::Internal, format!("the measurement failed: {error}"))
 }

@@ -2,4 +2,5 @@
 //! run: machines differ and are shared, ratios travel.
 
 pub(crate) mod hop;
+pub(crate) mod masking;
 pub(crate) mod model;

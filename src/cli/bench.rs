@@ -12,6 +12,7 @@ use super::{
 };
 use crate::bench::{
     hop::{self, Transport},
+    masking,
     model::{self, ModelReport, Plan, TestReport},
 };
 
@@ -55,6 +56,30 @@ pub(super) async fn hop(
             r.ratio_p50
         ))?;
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn masking(global: &Global, bytes: u64, turns: u32) -> Result<ExitCode, CliError> {
+    if !global.json {
+        let chosen = if cfg!(debug_assertions) { "; this is a debug build, whose figures mean little" } else { "" };
+        note(&format!("{bytes} bytes each way at once over loopback, in one process, in {turns} turns{chosen}"));
+    }
+    let report = masking::measure(bytes, turns).await?;
+    if global.json {
+        let mut document = json!({ "schema": "quelea.bench.masking/v1" });
+        let report = serde_json::to_value(&report).map_err(|e| CliError::new(ErrorCode::Internal, e.to_string()))?;
+        if let (Value::Object(document), Value::Object(report)) = (&mut document, report) {
+            document.extend(report);
+        }
+        data_line(&document.to_string())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    data_line("line         median")?;
+    for item in &report.items {
+        data_line(&format!("{:<8} {:>8.0} MB/s", item.line, item.median / 1e6))?;
+    }
+    data_line(&format!("masked   {:>8.0} % of tcp", report.masked_to_tcp * 100.0))?;
+    data_line(&format!("masked   {:>8.0} % of the bare socket", report.masked_to_socket * 100.0))?;
     Ok(ExitCode::SUCCESS)
 }
 

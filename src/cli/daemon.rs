@@ -59,6 +59,7 @@ pub(super) async fn run(global: &Global, args: DaemonArgs) -> Result<ExitCode, C
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
+        error = reread_certificates(&node) => error?,
     }
     tracing::info!(grace_s = GRACE.as_secs(), "stopping; a second signal ends at once");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
@@ -69,6 +70,17 @@ pub(super) async fn run(global: &Global, args: DaemonArgs) -> Result<ExitCode, C
         }
         _ = interrupt.recv() => std::process::exit(i32::from(Exit::Interrupted as u8)),
         _ = terminate.recv() => std::process::exit(i32::from(Exit::Interrupted as u8)),
+    }
+}
+
+/// Reads the web front's certificate again at each SIGHUP. Without one the signal means what it always does: the end.
+async fn reread_certificates(node: &Node) -> Result<(), CliError> {
+    let Some(certificates) = node.certificates() else { return std::future::pending().await };
+    let mut hangup = listen_for(SignalKind::hangup())?;
+    loop {
+        hangup.recv().await;
+        let certificates = certificates.clone();
+        let _ = tokio::task::spawn_blocking(move || certificates.reread()).await;
     }
 }
 

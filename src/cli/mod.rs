@@ -80,6 +80,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Bench(BenchCommand::Hop { transport, rows, bytes }) => {
                 bench::hop(global, transport, rows, bytes).await
             }
+            Command::Bench(BenchCommand::Masking { bytes, turns }) => {
+                Box::pin(bench::masking(global, bytes, turns)).await
+            }
             Command::Bench(BenchCommand::Model(args)) => bench::model(global, args),
         }
     });

@@ -157,6 +157,8 @@ fn tokens_are_random_private_and_checked() {
     assert_eq!(load_token(&path).unwrap(), token);
     put(&path, b"hunter2", 0o600);
     assert!(matches!(load_or_create_token(&path), Err(IdentityError::BadToken(_))));
+    let masking = load_or_create_masking_secret(&path).unwrap_err().to_string();
+    assert!(masking.contains("masked") && !masking.contains("API token"), "{masking}");
     put(&path, token.as_bytes(), 0o640);
     assert!(matches!(load_token(&path), Err(IdentityError::TooOpen { .. })));
 }

@@ -15,13 +15,18 @@ use quelea_behaviours::masking::{Bytes, Tunnel};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
-    time::timeout,
+    time::{MissedTickBehavior, interval_at, timeout},
 };
 use tokio_util::compat::TokioAsyncReadCompatExt as _;
 
 use super::{
+    certs::{self, Certificates},
     guests::Guests,
     http::{Answer, MAX_HEAD, Site, too_long},
+};
+use crate::telemetry::{
+    front::{Closed, Line, Request},
+    stats::NodeStats,
 };
 
 /// How long TLS may take, and how long a request's head may take to come: slow phones need a few seconds.
@@ -37,41 +42,61 @@ const BREATH: Duration = Duration::from_millis(100);
 /// Bytes read at once.
 const CHUNK: usize = 2048;
 
+/// TLS, and the certificate in it.
+pub(super) struct Tls {
+    pub(super) acceptor: TlsAcceptor,
+    pub(super) certificates: Arc<Certificates>,
+}
+
 /// What stands at the port.
 pub(crate) struct Front {
     listener: TcpListener,
     /// Nothing behind the operator's own web server.
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
     site: Arc<Site>,
     tunnels: mpsc::Sender<Tunnel>,
+    stats: Arc<NodeStats>,
 }
 
 impl Front {
     pub(super) fn new(
         listener: TcpListener,
-        tls: Option<TlsAcceptor>,
+        tls: Option<Tls>,
         site: Arc<Site>,
         tunnels: mpsc::Sender<Tunnel>,
+        stats: Arc<NodeStats>,
     ) -> Self {
-        Self { listener, tls, site, tunnels }
+        Self { listener, tls, site, tunnels, stats }
     }
 
     /// Serves until `stop` resolves. Tunnels are the swarm's and outlive it.
     pub(crate) async fn run(self, stop: impl Future<Output = ()>) {
         let mut guests = Guests::new();
         let mut tasks = JoinSet::new();
+        let figures = &self.stats.front;
+        // The first look comes after a while: they were just read.
+        let mut looks = interval_at(tokio::time::Instant::now() + certs::LOOK, certs::LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tokio::pin!(stop);
         loop {
             tokio::select! {
                 () = &mut stop => return,
                 // Their ends are nobody's business; this only clears them away.
                 Some(_) = tasks.join_next() => {}
+                _ = looks.tick() => if let Some(tls) = &self.tls {
+                    let certificates = tls.certificates.clone();
+                    tasks.spawn_blocking(move || certificates.look());
+                },
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, from)) => {
                         if guests.admit(from.ip(), Instant::now()) {
-                            let guest = Guest { from, site: self.site.clone(), tunnels: self.tunnels.clone() };
-                            let task = tasks.spawn(guest.welcome(stream, self.tls.clone()));
-                            guests.enter(from.ip(), task);
+                            let line = OpenLine::new(self.stats.clone());
+                            let guest = Guest { from, line, site: self.site.clone(), tunnels: self.tunnels.clone() };
+                            let tls = self.tls.as_ref().map(|tls| tls.acceptor.clone());
+                            let gone = guests.enter(from.ip(), tasks.spawn(guest.welcome(stream, tls)));
+                            figures.closed(Closed::Crowded).add(gone);
+                        } else {
+                            figures.closed(Closed::Host).inc();
                         }
                     }
                     Err(error) => {
@@ -84,9 +109,35 @@ impl Front {
     }
 }
 
+/// Counts a connection as open while it is.
+struct OpenLine {
+    stats: Arc<NodeStats>,
+    whose: Line,
+}
+
+impl OpenLine {
+    fn new(stats: Arc<NodeStats>) -> Self {
+        stats.front.lines(Line::Visitor).inc();
+        Self { stats, whose: Line::Visitor }
+    }
+
+    fn becomes(&mut self, whose: Line) {
+        self.stats.front.lines(self.whose).dec();
+        self.stats.front.lines(whose).inc();
+        self.whose = whose;
+    }
+}
+
+impl Drop for OpenLine {
+    fn drop(&mut self) {
+        self.stats.front.lines(self.whose).dec();
+    }
+}
+
 /// One connection.
 struct Guest {
     from: SocketAddr,
+    line: OpenLine,
     site: Arc<Site>,
     tunnels: mpsc::Sender<Tunnel>,
 }
@@ -94,13 +145,17 @@ struct Guest {
 impl Guest {
     async fn welcome(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
         let _ = stream.set_nodelay(true);
-        let from = self.from;
+        let (from, stats) = (self.from, self.line.stats.clone());
+        let failed = |error: io::Error| {
+            stats.front.handshakes_failed.inc();
+            Err(error)
+        };
         let served = match tls {
             None => self.serve(Box::new(stream.compat())).await,
             Some(tls) => match timeout(DUE, tls.accept(stream.compat())).await {
                 Ok(Ok(stream)) => self.serve(Box::new(stream)).await,
-                Ok(Err(error)) => Err(error),
-                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+                Ok(Err(error)) => failed(error),
+                Err(_) => failed(io::ErrorKind::TimedOut.into()),
             },
         };
         if let Err(error) = served {
@@ -108,13 +163,14 @@ impl Guest {
         }
     }
 
-    async fn serve(mut self, mut stream: Box<dyn Bytes>) -> io::Result<()> {
+    async fn serve(self, mut stream: Box<dyn Bytes>) -> io::Result<()> {
         let mut read = Vec::new();
         for turn in 0..MAX_REQUESTS {
             let due = if turn == 0 { DUE } else { IDLE };
             let answer = match timeout(due, head_end(&mut stream, &mut read)).await?? {
                 Some(end) => {
                     let answer = self.site.answer(read.get(..end).unwrap_or_default());
+                    self.count(&answer);
                     if let Answer::Tunnel { forwarded } = answer {
                         self.hand_over(stream, read, forwarded);
                         return Ok(());
@@ -123,7 +179,11 @@ impl Guest {
                     answer
                 }
                 None if read.is_empty() => return Ok(()),
-                None => too_long(),
+                None => {
+                    let answer = too_long();
+                    self.count(&answer);
+                    answer
+                }
             };
             let Answer::Response { bytes, status, keep } = answer else { return Ok(()) };
             tracing::debug!(from = %self.from, status, "answered a visitor");
@@ -139,10 +199,23 @@ impl Guest {
         timeout(SENT, stream.close()).await?
     }
 
-    fn hand_over(&mut self, stream: Box<dyn Bytes>, read: Vec<u8>, forwarded: Option<std::net::IpAddr>) {
+    fn count(&self, answer: &Answer) {
+        let kind = match answer {
+            Answer::Tunnel { .. } => Request::Upgrade,
+            Answer::Response { status: 200, .. } => Request::Page,
+            Answer::Response { status: 404, .. } => Request::NotFound,
+            Answer::Response { .. } => Request::Refused,
+        };
+        self.line.stats.front.requests(kind).inc();
+    }
+
+    fn hand_over(mut self, stream: Box<dyn Bytes>, read: Vec<u8>, forwarded: Option<std::net::IpAddr>) {
         let from = SocketAddr::new(forwarded.unwrap_or(self.from.ip()), self.from.port());
-        let stream = Box::new(Replayed { read, at: 0, stream });
+        let stats = self.line.stats.clone();
+        self.line.becomes(Line::Tunnel);
+        let stream = Box::new(Replayed { read, at: 0, stream, _line: Some(self.line) });
         if self.tunnels.try_send(Tunnel { stream, from }).is_err() {
+            stats.front.closed(Closed::Swarm).inc();
             tracing::warn!(%from, "a connection was dropped: the swarm does not take it");
         }
     }
@@ -177,6 +250,8 @@ struct Replayed {
     read: Vec<u8>,
     at: usize,
     stream: Box<dyn Bytes>,
+    /// Open until this is dropped.
+    _line: Option<OpenLine>,
 }
 
 impl AsyncRead for Replayed {
@@ -216,7 +291,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_read_comes_again() {
         let rest = Box::new(futures::io::Cursor::new(b"world".to_vec()));
-        let mut stream = Replayed { read: b"hello ".to_vec(), at: 0, stream: rest };
+        let mut stream = Replayed { read: b"hello ".to_vec(), at: 0, stream: rest, _line: None };
         let mut all = Vec::new();
         let mut two = [0; 2];
         loop {

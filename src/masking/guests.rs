@@ -41,14 +41,17 @@ impl Guests {
         there < PER_HOST && self.accepted.admit(host, now)
     }
 
-    /// It is served by this task, which ends when the connection closes or is the swarm's.
-    pub(super) fn enter(&mut self, ip: IpAddr, task: AbortHandle) {
+    /// It is served by this task, which ends when the connection closes or is the swarm's. How many gave way to it.
+    pub(super) fn enter(&mut self, ip: IpAddr, task: AbortHandle) -> u64 {
+        let mut gone = 0;
         while self.inside.len() >= MAX_GUESTS {
             if let Some((_, oldest)) = self.inside.pop_front() {
                 oldest.abort();
+                gone += 1;
             }
         }
         self.inside.push_back((ip, task));
+        gone
     }
 }
 

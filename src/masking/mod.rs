@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | `settings` | the ways to be masked, and what each needs |
+//! | `certs` | the certificate, read again when its files change |
 //! | `front` | takes connections, ends TLS, answers, hands tunnels over |
 //! | `guests` | how many connections that have not shown the secret path may stand, and from whom |
 //! | `http` | reads a request's head and decides: a pure function |
@@ -23,6 +24,7 @@
 //! | bytes of one | [`http::MAX_HEAD`], and TLS's buffers | 431 |
 //! | tunnels the swarm has not taken | [`TUNNEL_QUEUE`] | the newcomer is closed |
 
+mod certs;
 mod front;
 mod guests;
 mod http;
@@ -33,23 +35,21 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 use futures::channel::mpsc;
 use futures_rustls::{
     TlsAcceptor,
-    rustls::{
-        ServerConfig,
-        crypto::ring,
-        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    },
+    rustls::{ServerConfig, crypto::ring},
 };
 use libp2p::Multiaddr;
 use quelea_behaviours::masking::{Masking, TUNNEL_QUEUE};
 use quelea_wire::ErrorCode;
 use tokio::net::TcpListener;
 
-pub(crate) use self::front::Front;
+pub(crate) use self::{certs::Certificates, front::Front};
 use self::{
+    certs::certificates,
+    front::Tls,
     http::Site,
     settings::{MaskingSettings, Way},
 };
-use crate::{identity, node::StartError};
+use crate::{identity, node::StartError, telemetry::stats::NodeStats};
 
 /// What the secret path is derived for.
 const PATH_CONTEXT: &str = "quelea 2026-11 masking: path of the tunnel";
@@ -70,21 +70,32 @@ pub(crate) struct Prepared {
     pub(crate) front: Option<(Front, SocketAddr)>,
     /// By which addresses others reach it.
     pub(crate) public: Vec<Multiaddr>,
+    /// The front's, unless the operator's web server has them.
+    pub(crate) certificates: Option<Arc<Certificates>>,
 }
 
 /// Reads files and opens the port. `secret` is the file of the secret, made if missing.
-pub(crate) async fn prepare(settings: &MaskingSettings, secret: Option<&Path>) -> Result<Prepared, StartError> {
-    let trust = settings.ca.as_deref().map(certificates).transpose()?.unwrap_or_default();
+pub(crate) async fn prepare(
+    settings: &MaskingSettings,
+    secret: Option<&Path>,
+    stats: &Arc<NodeStats>,
+) -> Result<Prepared, StartError> {
+    let usage = |what| StartError::new(ErrorCode::Usage, what);
+    let trust = settings.ca.as_deref().map(certificates).transpose().map_err(usage)?.unwrap_or_default();
     let trust = trust.iter().map(|cert| cert.to_vec()).collect();
     let (bind, tls) = match &settings.way {
         Way::DialOnly => {
-            return Ok(Prepared { masking: Masking { trust, tunnels: None }, front: None, public: Vec::new() });
+            let masking = Masking { trust, tunnels: None };
+            return Ok(Prepared { masking, front: None, public: Vec::new(), certificates: None });
         }
-        Way::Front { bind, cert, key } => (*bind, Some(acceptor(cert, key)?)),
+        Way::Front { bind, cert, key } => {
+            let certificates = Certificates::load(cert, key, &settings.external, stats.clone()).map_err(usage)?;
+            (*bind, Some(Tls { acceptor: acceptor(certificates.clone())?, certificates }))
+        }
         Way::BehindProxy { bind } => (*bind, None),
     };
     let path = match secret {
-        Some(file) => path_of(identity::load_or_create_token(file).map_err(StartError::identity)?.as_bytes()),
+        Some(file) => path_of(identity::load_or_create_masking_secret(file).map_err(StartError::identity)?.as_bytes()),
         None => path_of(&rand::random::<[u8; 32]>()),
     };
     let page = settings.page.as_deref().map_or_else(|| Ok(PAGE.to_owned()), page)?;
@@ -93,8 +104,10 @@ pub(crate) async fn prepare(settings: &MaskingSettings, secret: Option<&Path>) -
     let (sender, tunnels) = mpsc::channel(TUNNEL_QUEUE);
     let public = settings.public(bound, &path);
     let site = Arc::new(Site::new(page, path.clone(), tls.is_none()));
-    let front = Front::new(listener, tls, site, sender);
-    Ok(Prepared { masking: Masking { trust, tunnels: Some(tunnels) }, front: Some((front, bound)), public })
+    let certificates = tls.as_ref().map(|tls| tls.certificates.clone());
+    let front = Front::new(listener, tls, site, sender, stats.clone());
+    let masking = Masking { trust, tunnels: Some(tunnels) };
+    Ok(Prepared { masking, front: Some((front, bound)), public, certificates })
 }
 
 /// The secret path, from the secret.
@@ -112,27 +125,12 @@ fn cannot_listen(bind: SocketAddr, error: &std::io::Error) -> StartError {
     StartError::listen(format!("the web front cannot listen on {bind}: {error}{hint}"))
 }
 
-/// The certificates of a PEM file, at least one.
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, StartError> {
-    let bad = |what: String| StartError::new(ErrorCode::Usage, format!("{}: {what}", path.display()));
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    match read {
-        Ok(certs) if certs.is_empty() => Err(bad("holds no certificate (PEM, '-----BEGIN CERTIFICATE-----')".into())),
-        Ok(certs) => Ok(certs),
-        Err(error) => Err(bad(format!("cannot be read as certificates: {error}"))),
-    }
-}
-
-fn acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, StartError> {
-    let bad = |what: String| StartError::new(ErrorCode::Usage, what);
-    let key_der = PrivateKeyDer::from_pem_file(key)
-        .map_err(|e| bad(format!("{}: cannot be read as a private key (PEM): {e}", key.display())))?;
+fn acceptor(certificates: Arc<Certificates>) -> Result<TlsAcceptor, StartError> {
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|e| StartError::internal(e.to_string()))?
         .with_no_client_auth()
-        .with_single_cert(certificates(cert)?, key_der)
-        .map_err(|e| bad(format!("{} and {} do not go together: {e}", cert.display(), key.display())))?;
+        .with_cert_resolver(certificates);
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config).into())
 }

@@ -35,7 +35,7 @@ use crate::{
         publish::Publisher,
         serve,
     },
-    masking::{self, Front, Prepared},
+    masking::{self, Certificates, Front, Prepared},
     storage::{Db, ReadError},
     swarm::{Driver, DriverConfig, Handle, Remembered},
     telemetry::{
@@ -78,6 +78,7 @@ pub struct Node {
     telemetry: Telemetry,
     db: Option<Db>,
     front_addr: Option<SocketAddr>,
+    certificates: Option<Arc<Certificates>>,
     metrics_addr: Option<SocketAddr>,
     api_addr: Option<SocketAddr>,
     socket: Option<PathBuf>,
@@ -121,10 +122,11 @@ impl Node {
             // A passing peer asks and goes; it needs nobody but those it asks.
             config.outbound = 0;
         }
-        let masked = prepare_masking(&settings).await?;
+        let masked = prepare_masking(&settings, &telemetry).await?;
+        let certificates = masked.as_ref().and_then(|masked| masked.certificates.clone());
         let (swarm, front, public) = match masked {
             None => (build_swarm(keypair.clone(), config, Some(&mut registry)), None, None),
-            Some(Prepared { masking, front, public }) => {
+            Some(Prepared { masking, front, public, .. }) => {
                 let swarm = build_masked_swarm(keypair.clone(), config, masking, Some(&mut registry));
                 (swarm, front, Some(public))
             }
@@ -193,6 +195,7 @@ impl Node {
             telemetry,
             db,
             front_addr: None,
+            certificates,
             metrics_addr: None,
             api_addr: None,
             socket: None,
@@ -303,6 +306,11 @@ impl Node {
         self.front_addr
     }
 
+    /// The web front's certificate, if it has one of its own: to be read again.
+    pub(crate) fn certificates(&self) -> Option<Arc<Certificates>> {
+        self.certificates.clone()
+    }
+
     /// Where metrics and health are served.
     #[must_use]
     pub fn metrics_addr(&self) -> Option<SocketAddr> {
@@ -408,13 +416,13 @@ async fn open_home(keep: &Keep, telemetry: &Telemetry) -> Result<(Option<HomeLoc
 }
 
 /// Opens the web front of a node that wants one.
-async fn prepare_masking(settings: &Settings) -> Result<Option<Prepared>, StartError> {
+async fn prepare_masking(settings: &Settings, telemetry: &Telemetry) -> Result<Option<Prepared>, StartError> {
     let Some(masking) = &settings.masking else { return Ok(None) };
     let secret = match &settings.keep {
         Keep::In { home, .. } => Some(home.masking_secret()),
         Keep::Nothing => None,
     };
-    masking::prepare(masking, secret.as_deref()).await.map(Some)
+    masking::prepare(masking, secret.as_deref(), &telemetry.stats).await.map(Some)
 }
 
 /// What the database tells of the swarm.

@@ -135,6 +135,7 @@ pub(super) fn observe(meter: &Meter, build: &BuildInfo, stats: &Arc<NodeStats>, 
     observe_health(meter, health);
     observe_peers(meter, stats);
     observe_models(meter, stats);
+    super::front::observe(meter, stats);
     super::gossip::observe(meter, stats);
 
     type Plain = fn(&NodeStats) -> u64;

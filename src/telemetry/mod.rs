@@ -3,10 +3,12 @@
 //! - [`logging`]: to stderr, as text or JSON lines.
 //! - [`stats`]: the atomics that the node's parts keep up to date and that gauges are read from at scrape time.
 //! - [`metrics`]: what is counted as it happens, and the scrape, with libp2p's own registry joined by [`libp2p_text`].
+//! - [`front`]: what a masked node's web front has answered.
 //! - [`gossip`]: what gossip has judged and remembers.
 //! - [`health`]: which components work; liveness and readiness.
 //! - [`server`]: `/livez`, `/readyz`, `/health` and `/metrics`.
 
+pub mod front;
 pub mod gossip;
 pub mod health;
 mod instruments;

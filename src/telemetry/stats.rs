@@ -6,7 +6,7 @@ use std::sync::{
     atomic::{AtomicU8, AtomicU64, Ordering},
 };
 
-use super::gossip::GossipStats;
+use super::{front::FrontStats, gossip::GossipStats};
 
 /// Model ids that get a label of their own; later ones share [`OTHER_MODEL`]. Each label multiplies some twenty series.
 pub const MODEL_LABELS_MAX: usize = 16;
@@ -27,6 +27,11 @@ impl Gauge {
     /// One less; zero stays zero.
     pub fn dec(&self) {
         self.0.update(Ordering::Relaxed, Ordering::Relaxed, |n| n.saturating_sub(1));
+    }
+
+    /// So many more.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
     }
 
     /// Exactly this many.
@@ -171,6 +176,8 @@ pub struct NodeStats {
     connected: [[Gauge; Transport::ALL.len()]; Path::ALL.len()],
     reachability: AtomicU8,
     models: Mutex<Vec<Arc<ModelStats>>>,
+    /// The web front of a masked node.
+    pub front: FrontStats,
     /// Gossip.
     pub gossip: GossipStats,
     /// Peers remembered.

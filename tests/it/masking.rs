@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio_util::compat::TokioAsyncReadCompatExt as _;
 
-use super::harness::{DEMO, Daemon, Launch, PATIENCE, quelea, tempdir};
+use super::harness::{DEMO, Daemon, Launch, PATIENCE, quelea, tempdir, until};
 
 mod capture;
 
@@ -30,7 +30,13 @@ struct Certificates {
 
 impl Certificates {
     fn new() -> Self {
-        let dir = tempdir();
+        let certs = Self { dir: tempdir() };
+        certs.make();
+        certs
+    }
+
+    /// Makes new ones in place of those that are there.
+    fn make(&self) {
         let (ca_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -38,9 +44,8 @@ impl Certificates {
         let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
         let cert = CertificateParams::new(names).unwrap().signed_by(&key, &ca, &ca_key).unwrap();
         for (name, text) in [("ca.pem", ca.pem()), ("cert.pem", cert.pem()), ("key.pem", key.serialize_pem())] {
-            std::fs::write(dir.path().join(name), text).unwrap();
+            std::fs::write(self.dir.path().join(name), text).unwrap();
         }
-        Self { dir }
     }
 
     fn file(&self, name: &str) -> String {
@@ -204,6 +209,51 @@ async fn whatever_else_would_be_open_is_refused() {
     let wrong = certs.file("ca.pem");
     let launch = Launch::new().args(&["--masking", "--masking-cert", &wrong, "--masking-key", &certs.file("key.pem")]);
     launch.fails().await.expect(2).says(&["do not go together"]);
+}
+
+/// A renewed certificate is taken without a restart, and half of one is not.
+#[tokio::test]
+async fn a_new_certificate_is_taken_and_a_bad_one_is_not() {
+    let (old, certs) = (Certificates::new(), Certificates::new());
+    for name in ["ca.pem", "cert.pem", "key.pem"] {
+        std::fs::copy(old.file(name), certs.file(name)).unwrap();
+    }
+    let mut node = certs.front().start().await;
+    let front = node.told("front")[0].to_owned();
+    let page = async |certs: &Certificates| certs.visit(&front, &[], &get("/")).await.0;
+    assert!(page(&old).await.starts_with("HTTP/1.1 200"));
+    std::fs::write(certs.file("cert.pem"), "-----BEGIN").unwrap();
+    node.signal(rustix::process::Signal::HUP);
+    node.logs("keeps its old certificate").await;
+    assert!(page(&old).await.starts_with("HTTP/1.1 200"));
+    certs.make();
+    node.signal(rustix::process::Signal::HUP);
+    node.logs("has a new certificate").await;
+    assert!(page(&certs).await.starts_with("HTTP/1.1 200"));
+    // What was asked, and that nobody is there any more.
+    until("nobody is there", async || (node.metric("quelea_front_lines", "visitor").await == 0.0).then_some(())).await;
+    assert_eq!(node.metric("quelea_front_requests_total", "page").await, 3.0);
+    assert!(node.metric("quelea_front_certificate_end_seconds", "").await > 1e9);
+}
+
+#[tokio::test]
+async fn a_damaged_secret_is_called_by_its_name() {
+    let (certs, home) = (Certificates::new(), tempdir());
+    let file = home.path().join("masking.secret");
+    std::fs::write(&file, "damaged").unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let ended = certs.front().home(home.path()).fails().await.says(&["masking.secret", "masked node's path"]);
+    assert!(ended.code != Some(0) && !ended.stderr.contains("API token"), "{}", ended.stderr);
+}
+
+/// The figures of a debug build say nothing; that there are some, does.
+#[tokio::test]
+async fn masking_is_measured_beside_tcp() {
+    let report = quelea(&["bench", "masking", "--bytes", "1M", "--turns", "1", "--json"]).await.expect(0).json();
+    assert_eq!(report["schema"], "quelea.bench.masking/v1");
+    let lines: Vec<_> = report["items"].as_array().unwrap().iter().map(|item| item["line"].as_str().unwrap()).collect();
+    assert_eq!(lines, ["socket", "tcp", "masked"]);
+    assert!(report["masked_to_tcp"].as_f64().unwrap() > 0.0 && report["masked_to_socket"].as_f64().unwrap() > 0.0);
 }
 
 /// Behind the operator's web server: no TLS here, and that server says who asks.

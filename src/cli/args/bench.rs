@@ -19,6 +19,16 @@ pub(crate) enum BenchCommand {
         #[arg(long, default_value_t = 8192, value_parser = clap::value_parser!(u32).range(4..=65536))]
         bytes: u32,
     },
+    /// Bytes per second over a masked line, beside TCP, Noise and Yamux without masking, and a bare socket
+    #[command(after_help = "Examples:\n  quelea bench masking\n  quelea bench masking --bytes 1G --turns 3 --json")]
+    Masking {
+        /// Bytes each way in each turn, both ways at once
+        #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = super::parse_size)]
+        bytes: u64,
+        /// Turns of each that count, after a short one that does not
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        turns: u32,
+    },
     /// Tokens per second of a model on this machine alone, beside what its memory allows
     #[command(
         after_help = "Examples:\n  quelea bench model model.gguf\n  quelea bench model model.gguf --pp 128,512 --tg 64 --threads 2 --repeat 5 --json\n  quelea bench model model.gguf --tg 64 --sessions 1,8"
