@@ -9,7 +9,7 @@ use libp2p::{
     upnp,
 };
 
-use crate::{gossip, identify, inbound, kad, peers, prefixes, probe};
+use crate::{gossip, identify, inbound, kad, peers, peers::Watched, prefixes, probe};
 
 /// A node's behaviour; see [`build_swarm`](crate::build_swarm).
 #[derive(NetworkBehaviour)]
@@ -26,21 +26,21 @@ pub struct Behaviour {
     /// Closes the worst inbound connection when one more stands than there are places.
     pub inbound: inbound::Behaviour,
     /// Opens and accepts the streams that activations travel on.
-    pub shard: quelea_shard::Behaviour,
+    pub shard: Watched<quelea_shard::Behaviour>,
     /// Fetches and answers signed announcements of who serves which layers.
-    pub announce: quelea_announce::Behaviour,
+    pub announce: Watched<quelea_announce::Behaviour>,
     /// Tells peers of peers, and hears of them, in signed records.
     pub exchange: quelea_exchange::Behaviour,
-    /// Remembers peers, and keeps a few connections that we chose.
+    /// Remembers peers, keeps a few connections that we chose, and closes lines that nobody uses.
     pub peers: peers::Behaviour,
     /// Tells peers our addresses and protocols, and learns theirs.
     pub identify: identify::Behaviour,
     /// Keeps lines alive and measures round trips.
     pub ping: ping::Behaviour,
     /// Measures a round trip when somebody asks for one.
-    pub probe: probe::Behaviour,
+    pub probe: Watched<probe::Behaviour>,
     /// Finds peers, and who provides what.
-    pub kad: kad::Behaviour,
+    pub kad: Watched<kad::Behaviour>,
     /// Spreads announcements to those who listen for a model.
     pub gossipsub: gossip::Behaviour,
     /// Asks others to dial our addresses back, to learn which can be reached.

@@ -29,7 +29,9 @@ use crate::{
     handshakes::Handshakes,
     identify, inbound, kad,
     masking::{self, Masking},
-    muxing, nat, peers, prefixes, probe,
+    muxing, nat,
+    peers::{self, Watched},
+    prefixes, probe,
 };
 
 /// Why no swarm could be built.
@@ -237,6 +239,8 @@ fn behaviour(
     metrics: Option<&mut Registry>,
 ) -> Result<Behaviour, BuildError> {
     let local = keypair.public().to_peer_id();
+    let peers = peers::Behaviour::new(local, config.outbound, config.idle_timeout, rand::random());
+    let uses = peers.uses();
     Ok(Behaviour {
         connection_limits: connection_limits::Behaviour::new(connection_counts(&config.limits)),
         memory_limits: match config.limits.memory {
@@ -246,14 +250,14 @@ fn behaviour(
         blocked_peers: allow_block_list::Behaviour::default(),
         prefixes: prefixes::Behaviour::new(config.limits.prefixes),
         inbound: inbound::Behaviour::new(&config.limits),
-        shard: quelea_shard::Behaviour::new(quelea_shard::Config::new(config.network)),
-        announce: quelea_announce::Behaviour::new(config.network),
+        shard: Watched::new(quelea_shard::Behaviour::new(quelea_shard::Config::new(config.network)), uses.clone()),
+        announce: Watched::new(quelea_announce::Behaviour::new(config.network), uses.clone()),
         exchange: quelea_exchange::Behaviour::new(keypair.clone(), peers::exchange_config(config)),
-        peers: peers::Behaviour::new(local, config.outbound, rand::random()),
+        peers,
         identify: identify::new(keypair, config),
         ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
-        probe: probe::Behaviour::default(),
-        kad: kad::new(local, config),
+        probe: Watched::new(probe::Behaviour::default(), uses.clone()),
+        kad: Watched::new(kad::new(local, config), uses),
         gossipsub: gossip::new(keypair, config, metrics)?,
         autonat_client: nat::autonat_client(config),
         autonat_server: Toggle::from(Some(libp2p::autonat::v2::server::Behaviour::default())),

@@ -93,10 +93,12 @@ async fn connect(State(state): State<ApiState>, body: Bytes) -> Response {
         Ok(target) => target,
         Err(error) => return refuse(&error),
     };
-    match state.asker.plane.handle.connect(peer, addrs).await {
-        Ok(()) => Json(json!({ "schema": "quelea.peers_connect/v1", "peer_id": peer.to_string() })).into_response(),
-        Err(error) => refuse(&undialled(&error)),
+    let handle = &state.asker.plane.handle;
+    if let Err(error) = handle.connect(peer, addrs).await {
+        return refuse(&undialled(&error));
     }
+    handle.keep(peer).await;
+    Json(json!({ "schema": "quelea.peers_connect/v1", "peer_id": peer.to_string() })).into_response()
 }
 
 async fn disconnect(State(state): State<ApiState>, body: Bytes) -> Response {

@@ -32,6 +32,8 @@ pub(super) enum Command {
     },
     /// Dial an address of a bootstrap peer and add it to the routing table.
     Bootstrap { peer: PeerId, addr: Multiaddr },
+    /// Keep the connection to `peer` until it ends or is told to end: the operator wants it.
+    Keep { peer: PeerId },
     /// Open one shard stream to a connected peer.
     OpenStream { peer: PeerId, reply: oneshot::Sender<Result<ShardStream, OpenStreamError>> },
     /// Ask a connected peer for its announcement.

@@ -10,6 +10,7 @@ pub(super) fn command(driver: &mut Driver, command: Command) {
     match command {
         Command::Connect { peer, addrs, asker, reply } => on::connection::connect(driver, peer, addrs, asker, reply),
         Command::Bootstrap { peer, addr } => on::connection::bootstrap(driver, peer, addr),
+        Command::Keep { peer } => on::peers::keep(driver, peer),
         Command::OpenStream { peer, reply } => on::shard::open(driver, peer, reply),
         Command::FetchAnnouncement { peer, reply } => on::announce::fetch(driver, peer, reply),
         Command::FindProviders { key, found } => on::kad::find_providers(driver, key, found),
@@ -79,6 +80,7 @@ fn behaviour(driver: &mut Driver, event: BehaviourEvent) {
         BehaviourEvent::AutonatClient(event) => on::nat::autonat(driver, &event),
         BehaviourEvent::Upnp(event) => on::nat::upnp(driver, &event),
         BehaviourEvent::Dcutr(event) => on::nat::dcutr(driver, &event),
+        BehaviourEvent::RelayServer(event) => on::nat::relay_server(driver, &event),
         BehaviourEvent::RelayClient(event) => on::nat::relay_client(driver, &event),
         BehaviourEvent::Mdns(event) => on::mdns::event(driver, event),
         _ => {}

@@ -174,6 +174,11 @@ impl Handle {
         self.ask(Command::Connect { peer, addrs, asker, reply }, answer).await.unwrap_or(Err(ConnectError::Stopped))
     }
 
+    /// Keeps the connection to `peer` until it ends, used or not: the operator wants it.
+    pub(crate) async fn keep(&self, peer: PeerId) {
+        let _ = self.commands.send(Command::Keep { peer }).await;
+    }
+
     /// Dials a bootstrap peer; its fate shows in the notices and in health.
     pub(crate) async fn bootstrap(&self, peer: PeerId, addr: Multiaddr) {
         let _ = self.commands.send(Command::Bootstrap { peer, addr }).await;

@@ -13,6 +13,7 @@ use quelea_behaviours::{
         kind::{Evidence, Nat, Observation},
         relays::Relays,
     },
+    peers::Hold,
     scope::{self, Scope},
 };
 
@@ -112,6 +113,10 @@ pub(crate) struct NatState {
     pub(crate) declared: Vec<Multiaddr>,
     /// Connected peers that offer to relay.
     pub(super) relaying: HashSet<PeerId>,
+    /// Peers that keep a place at this node, a relay. As many as its server takes.
+    pub(super) guests: HashMap<PeerId, Hold>,
+    /// The circuits through this node, by their ends. As many as its server takes.
+    pub(super) circuits: Vec<(PeerId, PeerId, [Hold; 2])>,
     /// Connections that we dialled, directly.
     outbound: HashMap<ConnectionId, Multiaddr>,
     observed: HashMap<ConnectionId, Observation>,

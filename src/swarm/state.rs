@@ -7,7 +7,7 @@ use std::{
 
 use libp2p::{Multiaddr, PeerId, core::transport::ListenerId, kad::QueryId, swarm::ConnectionId};
 use quelea_announce::{Book, SignedAnnouncement};
-use quelea_behaviours::peers::{self, Known};
+use quelea_behaviours::peers::{self, Hold, Known};
 use quelea_behaviours::probe::{self, PingId};
 use quelea_behaviours::{bans::Bans, conduct::Conduct, guard::Guard, prefixes::DeniedCounts};
 use quelea_exchange::PeerRecord;
@@ -44,6 +44,9 @@ const MAX_WAITERS: usize = 64;
 
 /// Who waits for a dial.
 type DialWaiter = oneshot::Sender<Result<(), ConnectError>>;
+
+/// Connections that the operator asked for and that stay without use.
+const MAX_WANTED: usize = 64;
 
 /// A dial under way.
 #[derive(Debug)]
@@ -153,6 +156,10 @@ pub(super) struct State {
     pub(super) judged: HashSet<PeerId>,
     /// When anchors and conduct are written down next.
     pub(super) next_save: Instant,
+    /// Peers that the operator had us connect to. At most [`MAX_WANTED`].
+    pub(super) wanted: HashMap<PeerId, Hold>,
+    /// When lines that nobody uses are looked for next.
+    pub(super) next_trim: Instant,
     pub(super) pings: Pending<PingId, Result<Pong, PingFailure>>,
     pub(super) nat: NatState,
     pub(super) started: Instant,
@@ -179,10 +186,17 @@ impl State {
             denied: DeniedCounts::default(),
             judged: HashSet::new(),
             next_save: Instant::now(),
+            wanted: HashMap::new(),
+            next_trim: Instant::now(),
             pings: Pending::new(probe::MAX_PENDING),
             nat: NatState::default(),
             started: Instant::now(),
         }
+    }
+
+    /// Whether one more connection may stay for the operator's sake.
+    pub(super) fn wanted_has_room(&self) -> bool {
+        self.wanted.len() < MAX_WANTED
     }
 
     /// Whether one more look-up may start.

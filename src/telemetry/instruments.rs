@@ -237,6 +237,12 @@ fn observe_health(meter: &Meter, health: &Arc<Health>) {
 }
 
 fn observe_peers(meter: &Meter, stats: &Arc<NodeStats>) {
+    let for_lines = Arc::clone(stats);
+    meter
+        .u64_observable_counter("quelea_lines_closed")
+        .with_description("Connections that this node dialled and closed because nothing used them")
+        .with_callback(move |observer| observer.observe(for_lines.lines_closed.get(), &[]))
+        .build();
     let for_connected = Arc::clone(stats);
     meter
         .u64_observable_gauge("quelea_peers_connected")

@@ -182,6 +182,8 @@ pub struct NodeStats {
     pub gossip: GossipStats,
     /// Peers remembered.
     pub peers_known: Gauge,
+    /// Lines that were closed because nobody used them, since the start.
+    pub lines_closed: Gauge,
     /// Peers and address ranges that are banned.
     pub peers_banned: Gauge,
     /// Relays that keep a place for this node.

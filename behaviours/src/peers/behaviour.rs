@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     convert::Infallible,
     pin::Pin,
+    sync::Weak,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -12,7 +13,7 @@ use futures::Future;
 use futures_timer::Delay;
 use libp2p::{
     Multiaddr, PeerId,
-    core::{Endpoint, transport::PortUse},
+    core::{ConnectedPoint, Endpoint, transport::PortUse},
     swarm::{
         ConnectionDenied, ConnectionId, DialError, FromSwarm, NetworkBehaviour, NotifyHandler, THandler,
         THandlerInEvent, THandlerOutEvent, ToSwarm,
@@ -21,16 +22,30 @@ use libp2p::{
 };
 use quelea_wire::time::unix_ms;
 
+pub use self::spare::Hold;
+use self::spare::relay_of;
 use super::{
     book::{Book, Now, Source, Told},
     dialler::{View, chance, plan},
     keep::{Handler, Keep},
+    uses::Uses,
 };
 
 /// How often the dialler looks, besides when something happens.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a peer is not dialled after the operator has ended its connection.
 const HOLD_OFF: Duration = Duration::from_secs(600);
+
+/// A connection that stands.
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    outbound: bool,
+    relayed: bool,
+    /// The relay that it goes through.
+    via: Option<PeerId>,
+    /// It has been told to close.
+    closing: bool,
+}
 
 /// Remembers peers, and keeps a few connections that no stranger can take.
 ///
@@ -39,7 +54,9 @@ const HOLD_OFF: Duration = Duration::from_secs(600);
 /// | memory | bound |
 /// |---|---|
 /// | peers known | [`MAX_PEERS`](super::book::MAX_PEERS) |
-/// | connections, chosen peers | the swarm's connection limits |
+/// | connections, chosen peers, uses | the swarm's connection limits |
+/// | holds | those who hold; forgotten with the last of a peer |
+/// | relays that keep a place | our own listeners |
 /// | dials under way | [`AT_ONCE`](super::dialler::AT_ONCE) |
 pub struct Behaviour {
     book: Book,
@@ -47,8 +64,16 @@ pub struct Behaviour {
     target: usize,
     seed: u64,
     started: Instant,
-    /// The connections of each peer, and which of them are outbound.
-    connections: HashMap<PeerId, HashMap<ConnectionId, bool>>,
+    /// How long few lines may be unused.
+    idle: Duration,
+    /// The connections of each peer.
+    connections: HashMap<PeerId, HashMap<ConnectionId, Line>>,
+    uses: Uses,
+    holds: HashMap<PeerId, Weak<()>>,
+    /// The relays behind listeners of ours.
+    relays: HashMap<Multiaddr, PeerId>,
+    /// Lines closed because nobody used them.
+    trimmed: u64,
     /// The outbound connection that is kept to each chosen peer, and since when.
     chosen: BTreeMap<PeerId, (ConnectionId, Instant)>,
     dialling: HashMap<PeerId, ConnectionId>,
@@ -59,15 +84,20 @@ pub struct Behaviour {
 }
 
 impl Behaviour {
-    /// Knows nobody yet; wants `target` outbound connections.
+    /// Knows nobody yet; wants `target` outbound connections, and leaves few others unused for `idle`.
     #[must_use]
-    pub fn new(local: PeerId, target: usize, seed: u64) -> Self {
+    pub fn new(local: PeerId, target: usize, idle: Duration, seed: u64) -> Self {
         Self {
             book: Book::new(local),
             target,
             seed,
             started: Instant::now(),
+            idle,
             connections: HashMap::new(),
+            uses: Uses::default(),
+            holds: HashMap::new(),
+            relays: HashMap::new(),
+            trimmed: 0,
             chosen: BTreeMap::new(),
             dialling: HashMap::new(),
             ready: VecDeque::new(),
@@ -148,16 +178,26 @@ impl Behaviour {
     /// Whether we dialled the peer's connection.
     #[must_use]
     pub fn is_outbound(&self, peer: &PeerId) -> bool {
-        self.connections.get(peer).is_some_and(|all| all.values().any(|outbound| *outbound))
+        self.connections.get(peer).is_some_and(|all| all.values().any(|line| line.outbound))
     }
 
-    /// Entries in each of its maps besides the book's, for watching their bounds: peers connected, chosen, dialled.
+    /// Entries in each of its maps besides the book's, for watching their bounds: peers connected, chosen, dialled, uses.
     #[must_use]
-    pub fn sizes(&self) -> [usize; 3] {
-        [self.connections.len(), self.chosen.len(), self.dialling.len()]
+    pub fn sizes(&self) -> [usize; 4] {
+        [self.connections.len(), self.chosen.len(), self.dialling.len(), self.uses.len()]
     }
 
-    fn opened(&mut self, peer: PeerId, connection: ConnectionId, addr: &Multiaddr, outbound: bool, relayed: bool) {
+    fn is_named(&self, peer: &PeerId) -> bool {
+        self.book.get(peer).is_some_and(|known| known.anchor || known.source == Source::Bootstrap)
+    }
+
+    fn opened(&mut self, peer: PeerId, connection: ConnectionId, endpoint: &ConnectedPoint) {
+        let (addr, outbound, relayed) = (endpoint.get_remote_address(), endpoint.is_dialer(), endpoint.is_relayed());
+        let via = match endpoint {
+            ConnectedPoint::Dialer { address, .. } => relay_of(address),
+            ConnectedPoint::Listener { local_addr, .. } => relay_of(local_addr),
+        };
+        self.uses.opened(peer, connection);
         let wanted = self.dialling.remove(&peer).is_some();
         let now = self.now();
         if outbound && !relayed {
@@ -167,18 +207,24 @@ impl Behaviour {
             self.book.learn(peer, &[], Source::Inbound, now);
         }
         self.book.met(&peer, now);
-        self.connections.entry(peer).or_default().insert(connection, outbound);
-        let named = self.book.get(&peer).is_some_and(|known| known.anchor || known.source == Source::Bootstrap);
+        let line = Line { outbound, relayed, via, closing: false };
+        self.connections.entry(peer).or_default().insert(connection, line);
         let place = self.chosen.len() < self.target && !self.chosen.contains_key(&peer);
-        if outbound && !relayed && place && (wanted || named) {
-            self.chosen.insert(peer, (connection, Instant::now()));
-            let handler = NotifyHandler::One(connection);
-            self.ready.push_back(ToSwarm::NotifyHandler { peer_id: peer, handler, event: Keep(true) });
+        if outbound && !relayed && place && (wanted || self.is_named(&peer)) {
+            self.choose(peer, connection);
         }
         self.look = true;
     }
 
+    /// From now on the line is one of the few that are kept.
+    fn choose(&mut self, peer: PeerId, connection: ConnectionId) {
+        self.chosen.insert(peer, (connection, Instant::now()));
+        let handler = NotifyHandler::One(connection);
+        self.ready.push_back(ToSwarm::NotifyHandler { peer_id: peer, handler, event: Keep(true) });
+    }
+
     fn closed(&mut self, peer: PeerId, connection: ConnectionId) {
+        self.uses.closed(&peer, connection);
         if let Some(all) = self.connections.get_mut(&peer) {
             all.remove(&connection);
             if all.is_empty() {
@@ -209,14 +255,20 @@ impl Behaviour {
         }
     }
 
-    /// Dials whom the dialler names.
+    /// Dials whom the dialler names, unless a line to it stands already.
     fn dial(&mut self) {
+        let connected = || self.connections.keys().copied();
         let view = View {
-            connected: self.connections.keys().copied().collect(),
+            connected: connected().collect(),
+            spare: connected().filter(|peer| self.adoptable(peer).is_some()).collect(),
             chosen: self.chosen.keys().copied().collect(),
             dialling: self.dialling.keys().copied().collect(),
         };
         for peer in plan(&self.book, &view, self.target, self.now().at, self.seed) {
+            if let Some(line) = self.adoptable(&peer) {
+                self.choose(peer, line);
+                continue;
+            }
             let addrs = self.book.get(&peer).map(|known| known.addrs.clone()).unwrap_or_default();
             let opts =
                 DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing).addresses(addrs).build();
@@ -265,14 +317,21 @@ impl NetworkBehaviour for Behaviour {
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         match event {
             FromSwarm::ConnectionEstablished(new) => {
-                let (addr, relayed) = (new.endpoint.get_remote_address(), new.endpoint.is_relayed());
-                self.opened(new.peer_id, new.connection_id, addr, new.endpoint.is_dialer(), relayed);
+                self.opened(new.peer_id, new.connection_id, new.endpoint);
             }
             FromSwarm::ConnectionClosed(gone) => self.closed(gone.peer_id, gone.connection_id),
             FromSwarm::DialFailure(failed) => {
                 if let Some(peer) = failed.peer_id {
                     self.dial_failed(peer, failed.connection_id, failed.error);
                 }
+            }
+            FromSwarm::NewListenAddr(new) => {
+                if let Some(relay) = relay_of(new.addr) {
+                    self.relays.insert(new.addr.clone(), relay);
+                }
+            }
+            FromSwarm::ExpiredListenAddr(gone) => {
+                self.relays.remove(gone.addr);
             }
             _ => {}
         }
@@ -300,5 +359,6 @@ impl NetworkBehaviour for Behaviour {
     }
 }
 
+mod spare;
 #[cfg(test)]
 mod tests;

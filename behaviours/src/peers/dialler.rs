@@ -30,7 +30,10 @@ pub const YIELD: Duration = Duration::from_secs(5);
 pub struct View {
     /// Peers to which a connection stands, either way.
     pub connected: BTreeSet<PeerId>,
-    /// Of those, the ones we chose.
+    /// Of those, the ones on lines of ours alone that are not chosen: left behind by lookups. They are candidates like others,
+    /// and their lines are taken over.
+    pub spare: BTreeSet<PeerId>,
+    /// Of those that are connected, the ones we chose.
     pub chosen: BTreeSet<PeerId>,
     /// Peers being dialled because we chose them.
     pub dialling: BTreeSet<PeerId>,
@@ -68,7 +71,8 @@ pub fn plan(book: &Book, view: &View, target: usize, now: Duration, seed: u64) -
 }
 
 fn is_due(book: &Book, view: &View, peer: &PeerId, known: &Known, alone: bool, now: Duration) -> bool {
-    let taken = view.connected.contains(peer) || view.dialling.contains(peer);
+    let connected = view.connected.contains(peer) && !view.spare.contains(peer);
+    let taken = connected || view.chosen.contains(peer) || view.dialling.contains(peer);
     // The other side may not know of us, or cannot reach us; then we are the one who dials.
     let first = alone || known.anchor || known.source == Source::Bootstrap || book.local() < *peer;
     !taken

@@ -2,7 +2,8 @@
 //!
 //! Whoever dialled decides when a connection ends: the one who was dialled keeps it until it has no place for it any more
 //! (see [`inbound`](crate::inbound)). Of the connections that a node has dialled it keeps those it has chosen; the others, made
-//! for a lookup or a session, end when they have been idle.
+//! for a lookup or a session, end when they have been idle. libp2p's own timer ends few of them, as gossip's streams count as use:
+//! [`lines`](super::lines) ends the rest.
 
 use std::{
     convert::Infallible,

@@ -6,17 +6,24 @@
 //! | [`dialler`] | whom to dial: a pure function |
 //! | `behaviour` | both on a swarm |
 //! | `keep` | which connections are kept though nobody uses them |
+//! | [`uses`] | when each connection was used last |
+//! | [`trim`] | which of those that nobody needs are closed: a pure function |
+//! | [`lines`] | what counts as need, seen from the composite |
 
 mod behaviour;
 pub mod book;
 pub mod dialler;
 mod keep;
+pub mod lines;
+pub mod trim;
+pub mod uses;
 
 use quelea_exchange::Reach;
 
 pub use self::{
-    behaviour::Behaviour,
+    behaviour::{Behaviour, Hold},
     book::{Book, Known, Source, Told},
+    uses::Watched,
 };
 use crate::{Config, scope};
 

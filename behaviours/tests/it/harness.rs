@@ -29,7 +29,7 @@ use quelea_wire::{ModelId, NetworkId, Profile, SpanRange, time::unix_ms};
 pub type Event = SwarmEvent<BehaviourEvent>;
 
 /// Nothing here takes more than a second or two; a loaded machine may be ten times slower.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Node {
     pub swarm: Swarm<Behaviour>,

@@ -6,6 +6,7 @@
 mod denial;
 mod discovery;
 mod harness;
+mod lines;
 mod nat;
 mod own;
 mod scale;

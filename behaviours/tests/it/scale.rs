@@ -18,7 +18,11 @@ use libp2p::{
     swarm::{SwarmEvent, dial_opts::DialOpts},
 };
 use prometheus_client::{encoding::text::encode, registry::Registry};
-use quelea_behaviours::{BehaviourEvent, gossip::Topic};
+use quelea_behaviours::{
+    BehaviourEvent,
+    gossip::Topic,
+    peers::{dialler::OUTBOUND, lines},
+};
 use quelea_broadcast::SignedLine;
 use quelea_wire::time::unix_ms;
 use tokio::sync::{mpsc, oneshot};
@@ -31,7 +35,11 @@ const LOOK: Duration = Duration::from_millis(50);
 /// A swarm of a hundred comes together in seconds; a loaded machine may be ten times slower.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How long few lines may be unused, once they are looked at.
+const UNUSED: Duration = Duration::from_secs(1);
+
 /// Nodes that each node dials when it joins.
+
 const DIALS: usize = 6;
 
 type Work = Box<dyn FnOnce(&mut Runner) + Send>;
@@ -42,6 +50,8 @@ struct Runner {
     registry: Registry,
     lookups: HashMap<QueryId, (PeerId, oneshot::Sender<(bool, u32)>)>,
     bootstraps: usize,
+    /// Whether it closes lines that nobody uses.
+    trims: bool,
 }
 
 /// What others hold of it.
@@ -57,10 +67,11 @@ impl Remote {
         let mut config = config();
         // Nobody is behind a NAT here; probing all the time would be all that is measured.
         config.autonat_probe_interval = Duration::from_secs(3600);
+        config.idle_timeout = UNUSED;
         let node = Node::in_memory(config, &mut registry).await;
         let (id, addr) = (node.id, node.addr.clone());
         let (work, todo) = mpsc::channel(64);
-        let mut runner = Box::new(Runner { node, registry, lookups: HashMap::new(), bootstraps: 0 });
+        let mut runner = Box::new(Runner { node, registry, lookups: HashMap::new(), bootstraps: 0, trims: false });
         let topic = Topic::Broadcast.ident(&runner.node.network);
         runner.node.swarm.behaviour_mut().gossipsub.subscribe(&topic).unwrap();
         tokio::spawn(run(runner, todo));
@@ -102,6 +113,9 @@ async fn run(mut runner: Box<Runner>, mut todo: mpsc::Receiver<Work>) {
             now = tick.tick() => {
                 runner.node.gate.tick(now.into_std());
                 runner.node.swarm.behaviour_mut().gossipsub.tick(now.into_std());
+                if runner.trims {
+                    lines::trim(runner.node.swarm.behaviour_mut(), |_| false);
+                }
             }
         }
     }
@@ -229,20 +243,42 @@ async fn swarm(count: usize, lookups: usize, lines: usize) {
     let (full, busy) = used();
     let memory = (full.saturating_sub(pages) * 4) as f64 / count as f64;
     let cpu = (busy - ticks) as f64 / idle.as_secs_f64() / count as f64;
-    let connections =
-        join_all(nodes.iter().map(|node| node.on(|runner| runner.node.swarm.network_info().num_peers()))).await;
+    let connections = neighbours(&nodes).await;
+    let fewer = settled(&nodes).await;
     println!(
-        "{count} nodes, {:.1} neighbours each: together after {:.1} s; {found} of {lookups} lookups found, {:.1} asked each; \
+        "{count} nodes, {:.1} neighbours each, {:.1} once lines that nobody uses are closed: together after {:.1} s; {found} of {lookups} lookups found, {:.1} asked each; \
          {lines} lines heard once by all, all at the latest after {:?} (half of the lines {:?}), {:.2} copies each; \
          {memory:.0} KiB and {cpu:.2} % of a core each",
-        connections.iter().sum::<usize>() as f64 / count as f64,
+        connections as f64 / count as f64,
+        fewer as f64 / count as f64,
         together.as_secs_f64(),
         f64::from(asked) / lookups as f64,
         times.last().unwrap(),
         times[times.len() / 2],
         (after[0] - before[0]) / (after[1] - before[1]),
     );
+    assert!(fewer <= connections && fewer / count <= 3 * OUTBOUND, "{fewer} of {connections} are left");
     assert!(found * 100 >= lookups * 99, "{found} of {lookups} lookups found their peer");
+}
+
+/// Peers connected, of all nodes together.
+async fn neighbours(nodes: &[Remote]) -> usize {
+    let counts = nodes.iter().map(|node| node.on(|runner| runner.node.swarm.network_info().num_peers()));
+    join_all(counts).await.into_iter().sum()
+}
+
+/// Has all nodes close lines that nobody uses, and waits until there are no more of them: how many neighbours all have then.
+async fn settled(nodes: &[Remote]) -> usize {
+    join_all(nodes.iter().map(|node| node.on(|runner| runner.trims = true))).await;
+    until(nodes, "lines to end", |runner| {
+        let peers = &runner.node.swarm.behaviour().peers;
+        // What is left is in a mesh that has no others.
+        let mesh = Topic::Broadcast.ident(&runner.node.network).hash();
+        let mesh: Vec<&PeerId> = runner.node.swarm.behaviour().gossipsub.mesh_peers(&mesh).collect();
+        peers.spare().iter().all(|(peer, _)| mesh.contains(&peer))
+    })
+    .await;
+    neighbours(nodes).await
 }
 
 /// Messages received, and of these the ones that were new, by all nodes.

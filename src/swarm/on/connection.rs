@@ -42,6 +42,8 @@ pub(crate) fn connect(
     reply: oneshot::Sender<Result<(), ConnectError>>,
 ) {
     if driver.state.peers.contains_key(&peer) {
+        // It is about to be used.
+        driver.swarm.behaviour().peers.uses().used(&peer, None);
         let _ = reply.send(Ok(()));
         return;
     }
@@ -168,6 +170,7 @@ pub(crate) fn closed(driver: &mut Driver, peer: PeerId, connection: ConnectionId
     driver.state.nat.closed(&peer, connection, last);
     if last {
         driver.state.peers.remove(&peer);
+        driver.state.wanted.remove(&peer);
         driver.state.guard.disconnected(&peer);
         tracing::debug!(%peer, "disconnected");
         tell(driver, &peer, false);

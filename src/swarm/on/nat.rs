@@ -132,6 +132,40 @@ pub(crate) fn relay_client(driver: &mut Driver, event: &relay::client::Event) {
     }
 }
 
+/// Follows whom this node relays for. What they have here hangs on their connections, also where we dialled those.
+pub(crate) fn relay_server(driver: &mut Driver, event: &relay::Event) {
+    let (peers, nat) = (&mut driver.swarm.behaviour_mut().peers, &mut driver.state.nat);
+    match event {
+        relay::Event::ReservationReqAccepted { src_peer_id, .. } => {
+            nat.guests.insert(*src_peer_id, peers.hold(*src_peer_id));
+        }
+        relay::Event::ReservationClosed { src_peer_id } | relay::Event::ReservationTimedOut { src_peer_id } => {
+            nat.guests.remove(src_peer_id);
+        }
+        relay::Event::CircuitReqAccepted { src_peer_id, dst_peer_id } => {
+            let holds = [peers.hold(*src_peer_id), peers.hold(*dst_peer_id)];
+            nat.circuits.push((*src_peer_id, *dst_peer_id, holds));
+        }
+        relay::Event::CircuitClosed { src_peer_id, dst_peer_id, .. } => {
+            let ended = nat.circuits.iter().position(|(src, dst, _)| (src, dst) == (src_peer_id, dst_peer_id));
+            ended.map(|at| nat.circuits.swap_remove(at));
+        }
+        _ => {}
+    }
+}
+
+/// Relays to which lines stay though nobody uses them: those that keep a place for this node or are asked for one, and the nearest
+/// others, to reach peers through or to ask next.
+pub(super) fn relays_to_keep(driver: &Driver) -> Vec<PeerId> {
+    let relays = &driver.state.nat.relays;
+    let (mut keep, mut others): (Vec<_>, Vec<_>) =
+        candidates(driver).into_iter().partition(|relay| relays.uses(&relay.peer));
+    others.sort_by_key(|relay| relay.rtt.unwrap_or(Duration::MAX));
+    others.truncate(MAX_TRIED_RELAYS);
+    keep.append(&mut others);
+    keep.into_iter().map(|relay| relay.peer).collect()
+}
+
 /// An address of ours is listened on. A relay is told to be public by its operator: its addresses of the internet count as
 /// confirmed, so that it can name them to those who ask for a place.
 pub(super) fn listening(driver: &mut Driver, addr: &Multiaddr) {

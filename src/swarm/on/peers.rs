@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use libp2p::{Multiaddr, PeerId};
-use quelea_behaviours::peers::{Source, Told};
+use quelea_behaviours::peers::{Source, Told, lines};
 use quelea_exchange::SignedRecord;
 use tokio::sync::oneshot;
 
@@ -14,6 +14,9 @@ use crate::{
 
 /// How often anchors and conduct are written down, besides when the node stops: what a crash forgets.
 const SAVE_EVERY: Duration = Duration::from_secs(60);
+
+/// How often lines that nobody uses are looked for. Gossip's meshes mend themselves within a second.
+const TRIM_EVERY: Duration = Duration::from_secs(1);
 
 /// An answer with something new in it that was true: 0.001 of the trust table.
 pub(crate) const TOLD_TRUE: i32 = 10;
@@ -78,6 +81,12 @@ pub(crate) fn judge(driver: &mut Driver, peer: &PeerId, change: i32) {
 pub(crate) fn tick(driver: &mut Driver, now: Instant) {
     let known = driver.swarm.behaviour().peers.book().len();
     driver.config.telemetry.stats.peers_known.set(u64::try_from(known).unwrap_or(u64::MAX));
+    if now >= driver.state.next_trim {
+        driver.state.next_trim = now + TRIM_EVERY;
+        let relays = super::nat::relays_to_keep(driver);
+        lines::trim(driver.swarm.behaviour_mut(), |peer| relays.contains(peer));
+        driver.config.telemetry.stats.lines_closed.set(driver.swarm.behaviour().peers.trimmed());
+    }
     if now >= driver.state.next_save {
         driver.state.next_save = now + SAVE_EVERY;
         save(driver);
@@ -116,6 +125,14 @@ pub(crate) fn known(driver: &Driver, peer: Option<PeerId>, reply: oneshot::Sende
         None => book.iter().map(view).collect(),
     };
     let _ = reply.send(views);
+}
+
+/// The operator wants the connection to this peer: it stays without use.
+pub(crate) fn keep(driver: &mut Driver, peer: PeerId) {
+    if driver.state.wanted_has_room() && driver.state.peers.contains_key(&peer) {
+        let hold = driver.swarm.behaviour_mut().peers.hold(peer);
+        driver.state.wanted.insert(peer, hold);
+    }
 }
 
 /// The operator ends every connection to a peer. Answers whether there was one.

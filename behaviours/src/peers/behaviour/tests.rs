@@ -1,6 +1,6 @@
 use libp2p::{
     core::ConnectedPoint,
-    swarm::behaviour::{ConnectionClosed, ConnectionEstablished, DialFailure},
+    swarm::behaviour::{ConnectionClosed, ConnectionEstablished, DialFailure, ExpiredListenAddr, NewListenAddr},
 };
 
 use super::*;
@@ -9,7 +9,7 @@ use crate::peers::dialler::{AT_ONCE, OUTBOUND};
 fn node() -> Behaviour {
     // The lowest of many ids: it yields to nobody.
     let local = (0..1000).map(|_| PeerId::random()).min().unwrap();
-    Behaviour::new(local, OUTBOUND, 1)
+    Behaviour::new(local, OUTBOUND, Duration::from_secs(60), 1)
 }
 
 fn place(n: usize) -> Multiaddr {
@@ -36,10 +36,14 @@ fn open(node: &mut Behaviour, peer: PeerId, id: ConnectionId, outbound: bool) {
     } else {
         ConnectedPoint::Listener { local_addr: Multiaddr::empty(), send_back_addr: addr }
     };
+    establish(node, peer, id, &endpoint);
+}
+
+fn establish(node: &mut Behaviour, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
     node.on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
         peer_id: peer,
         connection_id: id,
-        endpoint: &endpoint,
+        endpoint,
         failed_addresses: &[],
         other_established: 0,
     }));
@@ -98,15 +102,72 @@ fn it_fills_its_places_keeps_them_and_fills_them_again() {
     assert!(node.is_outbound(&all[0].0) && !node.is_outbound(&gone));
 }
 
+fn chosen(node: &Behaviour) -> Vec<PeerId> {
+    node.chosen().iter().map(|(peer, _)| *peer).collect()
+}
+
+/// An id above the node's: it is the node that dials.
+fn above(node: &Behaviour) -> PeerId {
+    let local = node.book().local();
+    std::iter::repeat_with(PeerId::random).find(|peer| local < *peer).unwrap()
+}
+
 #[test]
-fn a_lookups_connection_takes_no_place() {
+fn a_lookups_connection_takes_no_place_before_it_is_chosen() {
     let mut node = node();
-    let (looked_up, named) = (PeerId::random(), PeerId::random());
-    open(&mut node, looked_up, ConnectionId::new_unchecked(1), true);
+    let (looked_up, named) = (above(&node), above(&node));
     node.learn(named, &[place(9)], Source::Bootstrap);
     dials(&mut node);
+    open(&mut node, looked_up, ConnectionId::new_unchecked(1), true);
     open(&mut node, named, ConnectionId::new_unchecked(2), true);
-    assert_eq!(node.chosen().iter().map(|(peer, _)| *peer).collect::<Vec<_>>(), [named]);
+    assert_eq!(chosen(&node), [named]);
+    assert_eq!(node.spare(), [(looked_up, ConnectionId::new_unchecked(1))]);
+    assert!(dials(&mut node).is_empty(), "the dialler takes the line over instead of dialling");
+    assert!(chosen(&node).contains(&looked_up) && node.spare().is_empty());
+}
+
+#[test]
+fn lines_are_spare_that_nothing_keeps() {
+    let mut node = Behaviour::new(PeerId::random(), 0, Duration::from_secs(60), 1);
+    let (line, inbound, held, relay) = (PeerId::random(), PeerId::random(), PeerId::random(), PeerId::random());
+    let id = ConnectionId::new_unchecked;
+    for (n, peer) in [(1, line), (2, held), (3, relay)] {
+        open(&mut node, peer, id(n), true);
+    }
+    open(&mut node, inbound, id(4), false);
+    let spare =
+        |node: &Behaviour| node.spare().into_iter().map(|(_, id)| id).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(spare(&node), [id(1), id(2), id(3)].into());
+
+    let hold = node.hold(held);
+    let again = node.hold(held);
+    let circuit = place(1).with_p2p(relay).unwrap().with(libp2p::multiaddr::Protocol::P2pCircuit);
+    let addr = circuit.clone().with_p2p(line).unwrap();
+    let through = ConnectedPoint::Dialer { address: addr, role_override: Endpoint::Dialer, port_use: PortUse::New };
+    establish(&mut node, line, id(5), &through);
+    assert_eq!(spare(&node), [id(1), id(5)].into(), "what a circuit goes through stays");
+    drop(hold);
+    assert_eq!(spare(&node), [id(1), id(5)].into(), "one of two holds");
+    drop(again);
+    assert_eq!(spare(&node), [id(1), id(2), id(5)].into());
+    assert_eq!(node.only(&[(line, id(1))]), [].into());
+    assert_eq!(node.only(&[(line, id(1)), (line, id(5)), (held, id(2))]), [line, held].into());
+
+    node.close(line, id(5));
+    node.close(line, id(5));
+    assert_eq!((spare(&node), node.trimmed()), ([id(1), id(2)].into(), 1), "told once");
+    close(&mut node, line, id(5));
+    assert_eq!(spare(&node), [id(1), id(2), id(3)].into());
+    let listener = libp2p::core::transport::ListenerId::next();
+    let addr = circuit.with_p2p(PeerId::random()).unwrap();
+    node.on_swarm_event(FromSwarm::NewListenAddr(NewListenAddr { listener_id: listener, addr: &addr }));
+    assert_eq!(spare(&node), [id(1), id(2)].into(), "a relay that keeps a place");
+    node.on_swarm_event(FromSwarm::ExpiredListenAddr(ExpiredListenAddr { listener_id: listener, addr: &addr }));
+    assert_eq!(spare(&node), [id(1), id(2), id(3)].into());
+    for (n, peer) in [(1, line), (2, held), (3, relay), (4, inbound)] {
+        close(&mut node, peer, id(n));
+    }
+    assert_eq!(node.sizes(), [0; 4]);
 }
 
 /// Row 2 of the threats: nothing is noted when a handler is asked for.
@@ -119,5 +180,5 @@ fn ten_thousand_that_are_denied_leave_every_map_as_it_was() {
         node.handle_established_outbound_connection(id, peer, &place(1), Endpoint::Dialer, PortUse::New).unwrap();
         node.handle_pending_outbound_connection(id, Some(peer), &[], Endpoint::Dialer).unwrap();
     }
-    assert_eq!((node.sizes(), node.book().sizes()), ([0; 3], [0; 3]));
+    assert_eq!((node.sizes(), node.book().sizes()), ([0; 4], [0; 3]));
 }

@@ -44,6 +44,19 @@ fn as_many_as_are_missing_and_the_same_each_time() {
 }
 
 #[test]
+fn who_is_on_a_spare_line_is_a_candidate_like_others() {
+    let book = book(local(true), 3, 3);
+    let all: std::collections::BTreeSet<PeerId> = book.iter().map(|(peer, _)| *peer).collect();
+    let mut view = View { connected: all.clone(), ..View::default() };
+    assert!(plan(&book, &view, OUTBOUND, now(0).at, 1).is_empty());
+    view.spare = all.clone();
+    let chosen = plan(&book, &view, OUTBOUND, now(0).at, 1);
+    assert_eq!(chosen.iter().copied().collect::<std::collections::BTreeSet<_>>(), all);
+    view.chosen = all;
+    assert!(plan(&book, &view, OUTBOUND, now(0).at, 1).is_empty(), "they are chosen already");
+}
+
+#[test]
 fn strangers_that_connect_do_not_take_the_places_we_choose() {
     let book = book(local(true), 40, 40);
     let view = View { connected: (0..1000).map(|_| PeerId::random()).collect(), ..View::default() };
