@@ -23,7 +23,10 @@ use quelea_shard::{
     reassembly::Expect,
     session::{Act, Arrived, Event, Session, Step},
 };
-use quelea_wire::{ErrorCode, rate::PeerBuckets};
+use quelea_wire::{
+    ErrorCode,
+    rate::{Cell, PeerBuckets, Quota},
+};
 use tokio::{task::AbortHandle, time::Instant};
 
 use self::{
@@ -56,6 +59,10 @@ const CROWDED_QUARTERS: usize = 3;
 
 /// Sessions that a coordinator may open in [`OPEN_PERIOD`]: twice as many as it may have, at once, then 16 a second.
 const OPENS: u32 = 64;
+
+/// Sessions that all may open in that time: four times as many as there are places. An address range has no more than its
+/// connections' coordinators have.
+const OPENS_OF_ALL: u32 = 2048;
 const OPEN_PERIOD: Duration = Duration::from_secs(4);
 
 /// Control frames that a coordinator may send in [`PACE`] before it is made to wait, by not being read: opening, trimming
@@ -124,6 +131,7 @@ struct Tables {
     /// Sessions of each coordinator that has any.
     held: HashMap<PeerId, usize>,
     opens: PeerBuckets,
+    all_opens: Cell,
     next_stream: u64,
 }
 
@@ -134,6 +142,7 @@ impl Default for Tables {
             routes: HashMap::new(),
             held: HashMap::new(),
             opens: PeerBuckets::new(OPENS, OPEN_PERIOD),
+            all_opens: Cell::new(Quota::new(OPENS_OF_ALL, OPEN_PERIOD)),
             next_stream: 0,
         }
     }

@@ -12,3 +12,4 @@ mod own;
 mod scale;
 mod spam;
 mod spammer;
+mod sybils;

@@ -119,6 +119,22 @@ async fn lines_are_pinged_over_quic_too() {
 }
 
 #[tokio::test]
+async fn a_round_trip_is_measured_when_somebody_asks() {
+    let mut nodes = [Node::start(config()).await, Node::start(config()).await];
+    connect(&mut nodes, 0, 1).await;
+    let peer = nodes[1].id;
+    let wanted = nodes[0].swarm.behaviour_mut().probe.ping(peer, 64);
+    let took = until(&mut nodes, "a round trip", |i, _, event| match event {
+        SwarmEvent::Behaviour(BehaviourEvent::Probe(event)) if i == 0 && event.id == wanted => {
+            Some(*event.result.as_ref().unwrap())
+        }
+        _ => None,
+    })
+    .await;
+    assert!(!took.is_zero());
+}
+
+#[tokio::test]
 async fn bytes_and_gossip_are_counted_where_there_is_a_registry() {
     let mut registry = Registry::default();
     let mut node = Node::start(config()).await;

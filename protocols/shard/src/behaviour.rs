@@ -21,7 +21,10 @@ use libp2p::{
         behaviour::{ConnectionClosed, ConnectionEstablished},
     },
 };
-use quelea_wire::NetworkId;
+use quelea_wire::{
+    NetworkId,
+    rate::{Limiter, Limits, Quota, Scope},
+};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
@@ -33,6 +36,16 @@ use crate::{
 /// How long an opening may take in all. The connection waits up to [`NEGOTIATION_TIMEOUT`] for a substream and as long
 /// for its negotiation; a second more lets it answer first.
 const OPEN_TIMEOUT: Duration = NEGOTIATION_TIMEOUT.saturating_mul(2).saturating_add(Duration::from_secs(1));
+
+/// Streams that one peer may be given in [`OPENED_PERIOD`]: eight times as many as it may hold, since links are kept and shared
+/// by sessions, and are opened again when one breaks.
+const OPENED_PER_PEER: u32 = 64;
+/// To one address range: as many peers as it may connect.
+const OPENED_PER_PREFIX: u32 = 512;
+/// To all: four times as many as there are places, so that every place may change hands every three seconds. Each costs a
+/// greeting and a task.
+const OPENED: u32 = 4096;
+const OPENED_PERIOD: Duration = Duration::from_secs(10);
 
 /// What a node allows.
 #[derive(Debug, Clone)]
@@ -99,6 +112,13 @@ pub enum Event {
         /// The stream.
         stream: ShardStream,
     },
+    /// A stream was reset because streams are opened too fast.
+    Limited {
+        /// Who opened it.
+        peer: PeerId,
+        /// Whose limit it was.
+        scope: Scope,
+    },
     /// What became of an opening; exactly one for every [`Behaviour::open`].
     Opened {
         /// Which opening.
@@ -128,6 +148,8 @@ pub struct Stats {
     pub inbound_displaced: u64,
     /// Streams that were reset because they came faster than the loop turns.
     pub inbound_over_queue: u64,
+    /// Streams that were reset because they were opened too fast.
+    pub inbound_over_rate: u64,
     /// Openings under way.
     pub pending_opens: usize,
     /// Openings that succeeded.
@@ -168,8 +190,9 @@ struct Pending {
 /// | inbound streams of a peer | `max_inbound_streams_per_peer` | the new one is reset and counted |
 /// | all inbound streams | `max_inbound_streams_total` | the newest of the peer that holds most is broken off, unless the opener would hold as many: then the new one is reset; both are counted |
 /// | the count of each connection's streams | the swarm's connection limits | – |
+/// | rates | those of a [`Limiter`] | – |
 /// | openings under way | `max_pending_opens`, each with a deadline | the new one is answered `TooManyPending` |
-/// | events | inbound streams and one per call of `open` | – |
+/// | events | one per inbound stream and one per call of `open` | – |
 #[derive(Debug)]
 pub struct Behaviour {
     config: Config,
@@ -184,6 +207,7 @@ pub struct Behaviour {
     /// For each connection, what its streams hold as long as they live.
     streams: HashMap<ConnectionId, Arc<()>>,
     over_queue: Arc<AtomicU64>,
+    rate: Limiter,
     stats: Stats,
 }
 
@@ -202,6 +226,11 @@ impl Behaviour {
             inbound: Arc::default(),
             streams: HashMap::new(),
             over_queue: Arc::default(),
+            rate: Limiter::new(Limits {
+                peer: Quota::new(OPENED_PER_PEER, OPENED_PERIOD),
+                prefix: Quota::new(OPENED_PER_PREFIX, OPENED_PERIOD),
+                global: Quota::new(OPENED, OPENED_PERIOD),
+            }),
             stats: Stats::default(),
         }
     }
@@ -269,6 +298,9 @@ impl Behaviour {
         } else if self.inbound.load(Ordering::Relaxed) >= self.config.max_inbound_streams_total && !self.make_room(held)
         {
             &mut self.stats.inbound_over_total
+        } else if let Err(scope) = self.rate.admit(peer, std::time::Instant::now()) {
+            self.actions.push_back(ToSwarm::GenerateEvent(Event::Limited { peer, scope }));
+            &mut self.stats.inbound_over_rate
         } else {
             self.stats.inbound_accepted = self.stats.inbound_accepted.saturating_add(1);
             let place = Place::take(&self.inbound);
@@ -356,6 +388,7 @@ impl NetworkBehaviour for Behaviour {
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        self.rate.on_swarm_event(&event);
         match event {
             FromSwarm::ConnectionEstablished(ConnectionEstablished { peer_id, connection_id, endpoint, .. }) => {
                 self.peers.entry(peer_id).or_default().connections.push((connection_id, endpoint.is_relayed()));

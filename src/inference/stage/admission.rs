@@ -51,7 +51,8 @@ pub(super) fn opened(plane: &Arc<Plane>, coordinator: PeerId, stream: u64, contr
     if of_this >= MAX_PER_COORDINATOR || full(&mut tables) {
         return refuse(ErrorCode::TooManySessions, format!("{of_this} of yours are open"));
     }
-    if !tables.opens.admit(coordinator, std::time::Instant::now()) {
+    let now = std::time::Instant::now();
+    if !tables.opens.admit(coordinator, now) || !tables.all_opens.admit(now) {
         return refuse(ErrorCode::Overloaded, "sessions are opened too fast".into());
     }
     tables.routes.insert((open.prev, open.session), coordinator);

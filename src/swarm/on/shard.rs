@@ -24,6 +24,7 @@ pub(crate) fn event(driver: &mut Driver, event: Event) {
             let result = result.map_err(|error| OpenStreamError::Refused { peer, reason: error.to_string() });
             driver.state.opens.answer(&id, result);
         }
+        Event::Limited { peer, scope } => super::conduct::limited(driver, peer, scope),
         Event::Inbound { peer, stream, .. } => {
             // Dropping the stream resets it, which its opener sees at once.
             let full = driver.config.inbound.try_send((peer, stream)).is_err();

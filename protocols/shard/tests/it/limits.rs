@@ -95,6 +95,37 @@ async fn all_peers_together_have_a_limit() {
     drop(third);
 }
 
+/// Streams that are opened, dropped and opened again cost their opener its share, and nobody else theirs.
+#[tokio::test]
+async fn streams_are_not_opened_faster_than_they_are_of_use() {
+    let (a, mut b) = pair(Transport::Quic, config()).await;
+    for opened in 1..=200 {
+        drop(soon(a.open(b.peer)).await);
+        let done = async {
+            loop {
+                while let Ok(accepted) = b.inbound.try_recv() {
+                    drop(accepted);
+                }
+                let stats = b.stats().await;
+                if stats.inbound_accepted + stats.inbound_over_rate == opened && stats.inbound_open == 0 {
+                    return stats;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        if soon(done).await.inbound_over_rate > 0 {
+            break;
+        }
+    }
+    let stats = b.stats().await;
+    // A share is sixty-four at once, and six more a second, which a machine can be too slow to use up.
+    assert!(stats.inbound_over_rate == 1 || stats.inbound_accepted == 200, "{stats:?}");
+    assert!(stats.inbound_accepted >= 64, "{stats:?}");
+    let mut honest = Node::start(Transport::Quic, config()).await;
+    honest.connect(&mut b).await;
+    stream(&honest, &mut b, StreamKind::Control).await;
+}
+
 /// Streams that take every place do not keep a peer out that has none: the newest of whoever holds most is broken off.
 #[tokio::test]
 async fn a_peer_with_nothing_gets_a_place_from_the_one_with_most() {
