@@ -16,3 +16,6 @@ fi
 python3 deploy/check.py --quelea "$1"
 # A check that cannot fail checks nothing: the same again on copies with one mistake each.
 python3 deploy/check.py --quelea "$1" --prove
+
+# The documented nginx and caddy, run in front of a masked node.
+python3 deploy/check_proxies.py --quelea "$1"
