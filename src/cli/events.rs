@@ -36,7 +36,10 @@ pub(super) async fn run(global: &Global, args: EventsArgs) -> Result<ExitCode, C
         pending.extend_from_slice(&chunk.map_err(|e| daemon.lost(&e))?);
         while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = pending.drain(..=end).collect();
-            show(global, &String::from_utf8_lossy(&line))?;
+            // What is not data is for browsers: numbers, names, comments.
+            if let Some(data) = line.strip_prefix(b"data:") {
+                show(global, String::from_utf8_lossy(data).trim())?;
+            }
         }
         if pending.len() > LINE_MAX {
             return Err(CliError::new(ErrorCode::Internal, "the daemon sends a line without an end"));
@@ -46,7 +49,7 @@ pub(super) async fn run(global: &Global, args: EventsArgs) -> Result<ExitCode, C
 
 fn show(global: &Global, line: &str) -> Result<(), CliError> {
     if global.json {
-        return data_line(line.trim_end());
+        return data_line(line);
     }
     let event: Value = serde_json::from_str(line)
         .map_err(|e| CliError::new(ErrorCode::Internal, format!("the daemon's answer is not understood: {e}")))?;
