@@ -5,7 +5,7 @@ use std::time::Duration;
 use libp2p::PeerId;
 use quelea_wire::NetworkId;
 
-use crate::{peers::dialler::OUTBOUND, prefixes::PrefixLimits, store::StoreLimits};
+use crate::{peers::dialler::OUTBOUND, prefixes::PrefixLimits, store::StoreLimits, traffic::Traffic};
 
 /// Connections being negotiated from outside. A handshake takes a round trip or two; 64 at once admit hundreds of peers a
 /// second. When one more comes, the one that has taken longest gives way, so that those who never finish keep nobody out.
@@ -190,6 +190,8 @@ pub struct Config {
     pub gossip_heartbeat: Duration,
     /// What it takes from strangers at most.
     pub limits: Limits,
+    /// Where bytes and streams of each peer are counted.
+    pub traffic: Traffic,
 }
 
 impl Config {
@@ -210,6 +212,7 @@ impl Config {
             autonat_probe_interval: AUTONAT_PROBE_INTERVAL,
             gossip_heartbeat: crate::gossip::HEARTBEAT,
             limits: Limits::default(),
+            traffic: Traffic::default(),
         }
     }
 }

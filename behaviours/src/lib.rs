@@ -50,6 +50,7 @@ pub mod probe;
 pub mod scope;
 pub mod store;
 mod swarm;
+pub mod traffic;
 
 pub use config::{Config, KadMode, Limits, MemoryLimit, RelayServer};
 pub use node::{Behaviour, BehaviourEvent};

@@ -104,7 +104,7 @@ fn build(
         (behaviour.autonat_server, behaviour.dcutr) = (Toggle::from(None), Toggle::from(None));
         behaviour.identify.ignore_observed();
     }
-    let transport = transport(&keypair, &config.limits, relay_transport, masking, registry)?;
+    let transport = transport(&keypair, &config, relay_transport, masking, registry)?;
     Ok(Swarm::new(transport, behaviour, keypair.public().to_peer_id(), swarm_config(&config)))
 }
 
@@ -143,11 +143,12 @@ fn swarm_config(config: &Config) -> swarm::Config {
 
 fn transport(
     keypair: &Keypair,
-    limits: &Limits,
+    config: &Config,
     relay: relay::client::Transport,
     masking: Option<Masking>,
     registry: Option<&mut Registry>,
 ) -> Result<Muxed, BuildError> {
+    let (limits, traffic) = (&config.limits, config.traffic.clone());
     let muxer = || muxing::Config::new(limits.streams_per_connection);
     let noise = noise::Config::new(keypair)?;
     let direct = || {
@@ -186,6 +187,7 @@ fn transport(
         }
         None => all,
     };
+    let counted = counted.map(move |(peer, muxer), _| (peer, traffic.counted(peer, muxer))).boxed();
     Ok(TransportTimeout::new(TransportTimeout::with_outgoing_timeout(counted, DIAL_TIMEOUT), CONNECTION_TIMEOUT)
         .boxed())
 }

@@ -14,7 +14,10 @@ use quelea_wire::ErrorCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{ApiState, failure};
+use super::{
+    ApiState, failure,
+    shape::{self, seconds},
+};
 use crate::inference::InferError;
 
 /// What `ban` is asked.
@@ -48,8 +51,8 @@ pub(super) fn routes() -> Router<ApiState> {
 fn to_json(ban: &Ban) -> Value {
     json!({
         "subject": ban.subject.to_string(),
-        "since_ms": ban.since_ms,
-        "until_ms": ban.until_ms,
+        "since_at_s": seconds(ban.since_ms),
+        "until_at_s": seconds(ban.until_ms),
         "by": match ban.by { By::Operator => "operator", By::Conduct => "conduct" },
         "times": ban.times,
         "reason": ban.reason,
@@ -58,7 +61,7 @@ fn to_json(ban: &Ban) -> Value {
 
 async fn list(State(state): State<ApiState>) -> Json<Value> {
     let bans = state.asker.plane.handle.bans().await;
-    Json(json!({ "schema": "quelea.peers.bans/v1", "bans": bans.iter().map(to_json).collect::<Vec<_>>() }))
+    Json(shape::list("quelea.peers.bans/v1", bans.iter().map(to_json).collect()))
 }
 
 async fn ban(State(state): State<ApiState>, Json(request): Json<BanRequest>) -> Response {

@@ -6,7 +6,7 @@
 //! | `GET /api/v1/status` | peers, spans, sessions, health |
 //! | `GET /api/v1/peers/bans`, `POST /api/v1/peers/ban`, `…/unban` | who is refused, and changes of that |
 //! | `GET /api/v1/stats` | the node's counters |
-//! | `GET /api/v1/events` | a stream of events, one JSON object a line; see [`events`] |
+//! | `GET /api/v1/events` | a stream of events (SSE), with replay; see [`events`] |
 //! | `POST /api/v1/broadcast` | says a line to every node; see [`broadcast`] |
 //! | `POST /api/v1/infer` | a stream of [`InferEvent`]s, one JSON object a line |
 //! | `/api/v1/dht/*` | see `dht` |
@@ -15,7 +15,7 @@
 //! | `POST /api/v1/ping` | a stream of replies, one JSON object a line |
 //! | `GET /api/v1/netcheck` | how this node can be reached |
 //!
-//! Errors are `{"error": {"code", "message", "hint", "retryable"}}` with a fitting status. A request whose client goes
+//! Lists are `{"schema", "generated_at", "items"}`; see `shape`. Errors are `{"error": {"code", "message", "hint", "retryable"}}` with a fitting status. A request whose client goes
 //! away is cancelled at every stage.
 
 mod access;
@@ -25,6 +25,7 @@ mod dht;
 mod events;
 mod nat;
 mod peers;
+mod shape;
 mod stats;
 pub(crate) mod store;
 

@@ -10,7 +10,8 @@
 //! | `GET /api/v1/bootstrap` | – | the operator's list of peers to start from |
 //! | `POST /api/v1/bootstrap/add`, `…/rm` | `addr`: a full multiaddr | once it is written down |
 //!
-//! Times are seconds as floats, instants Unix seconds. What libp2p does not tell (streams and bytes of one peer) is `null`.
+//! Times are seconds as floats, instants Unix seconds. Streams and bytes are those
+//! of the connections that a peer has now, `null` where nobody counts.
 
 use axum::{
     Json, Router,
@@ -24,7 +25,10 @@ use quelea_wire::{ErrorCode, time::unix_ms};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{ApiState, database, parse, refuse};
+use super::{
+    ApiState, database, parse, refuse,
+    shape::{self, seconds},
+};
 use crate::{
     address::{PeerAddress, parse_peer_address},
     inference::InferError,
@@ -61,14 +65,14 @@ async fn list(State(state): State<ApiState>) -> Json<Value> {
     let mut peers = state.asker.plane.handle.snapshot().await.map(|s| s.peers).unwrap_or_default();
     peers.sort_by_key(|peer| (peer.rtt.is_none(), peer.rtt, peer.peer));
     let items: Vec<Value> = peers.iter().map(connected).collect();
-    Json(json!({ "schema": "quelea.peers/v1", "generated_at_s": seconds(unix_ms()), "items": items }))
+    Json(shape::list("quelea.peers/v1", items))
 }
 
 async fn known(State(state): State<ApiState>) -> Json<Value> {
     let mut all = state.asker.plane.handle.known(None).await;
     all.sort_by_key(|view| (!view.connected, std::cmp::Reverse(view.known.last_seen_ms), view.peer));
     let items: Vec<Value> = all.iter().map(remembered).collect();
-    Json(json!({ "schema": "quelea.peers_known/v1", "generated_at_s": seconds(unix_ms()), "items": items }))
+    Json(shape::list("quelea.peers_known/v1", items))
 }
 
 async fn info(State(state): State<ApiState>, Path(id): Path<String>) -> Response {
@@ -127,7 +131,7 @@ async fn starts(State(state): State<ApiState>) -> Response {
                 json!({ "addr": addr, "added_at_s": seconds(*added_ms), "connected": connected })
             };
             let items: Vec<Value> = listed.iter().map(item).collect();
-            Json(json!({ "schema": "quelea.bootstrap/v1", "items": items })).into_response()
+            Json(shape::list("quelea.bootstrap/v1", items)).into_response()
         }
         Err(error) => refuse(&InferError::new(ErrorCode::StorageFailed, error.to_string())),
     }
@@ -176,9 +180,10 @@ fn connected(peer: &PeerView) -> Value {
         "ip": best.and_then(ip_version),
         "relay": best.and_then(relay_of).map(|relay| relay.to_string()),
         "rtt_s": peer.rtt.map(|rtt| rtt.as_secs_f64()),
-        "streams": Value::Null,
-        "sent_bytes": Value::Null,
-        "received_bytes": Value::Null,
+        "streams": peer.traffic.map(|sums| sums.streams),
+        "sent_bytes": peer.traffic.map(|sums| sums.sent),
+        "received_bytes": peer.traffic.map(|sums| sums.received),
+        "protocols": peer.protocols,
         "conduct": conduct(peer.conduct),
         "addresses": peer.addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "connected_s": peer.connected_for.as_secs_f64(),
@@ -210,10 +215,6 @@ fn remembered(view: &KnownView) -> Value {
 /// As people read trust: 0 to 1.
 fn conduct(ten_thousandths: u16) -> f64 {
     f64::from(ten_thousandths) / 10_000.0
-}
-
-fn seconds(ms: u64) -> f64 {
-    ms as f64 / 1e3
 }
 
 fn ip_version(addr: &Multiaddr) -> Option<&'static str> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::{Multiaddr, PeerId, Swarm, identity::Keypair};
-use quelea_behaviours::{Behaviour, KadMode, build_swarm};
+use quelea_behaviours::{Behaviour, KadMode, build_swarm, traffic::Traffic};
 use quelea_shard::{
     ShardStream,
     frame::{SessionId, StreamKind},
@@ -159,6 +159,7 @@ impl End {
             bans: Vec::new(),
             kad_mode: KadMode::Client,
             relay_server: false,
+            traffic: Traffic::default(),
         };
         let metrics = libp2p::metrics::Metrics::new(&mut prometheus_client::registry::Registry::default());
         let (mut driver, handle) = Driver::new(swarm, config, metrics);

@@ -50,17 +50,17 @@ pub(super) async fn bans(global: &Global) -> Result<ExitCode, CliError> {
         data_line(&answer.to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let bans = answer["bans"].as_array().map_or(&[][..], Vec::as_slice);
+    let bans = answer["items"].as_array().map_or(&[][..], Vec::as_slice);
     if bans.is_empty() {
         note("nobody is banned");
         return Ok(ExitCode::SUCCESS);
     }
-    let now = unix_ms();
+    let now = unix_ms() as f64 / 1e3;
     let text = |value: &Value| printable(value.as_str().unwrap_or("-"));
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(["WHO", "LEFT", "BY", "REASON"]);
     for ban in bans {
-        let left = ban["until_ms"].as_u64().unwrap_or(0).saturating_sub(now) / 1000;
+        let left = (ban["until_at_s"].as_f64().unwrap_or(0.0) - now).max(0.0) as u64;
         table.add_row([text(&ban["subject"]), span(left), text(&ban["by"]), text(&ban["reason"])]);
     }
     data_line(&table.to_string())?;

@@ -1,6 +1,6 @@
 //! `quelea peers`, `quelea bootstrap` and `quelea id PEER`.
 
-use std::{process::ExitCode, time::Duration};
+use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
 
 use comfy_table::{Table, presets};
 use quelea_wire::{ErrorCode, time::unix_ms};
@@ -10,30 +10,39 @@ use super::{
     args::{BootstrapCommand, Global, PeerSort, PeersCommand},
     bans,
     client::Daemon,
-    exit::CliError,
+    exit::{CliError, Exit},
     infer::short,
-    output::{data_line, note, printable},
+    output::{data, data_line, note, printable},
 };
 
 /// Between two looks of `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
 
+/// Empties a terminal.
+const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
+
 pub(super) async fn run(global: &Global, command: PeersCommand) -> Result<ExitCode, CliError> {
     let daemon = Daemon::find(global)?;
     match command {
-        PeersCommand::List { sort, relayed, watch } => loop {
+        PeersCommand::List { sort, relayed, protocol, watch } => loop {
             let mut answer = daemon.get("/api/v1/peers").await?;
-            arrange(&mut answer, sort, relayed);
+            arrange(&mut answer, sort, relayed, protocol.as_deref());
             if global.json {
                 data_line(&answer.to_string())?;
             } else {
+                if watch && std::io::stdout().is_terminal() {
+                    data(CLEAR)?;
+                }
                 data_line(&connected(&answer))?;
                 note(&summary(&answer));
             }
             if !watch {
                 break;
             }
-            tokio::time::sleep(WATCH_EVERY).await;
+            tokio::select! {
+                () = tokio::time::sleep(WATCH_EVERY) => {}
+                _ = tokio::signal::ctrl_c() => return Ok(ExitCode::from(Exit::Interrupted as u8)),
+            }
         },
         PeersCommand::Known => {
             let answer = daemon.get("/api/v1/peers/known").await?;
@@ -126,15 +135,21 @@ fn show(global: &Global, answer: &Value, text: &str) -> Result<(), CliError> {
 }
 
 /// Sorts and filters; the daemon sends the nearest first.
-fn arrange(answer: &mut Value, sort: PeerSort, relayed: bool) {
+fn arrange(answer: &mut Value, sort: PeerSort, relayed: bool, protocol: Option<&str>) {
     let Some(items) = answer["items"].as_array_mut() else { return };
     items.retain(|item| !relayed || item["path"] == "relayed");
-    let key = match sort {
+    if let Some(wanted) = protocol {
+        let is_it =
+            |name: &Value| name.as_str().is_some_and(|n| n == wanted || n.split('/').any(|part| part == wanted));
+        items.retain(|item| list(&item["protocols"]).iter().any(is_it));
+    }
+    let keys: &[&str] = match sort {
         PeerSort::Rtt => return,
-        PeerSort::Trust => "conduct",
-        PeerSort::Up => "connected_s",
+        PeerSort::Bytes => &["sent_bytes", "received_bytes"],
+        PeerSort::Trust => &["conduct"],
+        PeerSort::Up => &["connected_s"],
     };
-    let of = |item: &Value| item[key].as_f64().unwrap_or(0.0);
+    let of = |item: &Value| keys.iter().map(|key| item[*key].as_f64().unwrap_or(0.0)).sum::<f64>();
     items.sort_by(|a, b| of(b).total_cmp(&of(a)));
 }
 
@@ -142,14 +157,14 @@ fn connected(answer: &Value) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(["PEER", "AGENT", "PATH", "RTT", "STREAMS", "TX/RX", "DIR", "UP"]);
     for peer in list(&answer["items"]) {
-        let (sent, received) = (shown(&peer["sent_bytes"]), shown(&peer["received_bytes"]));
+        let (sent, received) = (size(&peer["sent_bytes"]), size(&peer["received_bytes"]));
         table.add_row([
             short(&shown(&peer["peer_id"])),
             shown(&peer["agent"]),
             way(peer),
             rtt(peer),
             shown(&peer["streams"]),
-            if sent == "-" { sent } else { format!("{sent} / {received}") },
+            format!("{sent} / {received}"),
             shown(&peer["direction"]),
             duration(peer["connected_s"].as_f64()),
         ]);
@@ -204,6 +219,20 @@ fn duration(seconds: Option<f64>) -> String {
     }
 }
 
+/// `310`, `4.1K`, `1.2G`: bytes by powers of 1000.
+fn size(bytes: &Value) -> String {
+    let Some(bytes) = bytes.as_f64() else { return "-".into() };
+    let units = ["K", "M", "G", "T"];
+    let mut shown = (bytes, "");
+    for unit in units {
+        if shown.0 < 1000.0 {
+            break;
+        }
+        shown = (shown.0 / 1000.0, unit);
+    }
+    if shown.1.is_empty() { format!("{bytes}") } else { format!("{:.1}{}", shown.0, shown.1) }
+}
+
 /// What a daemon says, which may come from a peer, for a terminal.
 fn shown(value: &Value) -> String {
     match value {
@@ -236,16 +265,25 @@ mod tests {
         let peer = |id: &str, path: &str, conduct: f64| {
             json!({ "peer_id": id, "agent": "quelea/\u{1b}[2J", "path": path, "transport": "quic", "ip": "v4",
                     "relay": (path == "relayed").then_some("12D3KooWrelay"), "rtt_s": 0.0081, "conduct": conduct,
-                    "direction": "outbound", "connected_s": 61.0 })
+                    "direction": "outbound", "connected_s": 61.0, "streams": 3, "sent_bytes": 1_234_567,
+                    "received_bytes": (conduct * 1e4) as u64, "protocols": [format!("/quelea/0123abcd/{id}/1")] })
         };
         let mut answer =
             json!({ "items": [peer("a", "direct", 0.1), peer("b", "relayed", 0.3), peer("c", "direct", 0.2)] });
-        arrange(&mut answer, PeerSort::Trust, false);
+        arrange(&mut answer, PeerSort::Trust, false, None);
         let order: Vec<String> = list(&answer["items"]).iter().map(|item| shown(&item["peer_id"])).collect();
         assert_eq!((order.concat().as_str(), summary(&answer).as_str()), ("bca", "3 peer(s) (2 direct, 1 relayed)"));
         let table = connected(&answer);
         assert!(table.contains("8.1ms") && table.contains("direct quic v4") && !table.contains('\u{1b}'), "{table}");
-        arrange(&mut answer, PeerSort::Rtt, true);
+        assert!(table.contains("1.2M / 1.0K"), "{table}");
+        arrange(&mut answer, PeerSort::Bytes, false, None);
+        assert_eq!(answer["items"][0]["peer_id"], "b");
+        let mut speaking = answer.clone();
+        arrange(&mut speaking, PeerSort::Rtt, false, Some("c"));
+        assert_eq!((list(&speaking["items"]).len(), &speaking["items"][0]["peer_id"]), (1, &json!("c")));
+        arrange(&mut speaking, PeerSort::Rtt, false, Some("/quelea/0123abcd/c/2"));
+        assert!(list(&speaking["items"]).is_empty());
+        arrange(&mut answer, PeerSort::Rtt, true, None);
         assert_eq!(list(&answer["items"]).len(), 1);
         assert!(connected(&answer).contains("relayed via 12D3K…Wrelay quic v4"), "{}", connected(&answer));
     }

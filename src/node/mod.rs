@@ -112,6 +112,7 @@ impl Node {
 
         let mut registry = prometheus_client::registry::Registry::default();
         let mut config = quelea_behaviours::Config::new(network);
+        let traffic = config.traffic.clone();
         config.relay_server = settings.relay_server;
         config.relay = settings.relay.clone();
         config.upnp = settings.upnp;
@@ -149,6 +150,7 @@ impl Node {
             bans,
             kad_mode: settings.kad_mode,
             relay_server: settings.relay_server,
+            traffic,
         };
         let (mut driver, handle) = Driver::new(swarm, driver_config, libp2p_metrics);
         if let Some(db) = &db {

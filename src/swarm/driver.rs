@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use libp2p::{Multiaddr, PeerId, Swarm, identity::Keypair, metrics::Recorder, swarm::SwarmEvent};
-use quelea_behaviours::{Behaviour, BehaviourEvent, KadMode, bans::Ban, gossip::Gate};
+use quelea_behaviours::{Behaviour, BehaviourEvent, KadMode, bans::Ban, gossip::Gate, traffic::Traffic};
 use quelea_shard::ShardStream;
 use quelea_wire::NetworkId;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -51,6 +51,8 @@ pub(crate) struct DriverConfig {
     pub(crate) kad_mode: KadMode,
     /// Whether it relays for others.
     pub(crate) relay_server: bool,
+    /// What the swarm counts of each peer.
+    pub(crate) traffic: Traffic,
 }
 
 /// The task that owns the swarm.

@@ -9,7 +9,13 @@ use libp2p::{Multiaddr, PeerId, core::transport::ListenerId, kad::QueryId, swarm
 use quelea_announce::{Book, SignedAnnouncement};
 use quelea_behaviours::peers::{self, Hold, Known};
 use quelea_behaviours::probe::{self, PingId};
-use quelea_behaviours::{bans::Bans, conduct::Conduct, guard::Guard, prefixes::DeniedCounts};
+use quelea_behaviours::{
+    bans::Bans,
+    conduct::Conduct,
+    guard::Guard,
+    prefixes::DeniedCounts,
+    traffic::{Sums, Traffic},
+};
 use quelea_exchange::PeerRecord;
 use quelea_shard::ShardStream;
 use tokio::sync::{mpsc, oneshot};
@@ -35,6 +41,12 @@ const MAX_DIALS_PER_ASKER: usize = 4;
 
 /// How long a dial that was asked for may keep others waiting. Whoever is there answers within a few round trips.
 const ASKED_DIAL_DUE: Duration = Duration::from_secs(1);
+
+/// Protocols remembered of one peer: ours are some twenty.
+pub(super) const MAX_PROTOCOLS: usize = 64;
+
+/// Characters of one of them.
+pub(super) const MAX_PROTOCOL: usize = 64;
 
 /// Look-ups of providers that may run at once; each keeps up to alpha = 3 requests in flight per disjoint path.
 const MAX_QUERIES: usize = 64;
@@ -67,6 +79,8 @@ pub(super) struct Dial {
 pub(super) struct Peer {
     pub(super) connections: HashMap<ConnectionId, Multiaddr>,
     pub(super) agent: Option<String>,
+    /// What it speaks: at most [`MAX_PROTOCOLS`], of at most [`MAX_PROTOCOL`] characters.
+    pub(super) protocols: Vec<String>,
     pub(super) rtt: Option<Duration>,
     pub(super) since: Option<Instant>,
     /// Where we dialled it directly.
@@ -96,6 +110,10 @@ pub(crate) struct PeerView {
     pub(crate) outbound: bool,
     /// How it has behaved, 0 to 10,000.
     pub(crate) conduct: u16,
+    /// What it speaks, as far as it has told.
+    pub(crate) protocols: Vec<String>,
+    /// What goes over its connections, where that is counted.
+    pub(crate) traffic: Option<Sums>,
 }
 
 /// A peer that is remembered, as commands and pages show it.
@@ -319,7 +337,8 @@ impl State {
     }
 
     /// The connected peers, for people.
-    pub(super) fn peer_views(&self, peers: &peers::Behaviour) -> Vec<PeerView> {
+    pub(super) fn peer_views(&self, peers: &peers::Behaviour, traffic: &Traffic) -> Vec<PeerView> {
+        let traffic = traffic.by_peer();
         let now = Instant::now();
         self.peers
             .iter()
@@ -331,6 +350,8 @@ impl State {
                 connected_for: known.since.map_or(Duration::ZERO, |since| now.duration_since(since)),
                 outbound: peers.is_outbound(peer),
                 conduct: peers.book().get(peer).map_or(0, |known| known.conduct),
+                protocols: known.protocols.clone(),
+                traffic: traffic.get(peer).copied(),
             })
             .collect()
     }

@@ -25,7 +25,7 @@ async fn a_banned_peer_is_out_across_a_restart_until_it_is_forgiven() {
 
     let node = Launch::new().home(home.path()).start().await;
     let bans = node.command(&["peers", "bans", "--json"]).await.expect(0).json();
-    assert_eq!(bans["bans"][0], made["ban"]);
+    assert_eq!(bans["items"][0], made["ban"]);
     let table = node.command(&["peers", "bans"]).await.expect(0);
     assert!(table.stdout.contains(&peer) && table.stdout.contains("noise"), "{}", table.stdout);
     other.signal(Signal::TERM);

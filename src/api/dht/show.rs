@@ -7,6 +7,7 @@ use libp2p::{Multiaddr, PeerId};
 use quelea_behaviours::kad::Choice;
 use serde_json::{Map, Value, json};
 
+use crate::api::shape;
 use crate::swarm::{
     Handle,
     dht::{Answer, DhtStats, Found, Kind},
@@ -39,7 +40,9 @@ impl Show {
                 // Dialled while the lookup knew where they are.
                 let reached = peers.iter().map(|peer| reach(handle, *peer, Vec::new()));
                 let items: Vec<Value> = join_all(reached).await;
-                json!({ "schema": "quelea.dht_providers/v1", "key": key, "items": items })
+                let mut shown = shape::list("quelea.dht_providers/v1", items);
+                shown["key"] = json!(key);
+                shown
             }
             (Self::Peer, Found::Peers(peers)) => {
                 let Some((peer, addrs)) = peers.into_iter().next() else { return Value::Null };
@@ -52,7 +55,9 @@ impl Show {
                     .iter()
                     .map(|(peer, addrs)| json!({ "peer_id": peer.to_string(), "addresses": texts(addrs) }))
                     .collect();
-                json!({ "schema": "quelea.dht_nodes/v1", "target": target, "items": items })
+                let mut shown = shape::list("quelea.dht_nodes/v1", items);
+                shown["target"] = json!(target);
+                shown
             }
             _ => return Value::Null,
         };

@@ -10,7 +10,7 @@ use quelea_behaviours::bans::Subject;
 pub(crate) enum PeersCommand {
     /// The connected peers, nearest first
     #[command(
-        after_help = "Examples:\n  quelea peers list\n  quelea peers list --sort up --relayed\n  quelea peers list --json | jq -r '.items[].peer_id'\n  quelea peers list --watch"
+        after_help = "Examples:\n  quelea peers list\n  quelea peers list --sort bytes --protocol shard\n  quelea peers list --json | jq -r '.items[].peer_id'\n  quelea peers list --watch"
     )]
     List {
         /// What they are sorted by
@@ -19,6 +19,9 @@ pub(crate) enum PeersCommand {
         /// Only those that are reached through a relay
         #[arg(long)]
         relayed: bool,
+        /// Only those that speak this protocol: its whole id, or a part of it between slashes, like 'shard'
+        #[arg(long, value_name = "P")]
+        protocol: Option<String>,
         /// Show them again every two seconds, until interrupted
         #[arg(long)]
         watch: bool,
@@ -67,6 +70,8 @@ pub(crate) enum PeersCommand {
 pub(crate) enum PeerSort {
     /// The shortest round trip first
     Rtt,
+    /// The most bytes sent and received first
+    Bytes,
     /// The best behaved first
     Trust,
     /// The longest connected first

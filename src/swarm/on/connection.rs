@@ -230,7 +230,7 @@ pub(crate) fn snapshot(driver: &mut Driver, reply: oneshot::Sender<Snapshot>) {
     let _ = reply.send(Snapshot {
         listeners: driver.state.listeners.values().cloned().collect(),
         external: driver.swarm.external_addresses().cloned().collect(),
-        peers: driver.state.peer_views(&driver.swarm.behaviour().peers),
+        peers: driver.state.peer_views(&driver.swarm.behaviour().peers, &driver.config.traffic),
         known: driver.swarm.behaviour().peers.book().len(),
         listening: driver.state.listening.len(),
     });
