@@ -21,15 +21,16 @@ ALLOWED = {
     "quelea-exchange": {"quelea-wire"},
     "quelea-record": {"quelea-wire"},
     "quelea-shard": {"quelea-wire"},
-    "quelea-behaviours": {"quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-record", "quelea-shard"},
+    "quelea-weights": {"quelea-wire"},
+    "quelea-behaviours": {"quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-record", "quelea-shard", "quelea-weights"},
     "quelea-kernels": set(),
     "quelea-engine": {"quelea-kernels"},
-    "quelea": {"quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-record", "quelea-shard", "quelea-behaviours", "quelea-engine"},
+    "quelea": {"quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-record", "quelea-shard", "quelea-weights", "quelea-behaviours", "quelea-engine"},
 }
 
 # External crate -> workspace crates that alone may use it directly.
 ONLY_IN_CRATE = {
-    "libp2p": {"quelea", "quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-record", "quelea-shard", "quelea-behaviours"},
+    "libp2p": {"quelea", "quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-record", "quelea-shard", "quelea-weights", "quelea-behaviours"},
     "candle-core": {"quelea-engine"},
     "tokenizers": {"quelea-engine"},
     "redb": {"quelea"},

@@ -31,6 +31,8 @@ pub struct Behaviour {
     pub announce: Watched<quelea_announce::Behaviour>,
     /// Tells peers of peers, and hears of them, in signed records.
     pub exchange: quelea_exchange::Behaviour,
+    /// Asks for models' weights, and lets others ask.
+    pub weights: Watched<quelea_weights::Behaviour>,
     /// Remembers peers, keeps a few connections that we chose, and closes lines that nobody uses.
     pub peers: peers::Behaviour,
     /// Tells peers our addresses and protocols, and learns theirs.

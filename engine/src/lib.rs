@@ -2,7 +2,7 @@
 //!
 //! The engine knows nothing of the network and touches no disk but model files.
 //!
-//! - [`gguf`] reads model files, [`manifest`] gives a model its id.
+//! - [`gguf`] reads model files, [`manifest`] gives a model its id, [`outline`] is a model without its weights.
 //! - [`stage`] runs the layers of one span: rows in, rows out, `[n, hidden]` of `f32`. [`runner`] puts a stage on a
 //!   thread and shares it between sessions; [`chain`] joins stages in one process.
 //! - [`models`] has one definition per family, written against the operations of [`backend`].
@@ -16,6 +16,7 @@ pub mod hparams;
 pub mod huggingface;
 pub mod manifest;
 pub mod models;
+pub mod outline;
 pub mod quantize;
 pub mod runner;
 pub mod sampler;
@@ -30,6 +31,7 @@ pub use gguf::{Gguf, GgufError};
 pub use hparams::Hparams;
 pub use manifest::Manifest;
 pub use models::Architecture;
+pub use outline::Outline;
 pub use runner::Runner;
 pub(crate) use stage::KvBlock;
 pub use stage::{Cache, Device, Isa, KvFormat, Segment, Span, Stage, StageOptions, UnknownDevice, UnknownIsa};

@@ -4,18 +4,15 @@
 //! numbers in their shortest form, floats as the bits of an `f32`. The file's name and the numeric profile are no part
 //! of it: renaming a model does not make another model.
 
-use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicUsize, Ordering},
-};
+use std::collections::BTreeMap;
 
 use minicbor::{Encode, Encoder, encode::Write};
 
 use crate::{
     Hparams, LoadError,
-    backend::SUPPORTED,
-    gguf::{DType, Gguf, Optional, TensorView},
+    gguf::{DType, Gguf, Optional},
     hparams::{LongRope, Variant, Window},
+    outline::{Outline, Place, TensorInfo},
 };
 
 /// What stands first in the canonical form, so that its hash can be nothing else's.
@@ -72,19 +69,26 @@ impl Manifest {
     /// # Errors
     /// [`LoadError`], as [`Hparams::from_gguf`]; [`LoadError::UnsupportedType`] for a tensor of a type without a name.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self, LoadError> {
+        // What cannot be computed need not be read.
+        Hparams::from_gguf(gguf)?;
+        Self::from_outline(&Outline::of(gguf)?, gguf)
+    }
+
+    /// As [`Manifest::from_gguf`], with hashes that are known: those of `outline`. Of `gguf` only the header is read.
+    ///
+    /// # Errors
+    /// [`LoadError`], as [`Hparams::from_gguf`].
+    pub fn from_outline(outline: &Outline, gguf: &Gguf) -> Result<Self, LoadError> {
         let hparams = Hparams::from_gguf(gguf)?;
-        let tensors: Vec<TensorView<'_>> = gguf.tensors().collect();
-        // The length of such a tensor is not known, so its hash would say nothing.
-        if let Some(tensor) = tensors.iter().find(|tensor| matches!(tensor.dtype, DType::Unknown(_))) {
-            let (tensor, dtype) = (tensor.name.to_owned(), tensor.dtype);
-            return Err(LoadError::UnsupportedType { tensor, dtype, supported: SUPPORTED });
+        let mut parts: BTreeMap<Place, Vec<&TensorInfo>> = BTreeMap::new();
+        for tensor in outline.tensors() {
+            let place = match Place::of(&tensor.name) {
+                Place::Layer(i) if i >= hparams.n_layers => Place::Shared,
+                place => place,
+            };
+            parts.entry(place).or_default().push(tensor);
         }
-        let mut parts: BTreeMap<Place, Vec<(TensorView<'_>, [u8; 32])>> = BTreeMap::new();
-        for (tensor, hash) in tensors.iter().zip(hash_all(&tensors)) {
-            parts.entry(Place::of(tensor.name, hparams.n_layers)).or_default().push((*tensor, hash));
-        }
-        let tied = gguf.tensor("output.weight").is_err();
-        if tied {
+        if outline.tensors().iter().all(|tensor| tensor.name != "output.weight") {
             let embedding = parts.get(&Place::Embedding).cloned().unwrap_or_default();
             parts.entry(Place::Head).or_default().extend(embedding);
         }
@@ -96,8 +100,8 @@ impl Manifest {
             hidden: hparams.hidden,
             vocab: hparams.vocab,
             context_length: hparams.context_length,
-            tokenizer: hash_tokenizer(gguf),
-            quantisation: quantisation(gguf, &tensors),
+            tokenizer: *outline.tokenizer().hash(),
+            quantisation: quantisation(gguf, outline.tensors()),
             embedding: part(Place::Embedding),
             layers: (0..hparams.n_layers).map(|i| part(Place::Layer(i))).collect(),
             head: part(Place::Head),
@@ -182,25 +186,25 @@ impl<C> Encode<C> for Part {
 }
 
 impl Part {
-    fn new(mut tensors: Vec<(TensorView<'_>, [u8; 32])>) -> Self {
-        tensors.sort_by_key(|(tensor, _)| tensor.name);
-        let bytes = tensors.iter().map(|(tensor, _)| tensor.bytes()).sum();
+    fn new(mut tensors: Vec<&TensorInfo>) -> Self {
+        tensors.sort_by_key(|tensor| &tensor.name);
+        let bytes = tensors.iter().map(|tensor| tensor.tree.bytes()).sum();
         Self { root: *blake3::hash(&encode(&Records(&tensors))).as_bytes(), bytes }
     }
 }
 
 /// The tensors of a part, as their root hashes them.
-struct Records<'a>(&'a [(TensorView<'a>, [u8; 32])]);
+struct Records<'a>(&'a [&'a TensorInfo]);
 
 impl<C> Encode<C> for Records<'_> {
     fn encode<W: Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), minicbor::encode::Error<W::Error>> {
         e.array(self.0.len() as u64)?;
-        for (tensor, hash) in self.0 {
-            e.array(4)?.str(tensor.name)?.u32(tensor.dtype.id())?.array(tensor.shape.len() as u64)?;
+        for tensor in self.0 {
+            e.array(4)?.str(&tensor.name)?.u32(tensor.dtype.id())?.array(tensor.shape.len() as u64)?;
             for dim in tensor.shape.iter() {
                 e.u64(*dim as u64)?;
             }
-            e.bytes(hash)?;
+            e.bytes(tensor.tree.hash())?;
         }
         Ok(())
     }
@@ -210,76 +214,8 @@ fn encode(value: &impl Encode<()>) -> Vec<u8> {
     minicbor::to_vec(value).expect("writing to a vector cannot fail, and these encoders make no error of their own")
 }
 
-/// The part of a model that a tensor belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
-    Embedding,
-    Layer(usize),
-    Head,
-    Shared,
-}
-
-impl Place {
-    fn of(name: &str, n_layers: usize) -> Self {
-        let layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).and_then(|(i, _)| i.parse().ok());
-        match (layer, name) {
-            (Some(i), _) if i < n_layers => Self::Layer(i),
-            (_, "token_embd.weight") => Self::Embedding,
-            (_, "output_norm.weight" | "output.weight") => Self::Head,
-            _ => Self::Shared,
-        }
-    }
-}
-
-/// Each tensor's hash, in the tensors' order.
-fn hash_all(tensors: &[TensorView<'_>]) -> Vec<[u8; 32]> {
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut done = Vec::new();
-        while let Some((i, tensor)) = {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            tensors.get(i).map(|tensor| (i, tensor))
-        } {
-            let mut hasher = blake3::Hasher::new();
-            for piece in tensor.pieces() {
-                hasher.update(piece);
-            }
-            // The file has been read through once; what is loaded of it later is read again.
-            tensor.forget_pages();
-            done.push((i, *hasher.finalize().as_bytes()));
-        }
-        done
-    };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(tensors.len());
-    let mut hashes = vec![[0; 32]; tensors.len()];
-    std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        let mine = work();
-        // A thread that hashes a slice has nothing to panic about.
-        let theirs = others.into_iter().filter_map(|thread| thread.join().ok()).flatten();
-        for (i, hash) in mine.into_iter().chain(theirs) {
-            if let Some(slot) = hashes.get_mut(i) {
-                *slot = hash;
-            }
-        }
-    });
-    hashes
-}
-
-fn hash_tokenizer(gguf: &Gguf) -> [u8; 32] {
-    let mut values: Vec<_> = gguf.raw_values().filter(|(key, ..)| key.starts_with("tokenizer.")).collect();
-    values.sort_by_key(|(key, ..)| *key);
-    let mut hasher = blake3::Hasher::new();
-    for (key, ty, bytes) in values {
-        for field in [key.as_bytes(), &ty.to_le_bytes(), bytes] {
-            hasher.update(&(field.len() as u64).to_le_bytes()).update(field);
-        }
-    }
-    *hasher.finalize().as_bytes()
-}
-
 /// The quantisation's name by llama.cpp's numbers for `general.file_type`, else the type that most bytes have.
-fn quantisation(gguf: &Gguf, tensors: &[TensorView<'_>]) -> String {
+fn quantisation(gguf: &Gguf, tensors: &[TensorInfo]) -> String {
     let named = gguf.get_u32("general.file_type").ok().and_then(|number| {
         Some(match number {
             0 => "F32",
@@ -308,7 +244,7 @@ fn quantisation(gguf: &Gguf, tensors: &[TensorView<'_>]) -> String {
     let mut bytes: BTreeMap<DType, u64> = BTreeMap::new();
     for tensor in tensors {
         let sum = bytes.entry(tensor.dtype).or_default();
-        *sum = sum.saturating_add(tensor.bytes());
+        *sum = sum.saturating_add(tensor.tree.bytes());
     }
     bytes.into_iter().max_by_key(|(_, sum)| *sum).map_or_else(|| "F32".to_owned(), |(dtype, _)| dtype.to_string())
 }

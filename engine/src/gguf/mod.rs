@@ -76,6 +76,12 @@ impl Gguf {
         Ok(Self(Arc::new(Inner { stores: vec![store], header })))
     }
 
+    /// A header alone: metadata and the tensors' names and shapes, but none of their bytes.
+    pub(crate) fn bare(header: Vec<u8>) -> Result<Self, GgufError> {
+        let parsed = Header::alone(&header)?;
+        Ok(Self(Arc::new(Inner { stores: vec![Store::Owned(header)], header: parsed })))
+    }
+
     /// A model put together: `header` is a file's beginning with no tensor data after it, `pieces` says for each of its
     /// tensors where the bytes are, by the stores' numbers: 1 is the first of `stores`.
     pub(crate) fn assemble(header: Vec<u8>, stores: Vec<Store>, pieces: Vec<Vec<Piece>>) -> Result<Self, GgufError> {

@@ -193,6 +193,11 @@ impl Writer {
         self.tensors.iter().try_fold(header, |at, tensor| pad(at).checked_add(tensor.bytes)).map(pad)
     }
 
+    /// Where the next tensor begins when one of so many bytes begins at `at`.
+    pub(crate) fn next(at: u64, bytes: u64) -> u64 {
+        pad(at.saturating_add(bytes))
+    }
+
     /// Everything before the tensors' bytes, padded to where they begin.
     ///
     /// # Errors
