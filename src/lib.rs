@@ -38,7 +38,7 @@ mod telemetry;
 mod text;
 
 pub use inference::{
-    FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PromptForm, Route, RouteHop, Summary,
-    TokenLogprobs,
+    FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PromptForm, Recovery, Route, RouteHop,
+    Summary, TokenLogprobs,
 };
 pub use node::{Node, NodeBuilder, StartError};

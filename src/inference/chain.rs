@@ -91,6 +91,37 @@ pub(crate) fn choose(
     })
 }
 
+/// The best chain over the layers of `span` alone.
+///
+/// # Errors
+/// As [`choose`].
+pub(crate) fn choose_within(
+    span: SpanRange,
+    candidates: &[Candidate],
+    left_out: Vec<(PeerId, String)>,
+) -> Result<Vec<Hop>, NoChain> {
+    let start = span.start();
+    let shifted = |range: SpanRange, by: fn(u16, u16) -> u16| {
+        SpanRange::new(by(range.start(), start), by(range.end(), start)).ok()
+    };
+    let clipped: Vec<Candidate> = candidates
+        .iter()
+        .filter_map(|c| {
+            let within = SpanRange::new(c.span.start().max(start), c.span.end().min(span.end())).ok()?;
+            Some(Candidate { span: shifted(within, u16::wrapping_sub)?, ..c.clone() })
+        })
+        .collect();
+    let back = |range: SpanRange| shifted(range, u16::wrapping_add);
+    match choose(span.end() - start, &clipped, left_out) {
+        Ok(hops) => Ok(hops.into_iter().filter_map(|hop| Some(Hop { span: back(hop.span)?, ..hop })).collect()),
+        Err(none) => Err(NoChain {
+            missing: none.missing.into_iter().filter_map(back).collect(),
+            counted: none.counted.into_iter().filter_map(|(peer, range)| Some((peer, back(range)?))).collect(),
+            ..none
+        }),
+    }
+}
+
 /// Shortest path over boundaries. Leaving a span before its end never saves a hop, so each hop runs to its span's end;
 /// the boundaries reached are then ends of spans, and looking at them in rising order sees each once.
 fn shortest(layers: u16, candidates: &[Candidate]) -> Option<Partial> {
@@ -174,6 +205,16 @@ mod tests {
     fn spans_are_entered_and_left_inside() {
         let all = [candidate(1, "0..3", 1), candidate(2, "1..9", 1)];
         assert_eq!(route(&choose(6, &all, vec![]).unwrap()), [(peer(1), "0..3".into()), (peer(2), "3..6".into())]);
+    }
+
+    #[test]
+    fn a_part_of_the_layers_is_chosen_for_alike() {
+        let all = [candidate(1, "0..3", 1), candidate(2, "2..9", 1), candidate(3, "5..12", 1)];
+        let hops = choose_within("4..11".parse().unwrap(), &all, vec![]).unwrap();
+        assert_eq!(route(&hops), [(peer(2), "4..9".into()), (peer(3), "9..11".into())]);
+        let none = choose_within("8..14".parse().unwrap(), &all, vec![]).unwrap_err();
+        assert_eq!(none.missing.iter().map(SpanRange::to_string).collect::<Vec<_>>(), ["12..14"]);
+        assert_eq!(none.counted, [(peer(2), "8..9".parse().unwrap()), (peer(3), "8..12".parse().unwrap())]);
     }
 
     #[test]

@@ -106,6 +106,10 @@ pub(crate) struct Wanted<'a> {
     pub(crate) patience: Duration,
     /// What this node announces itself.
     pub(crate) local: Option<&'a SignedAnnouncement>,
+    /// Layers to look for, when not all of them.
+    pub(crate) within: Option<SpanRange>,
+    /// Peers that are not asked, and not chosen.
+    pub(crate) without: &'a [PeerId],
 }
 
 impl Wanted<'_> {
@@ -120,7 +124,7 @@ impl Wanted<'_> {
         while more || !asked.is_empty() {
             tokio::select! {
                 provider = providers.recv(), if more && asked.len() < PARALLEL => match provider {
-                    Some(peer) if found.announcements.contains_key(&peer) => {}
+                    Some(peer) if found.announcements.contains_key(&peer) || self.without.contains(&peer) => {}
                     Some(peer) => {
                         found.unreachable.entry(peer).or_insert_with(|| "has not answered yet".into());
                         asked.push(async move { (peer, ask(handle, peer).await) });
@@ -148,7 +152,8 @@ impl Wanted<'_> {
             found.unreachable.iter().map(|(peer, reason)| (*peer, reason.clone())).collect();
         let here = handle.local();
         let own = self.local.map(|signed| (here, signed));
-        for (peer, signed) in found.announcements.iter().map(|(peer, signed)| (*peer, signed)).chain(own) {
+        let all = found.announcements.iter().map(|(peer, signed)| (*peer, signed)).chain(own);
+        for (peer, signed) in all.filter(|(peer, _)| !self.without.contains(peer)) {
             let announcement = signed.announcement();
             let view = connected.get(&peer);
             let rtt = if peer == here { Some(Duration::ZERO) } else { view.and_then(|p| p.rtt) };
@@ -167,7 +172,10 @@ impl Wanted<'_> {
                 }
             }
         }
-        chain::choose(self.layers, &candidates, left_out)
+        match self.within {
+            None => chain::choose(self.layers, &candidates, left_out),
+            Some(span) => chain::choose_within(span, &candidates, left_out),
+        }
     }
 }
 
@@ -184,7 +192,8 @@ async fn ask(handle: &Handle, peer: PeerId) -> Result<SignedAnnouncement, String
 pub(crate) async fn spans_served(handle: &Handle, model: ModelId) -> Vec<SpanRange> {
     let mut found = Found::default();
     // Nothing has so many layers, so the look-around goes on until everybody has answered or the time is up.
-    let wanted = Wanted { model, layers: u16::MAX, profile: Profile::Other(0), patience: LOOK_AROUND, local: None };
+    let (layers, profile, patience) = (u16::MAX, Profile::Other(0), LOOK_AROUND);
+    let wanted = Wanted { model, layers, profile, patience, local: None, within: None, without: &[] };
     wanted.look(handle, model_key(&model), &mut found, Instant::now() + LOOK_AROUND).await;
     found
         .announcements

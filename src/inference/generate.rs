@@ -133,6 +133,7 @@ pub(crate) async fn generate(
         finish_reason,
         logprobs,
         hops: pipeline.finish().await,
+        recoveries: pipeline.recoveries(),
         ttft_s: ttft.as_secs_f64(),
         total_s: total.as_secs_f64(),
         tokens_per_s: (later_tokens > 0 && after_first > 0.0).then(|| count(later_tokens) / after_first),

@@ -250,6 +250,9 @@ fn session_of(frame: &Frame) -> Option<SessionId> {
         Frame::State(f) => Some(f.session),
         Frame::Closed(f) => Some(f.session),
         Frame::Fault(f) => Some(f.session),
+        Frame::Stalled(f) => Some(f.session),
+        Frame::Rerouted(f) => Some(f.session),
+        Frame::Commit(f) => Some(f.session),
         _ => None,
     }
 }

@@ -40,8 +40,8 @@ use quelea_wire::{ErrorCode, ModelId};
 use tokio::sync::mpsc;
 
 pub use self::types::{
-    FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PromptForm, Route, RouteHop, Summary,
-    TokenLogprobs,
+    FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PromptForm, Recovery, Route, RouteHop,
+    Summary, TokenLogprobs,
 };
 use self::{
     coordinator::{ChainSession, SessionSpec},
@@ -131,7 +131,8 @@ impl Asker {
         let runner = ends.ends().await?;
         let (model, profile) = (ends.file.id, profile_of(runner.stage()));
         let (layers, patience) = (ends.file.layers(), request.step_timeout());
-        let wanted = discover::Wanted { model, layers, profile, patience, local: own.as_ref() };
+        let local = own.as_ref();
+        let wanted = discover::Wanted { model, layers, profile, patience, local, within: None, without: &[] };
         let hops = discover::find_chain(&self.plane.handle, wanted).await.map_err(|missing| {
             let hint = match missing.missing.first() {
                 Some(span) => {
@@ -161,6 +162,10 @@ impl Asker {
             max_rows,
             step_timeout: request.step_timeout(),
             prefix,
+            layers,
+            ends: runner.clone(),
+            prompt: prompt.to_vec(),
+            own: own.clone(),
         };
         let chain = ChainSession::open(self.plane.clone(), hops, spec).await?;
         Ok(Pipeline::Chain(Box::new(RemoteLayers::new(chain, runner, request.step_timeout())?)))

@@ -18,12 +18,11 @@ use tokio::sync::oneshot;
 
 use super::{
     coordinator::ChainSession,
-    generate::engine,
     models::Ends,
     plane::engine_code,
     prefix,
     serve::profile_of,
-    types::{HopReport, InferError},
+    types::{HopReport, InferError, Recovery},
 };
 
 /// Whose work this is to a runner of this node: that of the node's own user.
@@ -87,6 +86,14 @@ impl Pipeline {
         }
     }
 
+    /// Stages that were lost, and who took over.
+    pub(crate) fn recoveries(&self) -> Vec<Recovery> {
+        match self {
+            Self::Chain(remote) => remote.chain.recoveries(),
+            Self::Local(_) => Vec::new(),
+        }
+    }
+
     /// Closes the session; who did what.
     pub(crate) async fn finish(&mut self) -> Vec<HopReport> {
         match self {
@@ -113,8 +120,7 @@ impl RemoteLayers {
     async fn prefill(&mut self, prompt: &[u32]) -> Result<Vec<f32>, InferError> {
         let mut pos = usize::try_from(self.chain.kept_rows()).unwrap_or(0);
         for chunk in prompt.get(pos..).unwrap_or_default().chunks(PREFILL_CHUNK) {
-            let rows = self.ends.runner.stage().embed(chunk).map_err(|e| engine(&e))?;
-            self.chain.push_chunk(rows, u32::try_from(pos).unwrap_or(u32::MAX)).await?;
+            self.chain.push_chunk(chunk, u32::try_from(pos).unwrap_or(u32::MAX)).await?;
             pos += chunk.len();
         }
         let last = self.chain.end_of_prefill().await?;
@@ -122,8 +128,7 @@ impl RemoteLayers {
     }
 
     async fn decode(&mut self, ids: &[u32], pos: u32) -> Result<Vec<f32>, InferError> {
-        let rows = self.ends.runner.stage().embed(ids).map_err(|e| engine(&e))?;
-        let rows = self.chain.decode(rows, pos).await?;
+        let rows = self.chain.decode(ids, pos).await?;
         self.head(rows).await
     }
 

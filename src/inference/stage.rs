@@ -2,10 +2,13 @@
 //!
 //! The rules are [`quelea_shard::session::Session`]'s; this file owns the sessions, does what the machine says, and
 //! holds what it needs for that: a cache in the stage's runner, the links to the next peer, the coordinator's ear.
-//! [`admission`] decides who is taken, [`mod@compute`] moves batches through the engine.
+//! [`admission`] decides who is taken, [`mod@compute`] moves batches through the engine, [`mod@log`] keeps what was handed
+//! on, and [`failover`] hands it on again.
 
 mod admission;
 mod compute;
+mod failover;
+mod log;
 
 use std::{
     collections::HashMap,
@@ -32,6 +35,8 @@ use tokio::{task::AbortHandle, time::Instant};
 use self::{
     admission::{REACH_NEXT, opened},
     compute::{BatchMeta, compute, hand_on},
+    failover::Out,
+    log::{Log, LogBudget},
 };
 use super::{
     fair::{self, Claim},
@@ -78,6 +83,9 @@ struct Held {
     bulk: DataSender,
     /// The number of the batch that is handed on next.
     next_seq: u32,
+    /// What was handed on, or will be.
+    log: Log,
+    out: Out,
     /// Waits for the end of the links; of no use once the session is over.
     watch: Option<AbortHandle>,
 }
@@ -153,6 +161,8 @@ impl Default for Tables {
 pub(super) struct StageTable {
     tables: Mutex<Tables>,
     groups: RandomState,
+    /// Memory of what sessions have handed on.
+    logs: LogBudget,
 }
 
 impl StageTable {
@@ -170,6 +180,11 @@ impl StageTable {
     /// The coordinator's group in the stage's runner. A keyed hash: nobody can choose to share another's turns.
     fn group(&self, coordinator: &PeerId) -> u64 {
         self.groups.hash_one(coordinator)
+    }
+
+    /// Bytes of what sessions have handed on.
+    pub(super) fn log_bytes(&self) -> usize {
+        self.logs.taken()
     }
 
     /// Sessions that are open.
@@ -224,6 +239,17 @@ impl StageTable {
         tables.done(key, step);
     }
 
+    /// Nothing can be handed on in a session any more.
+    fn next_lost(&self, key: (PeerId, SessionId), epoch: u32, code: ErrorCode, detail: String) {
+        let mut tables = self.lock();
+        let Some(entry) = tables.entries.get_mut(&key).filter(|e| e.machine.open().epoch == epoch) else { return };
+        if let Some(held) = &mut entry.held {
+            held.out.hold();
+        }
+        let step = entry.machine.on(Instant::now(), Event::NextLost { epoch, code, detail });
+        tables.done(key, step);
+    }
+
     /// Deadlines, idle sessions, and sessions that were opened and never used.
     pub(super) fn tick(&self, plane: &Plane) {
         let now = Instant::now();
@@ -235,6 +261,7 @@ impl StageTable {
                 tables.done(key, step);
             }
         }
+        plane.telemetry.stats.log_bytes.set(u64::try_from(self.log_bytes()).unwrap_or(u64::MAX));
         plane.telemetry.stats.shard_sessions.set(u64::try_from(tables.entries.len()).unwrap_or(u64::MAX));
     }
 
@@ -265,19 +292,38 @@ impl StageTable {
     /// A batch was computed.
     fn computed(
         &self,
+        plane: &Arc<Plane>,
+        runtime: &tokio::runtime::Handle,
         key: (PeerId, SessionId),
         kind: StreamKind,
-        meta: BatchMeta,
+        meta: &BatchMeta,
         result: Result<Output, quelea_engine::runner::JobError>,
     ) {
         let mut tables = self.lock();
-        let Some(entry) = tables.entries.get_mut(&key).filter(|e| e.machine.open().epoch == meta.epoch) else { return };
-        let event = match result {
-            Ok(output) => hand_on(entry, kind, &meta, output),
-            Err(error) => Event::Failed { code: engine_code(&error), about: None, detail: error.to_string() },
+        // Of an epoch before, too: its rows are rows of the session, unless that was opened anew.
+        let awaited = tables.entries.get_mut(&key).filter(|e| e.machine.awaits(meta.epoch, meta.seq));
+        let Some(entry) = awaited else { return };
+        let events = match result {
+            Ok(output) => hand_on(entry, kind, meta, output),
+            Err(error) => {
+                [Some(Event::Failed { code: engine_code(&error), about: None, detail: error.to_string() }), None]
+            }
         };
-        let step = entry.machine.on(Instant::now(), event);
-        tables.done(key, step);
+        if let Some(held) = &entry.held {
+            let forgot = Event::Forgot { log_from: held.log.from() };
+            if entry.machine.survives() {
+                // Has no answer.
+                let _ = entry.machine.on(Instant::now(), forgot);
+            }
+            if held.out.is_behind(held.log.end()) {
+                failover::replay(plane, runtime, key, entry.machine.open().epoch);
+            }
+        }
+        for event in events.into_iter().flatten() {
+            let Some(entry) = tables.entries.get_mut(&key) else { return };
+            let step = entry.machine.on(Instant::now(), event);
+            tables.done(key, step);
+        }
     }
 }
 
@@ -372,6 +418,8 @@ where
             Frame::Probe(f) => told(plane, (coordinator, f.session), Event::Probe(f)),
             Frame::Cancel(f) => told(plane, (coordinator, f.session), Event::Cancel(f)),
             Frame::Close(f) => told(plane, (coordinator, f.session), Event::Close(f)),
+            Frame::Reroute(f) => failover::rerouted(plane, coordinator, f),
+            Frame::Resume(f) => failover::resumed(plane, coordinator, f),
             _ => {}
         }
     }
@@ -396,8 +444,10 @@ fn told(plane: &Arc<Plane>, key: (PeerId, SessionId), event: Event) {
     let mut tables = plane.stages.lock();
     let Some(entry) = tables.entries.get_mut(&key) else { return };
     let step = entry.machine.on(Instant::now(), event);
-    if let (Act::Trim { keep_rows }, Some(held)) = (step.act, &entry.held) {
+    if let (Act::Trim { keep_rows }, Some(held)) = (step.act, &mut entry.held) {
         held.served.runner.trim(held.cache, keep_rows);
+        held.log.cut(keep_rows);
+        held.out.cut(keep_rows);
     }
     tables.done(key, step);
 }

@@ -174,6 +174,21 @@ pub struct HopReport {
     pub hop_ms: Option<f64>,
 }
 
+/// A stage that was lost while answering, and how the answer went on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// The peers that were lost.
+    pub lost: Vec<String>,
+    /// Why the first of them was.
+    pub why: String,
+    /// Who took their layers over; empty when the same peers went on.
+    pub taken_over_by: Vec<RouteHop>,
+    /// Positions from which each stage of the new chain computes, in the order of the layers: what it did not have.
+    pub computes_from: Vec<u32>,
+    /// Seconds from noticing the loss to going on.
+    pub recovery_s: f64,
+}
+
 /// Why the answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -233,6 +248,9 @@ pub struct Summary {
     pub logprobs: Option<Vec<TokenLogprobs>>,
     /// Who did what, in the order of the layers; empty when everything ran here.
     pub hops: Vec<HopReport>,
+    /// Stages that were lost meanwhile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recoveries: Vec<Recovery>,
     /// Seconds from the request to the first token.
     pub ttft_s: f64,
     /// Seconds from the request to the end.

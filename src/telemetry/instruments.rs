@@ -50,6 +50,8 @@ pub(super) struct Instruments {
     pub(super) db_commit: Histogram<f64>,
     pub(super) hole_punches: Counter<u64>,
     pub(super) channel_full: Counter<u64>,
+    pub(super) recoveries: Counter<u64>,
+    pub(super) replayed_rows: Counter<u64>,
     pub(super) dht_republished: Counter<u64>,
     pub(super) dht_refused: Counter<u64>,
     pub(super) rate_limited: Counter<u64>,
@@ -120,6 +122,14 @@ impl Instruments {
             ),
             hole_punches: counter("quelea_hole_punch_attempts", "Hole punches that ended, by result"),
             channel_full: counter("quelea_channel_full", "Items that a bounded queue had no place for, by queue"),
+            recoveries: counter(
+                "quelea_failover_recoveries",
+                "Sessions of this node's requests that lost a stage, by whether they went on",
+            ),
+            replayed_rows: counter(
+                "quelea_failover_replayed_rows",
+                "Rows that this node's stages handed on once more, for sessions that lost a stage",
+            ),
             rate_limited: counter(
                 "quelea_rate_limited",
                 "What a rate limit refused to peers, by the scope of the limit",
@@ -139,12 +149,13 @@ pub(super) fn observe(meter: &Meter, build: &BuildInfo, stats: &Arc<NodeStats>, 
     super::gossip::observe(meter, stats);
 
     type Plain = fn(&NodeStats) -> u64;
-    let plain: [(&'static str, &'static str, Plain); 6] = [
+    let plain: [(&'static str, &'static str, Plain); 7] = [
         ("quelea_peers_known", "Peers this node remembers", |s| s.peers_known.get()),
         ("quelea_peers_banned", "Peers and address ranges that are banned", |s| s.peers_banned.get()),
         ("quelea_relay_reservations", "Relays that keep a place for this node", |s| s.relay_reservations.get()),
         ("quelea_shard_streams", "Shard streams open, in either direction", |s| s.shard_streams.get()),
         ("quelea_shard_sessions", "Shard sessions open on this node's stage", |s| s.shard_sessions.get()),
+        ("quelea_failover_log_bytes", "Bytes of rows kept for sessions that may lose a stage", |s| s.log_bytes.get()),
         ("quelea_dht_records", "Records in this node's part of the DHT", |s| s.dht_records.get()),
     ];
     for (name, help, read) in plain {

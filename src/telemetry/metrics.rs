@@ -325,6 +325,17 @@ impl Metrics {
         self.inner.instruments.hole_punches.add(1, &[KeyValue::new("result", result.as_str())]);
     }
 
+    /// A session of this node's user lost a stage; whether it went on.
+    pub fn recovered(&self, went_on: bool) {
+        let outcome = if went_on { "ok" } else { "failed" };
+        self.inner.instruments.recoveries.add(1, &[KeyValue::new("outcome", outcome)]);
+    }
+
+    /// A stage of this node handed rows on once more.
+    pub fn replayed(&self, rows: u64) {
+        self.inner.instruments.replayed_rows.add(rows, &[]);
+    }
+
     /// A bounded queue had no place for one item.
     pub fn channel_full(&self, name: &'static str) {
         self.inner.instruments.channel_full.add(1, &[KeyValue::new("name", name)]);

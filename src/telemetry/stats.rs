@@ -192,6 +192,8 @@ pub struct NodeStats {
     pub shard_streams: Gauge,
     /// Shard sessions open on this node's stage.
     pub shard_sessions: Gauge,
+    /// Bytes of what open sessions have handed on.
+    pub log_bytes: Gauge,
     /// Records in the DHT's store, values and provider records.
     pub dht_records: Gauge,
 }

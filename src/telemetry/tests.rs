@@ -77,6 +77,8 @@ fn busy() -> (TelemetryState, Arc<NodeStats>) {
     metrics.channel_full("db");
     metrics.hole_punch(Punch::Success);
     metrics.hole_punch(Punch::Failure);
+    metrics.recovered(true);
+    metrics.replayed(64);
     metrics.task_panicked();
     metrics.join_libp2p(libp2p_registry());
     (state, stats)
@@ -179,6 +181,9 @@ fn the_scrape_holds_the_catalogue_and_no_more_labels() {
         ("quelea_channel_full_total", "counter"),
         ("quelea_shard_streams", "gauge"),
         ("quelea_shard_sessions", "gauge"),
+        ("quelea_failover_log_bytes", "gauge"),
+        ("quelea_failover_recoveries_total", "counter"),
+        ("quelea_failover_replayed_rows_total", "counter"),
         ("quelea_db_commit_duration_seconds", "histogram"),
         ("quelea_dht_records", "gauge"),
         ("quelea_front_requests_total", "counter"),

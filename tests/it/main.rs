@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `swarm` | is a split model's answer the unsplit model's, whatever the spans and transports |
 //! | `prefix` | do prompts that begin alike cost only their new rows |
+//! | `failover` | does an answer go on, with the same tokens, when another worker can take over |
 //! | `failure` | does a request end in time, and named, when a worker or its caller goes away |
 //! | `lifecycle` | do daemons start, stop and come back as documented |
 //! | `bad_input` | is every mistake answered by a clear error and a documented exit code |
@@ -29,6 +30,7 @@ mod bad_model;
 mod bans;
 mod demo;
 mod dht;
+mod failover;
 mod failure;
 mod gossip;
 mod harness;

@@ -7,6 +7,7 @@
 mod control;
 mod cursor;
 mod data;
+mod failover;
 mod hello;
 mod open;
 mod prefix;
@@ -19,6 +20,7 @@ use self::cursor::Cursor;
 pub use self::{
     control::{Accept, Cancel, Close, Closed, Fault, MAX_DETAIL, Phase, Probe, Refuse, State, Totals, Trim},
     data::{Ack, MAX_BATCH_BYTES, MAX_BATCH_ROWS, MAX_DEADLINE_MS, MAX_FRAGMENT, Rows, RowsHeader, put_floats},
+    failover::{Commit, MAX_COMMITMENT, Reroute, Rerouted, Resume, Stalled},
     hello::{Hello, HelloAck, Reject, StreamKind},
     open::{MAX_ADDR, MAX_ADDRS, MAX_WIDTH, Open},
     prefix::{BLOCK_ROWS, BlockKey, Keep, MAX_KEYS, Prefix},
@@ -168,6 +170,16 @@ kinds! {
     Fault = 0x19, Stage, max Fault::MAX_LEN;
     /// Names for more blocks of a session.
     Keep = 0x1a, Coordinator, max Keep::MAX_LEN;
+    /// The next peer is lost to the stage; the session is kept.
+    Stalled = 0x1b, Stage, max Stalled::MAX_LEN;
+    /// Go on between other neighbours, in a higher epoch.
+    Reroute = 0x1c, Coordinator, max Reroute::MAX_LEN;
+    /// The stage is between them.
+    Rerouted = 0x1d, Stage, max Rerouted::LEN;
+    /// Hand rows on, from and up to a position.
+    Resume = 0x1e, Coordinator, max Resume::LEN;
+    /// What the stage took in and gave out, signed.
+    Commit = 0x1f, Stage, max Commit::MAX_LEN;
     /// A fragment of a batch of rows.
     Rows = 0x40, Predecessor, max MAX_BODY;
     /// A fragment has been received.
@@ -194,7 +206,10 @@ impl Frame {
             Self::Keep(_) => true,
             _ => false,
         };
-        if by_prefix { protocol::PREFIX } else { 0 }
+        let by_failover =
+            matches!(self, Self::Stalled(_) | Self::Reroute(_) | Self::Rerouted(_) | Self::Resume(_) | Self::Commit(_));
+        let bit = |needed: bool, bit: u64| if needed { bit } else { 0 };
+        bit(by_prefix, protocol::PREFIX) | bit(by_failover, protocol::FAILOVER)
     }
 }
 

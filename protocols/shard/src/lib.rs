@@ -35,16 +35,23 @@
 //! | 0x18 | Closed | control | stage | session, epoch, code u16 (0: as asked), totals |
 //! | 0x19 | Fault | control | stage | session, epoch, code u16, about peer (or none), detail |
 //! | 0x1a | Keep | control | coordinator | *prefix:* session, epoch, first u8, keys |
+//! | 0x1b | Stalled | control | stage | *failover:* session, epoch, code u16, about peer |
+//! | 0x1c | Reroute | control | coordinator | *failover:* session, epoch, prev peer, next peer, next_addrs |
+//! | 0x1d | Rerouted | control | stage | *failover:* session, epoch, pos u32, log_from u32 |
+//! | 0x1e | Resume | control | coordinator | *failover:* session, epoch, from u32, until u32, roots_from u32 |
+//! | 0x1f | Commit | control | stage | *failover:* session, epoch, envelope (u16 length, at most 256 bytes) |
 //! | 0x40 | Rows | data | predecessor | session, epoch, seq u32, pos u32, rows u16, flags u8, deadline_ms u32, total u32, offset u32, fragment |
 //! | 0x41 | Ack | data | successor | session, epoch, seq u32, received u32 |
 //!
 //! A *peer* is a u8 length and that many bytes (0: none), *next_addrs* a u8 count of (u16 length, multiaddr), *detail*
 //! a u16 length and UTF-8, *totals* rows_in, rows_out, compute_us, queue_us, hop_us, all u64. A *fragment* is f32
-//! values, row after row. 0x1b–0x3f are kept for control, 0x42–0x7f for data.
+//! values, row after row. 0x20–0x3f are kept for control, 0x42–0x7f for data.
 //!
 //! | feature bit | name | what it adds |
 //! |---|---|---|
 //! | 0 | prefix | the last fields of Open and Accept, which are there or not at all, and Keep |
+//! | 1 | rewind | the flag of Rows by which rows go back behind the last ones |
+//! | 2 | failover | a session outlives the loss of a stage: Stalled, Reroute, Rerouted, Resume, Commit |
 //!
 //! What a feature adds is sent only where both ends have said that they know it; otherwise it ends the stream.
 //!
@@ -55,6 +62,17 @@
 //! same coordinator, model, profile and layers, and says how many rows that are. Chains begin where all stages have rows:
 //! the coordinator trims those that have more, waits for their State, and sends rows from there on. Whole blocks that the
 //! session fills itself are kept under their names. A stage may forget them at any time.
+//!
+//! # When a stage is lost
+//!
+//! A stage keeps what it computed for a session, for as long as its limits allow. One that loses the next peer says
+//! Stalled and keeps the session, for half a minute. The coordinator picks who takes the lost layers, raises the epoch,
+//! opens the session there, and sends Reroute to all others: they keep their rows and say how many they have, and from
+//! where on they have what they handed on. A stage that has less than the next one lacks is trimmed back to there, and
+//! computes again from what the one before it kept; at worst the coordinator sends all rows anew. Then every stage is
+//! told with Resume where the next one stands, hands on from there what it kept, and goes on with what it computes. What
+//! is opened in a later epoch than 1 waits for Resume too: it computes rows that others have had, and hands none of them
+//! on. Frames of older epochs are dropped everywhere.
 //!
 //! # Who does what
 //!

@@ -24,8 +24,13 @@ pub const PREFIX: u64 = 1;
 /// Feature bit: rows may go back behind the last ones ([`RowsHeader::rewind`](crate::frame::RowsHeader::rewind)).
 pub const REWIND: u64 = 2;
 
+/// Feature bit: a session outlives the loss of a stage. A stage that loses the next peer keeps the session and says so;
+/// Reroute, Resume and Commit are known, and a session that is opened in a later epoch than 1 hands nothing on before
+/// Resume.
+pub const FAILOVER: u64 = 4;
+
 /// The feature bits of this build.
-pub const FEATURES: u64 = PREFIX | REWIND;
+pub const FEATURES: u64 = PREFIX | REWIND | FAILOVER;
 
 /// How long a greeting may take: several round trips through a slow relay.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(5);

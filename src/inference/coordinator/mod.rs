@@ -3,15 +3,23 @@
 //! The coordinator opens the session at every stage over control streams, sends rows to the first, and takes results
 //! from the last. Whatever goes wrong ends in an error that names the peer and its layers, within the step's deadline:
 //! a stage's own fault, a lost stream, a hop that does not acknowledge, or silence, which is probed before the deadline
-//! so that the silent peer can be named.
+//! so that the silent peer can be named. Where all stages can, [`recover`] then puts others in the place of who is lost,
+//! and the session goes on.
 
 mod opening;
+mod recover;
 mod wait;
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::try_join_all;
 use libp2p::PeerId;
+use quelea_announce::SignedAnnouncement;
+use quelea_engine::Runner;
 use quelea_shard::{
     frame::{BlockKey, Cancel, Close, Frame, Keep, Prefix, SessionId, StreamKind, Totals},
     link::{Batch, DataSender},
@@ -24,11 +32,13 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+use self::wait::Trouble;
 use super::{
     chain::Hop,
+    generate::engine,
     links::{Control, EVENTS, FromStage},
     plane::{Plane, RESULTS},
-    types::{HopReport, InferError, RouteHop},
+    types::{HopReport, InferError, Recovery, RouteHop},
 };
 
 /// Chunks of a prompt that may be on their way through the chain at once: enough to keep four stages busy.
@@ -44,6 +54,9 @@ const OPEN_TIMEOUT_MIN: Duration = Duration::from_secs(2);
 /// How long stages may take to say what they did, at the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The epoch in which all stages begin with nothing.
+const FIRST_EPOCH: u32 = 1;
+
 /// What a session is opened with.
 pub(crate) struct SessionSpec {
     pub(crate) model: ModelId,
@@ -53,6 +66,14 @@ pub(crate) struct SessionSpec {
     pub(crate) step_timeout: Duration,
     /// How the prompt begins, for stages to look up.
     pub(crate) prefix: Prefix,
+    /// Layers of the model.
+    pub(crate) layers: u16,
+    /// Has the embedding.
+    pub(crate) ends: Runner,
+    /// Token ids that the session begins with.
+    pub(crate) prompt: Vec<u32>,
+    /// What this node announces itself.
+    pub(crate) own: Option<SignedAnnouncement>,
 }
 
 /// One stage, as the coordinator sees it. It is listened to for as long as this lives.
@@ -61,6 +82,8 @@ struct Stage {
     control: Control,
     session: SessionId,
     totals: Option<Totals>,
+    /// Whether it has accepted the session, in any epoch.
+    joined: bool,
 }
 
 impl Drop for Stage {
@@ -84,6 +107,14 @@ impl Results {
         plane.await_results(from, session, epoch, expect, sender);
         Self { plane: plane.clone(), from, session, batches }
     }
+
+    /// From now on they come from `from`, in `epoch`.
+    fn move_to(&mut self, from: PeerId, epoch: u32, expect: Expect) {
+        self.plane.forget_results(self.from, self.session);
+        let (sender, batches) = mpsc::channel(RESULTS);
+        (self.from, self.batches) = (from, batches);
+        self.plane.await_results(from, self.session, epoch, expect, sender);
+    }
 }
 
 impl Drop for Results {
@@ -93,10 +124,21 @@ impl Drop for Results {
 }
 
 /// Rows that are to come back from the last stage.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Expected {
     pos: u32,
     rows: u16,
+    /// Those that have.
+    data: Vec<f32>,
+}
+
+/// How rows are given to the first stage.
+#[derive(Clone, Copy)]
+struct How {
+    kind: StreamKind,
+    last_row_only: bool,
+    rewind: bool,
+    deadline: Instant,
 }
 
 /// A session over a chain. Dropping it cancels the session at every stage.
@@ -109,6 +151,8 @@ pub(crate) struct ChainSession {
     bulk: DataSender,
     results: Results,
     events: mpsc::Receiver<(PeerId, FromStage)>,
+    /// Where those come from.
+    to_session: mpsc::Sender<(PeerId, FromStage)>,
     /// Whether all stages keep blocks by their names.
     shares: bool,
     /// Rows that all stages have from before.
@@ -116,11 +160,20 @@ pub(crate) struct ChainSession {
     next_seq: u32,
     /// The rows that are to come back, in order. What numbers their batches have is the last hop's affair.
     expected: VecDeque<Expected>,
-    /// Rows given to the first stage.
-    rows_sent: u64,
-    /// The position after the last row that was given to it.
-    next_pos: u32,
+    /// Token ids of all rows so far, and of the prompt's that are to come.
+    ids: Vec<u32>,
+    /// Where the rows end that were given to the first stage.
+    sent: u32,
+    /// Whether the last of them took others back, which stages that have not got them still hold.
+    rewound: bool,
     last: Vec<f32>,
+    /// Whether all stages keep the session when a neighbour is lost.
+    survives: bool,
+    /// What all stages know; who comes in must know it, too.
+    features: u64,
+    /// Peers that were lost in this session.
+    dead: HashSet<PeerId>,
+    recoveries: Vec<Recovery>,
     closed: bool,
 }
 
@@ -129,7 +182,7 @@ impl ChainSession {
     pub(crate) async fn open(plane: Arc<Plane>, hops: Vec<Hop>, mut spec: SessionSpec) -> Result<Self, InferError> {
         let local = plane.handle.local();
         let id = SessionId(rand::random());
-        let epoch = 1;
+        let epoch = FIRST_EPOCH;
         let (first, last) = match (hops.first(), hops.last()) {
             (Some(first), Some(last)) => (first.clone(), last.peer),
             _ => return Err(InferError::new(ErrorCode::NoRoute, "the chain is empty")),
@@ -145,11 +198,13 @@ impl ChainSession {
                     .map_err(|_| unreachable_hop(&hop, "it does not answer"))?
                     .map_err(|e| unreachable_hop(&hop, &e.to_string()))?;
                 control.subscribe(id, to_session);
-                Ok::<_, InferError>(Stage { hop, control, session: id, totals: None })
+                Ok::<_, InferError>(Stage { hop, control, session: id, totals: None, joined: false })
             }
         });
         let stages = try_join_all(reach).await?;
         let features = stages.iter().map(|stage| stage.control.sender.features());
+        let common = features.clone().fold(u64::MAX, |common, features| common & features);
+        let survives = opening::all_have(protocol::FAILOVER, features.clone());
         let shares = opening::all_have(protocol::PREFIX, features);
         if !shares {
             spec.prefix = Prefix::default();
@@ -165,6 +220,7 @@ impl ChainSession {
         let (decode, bulk) = links
             .map_err(|_| unreachable_hop(&first, "it does not answer"))?
             .map_err(|e| unreachable_hop(&first, &e.to_string()))?;
+        let ids = std::mem::take(&mut spec.prompt);
         let mut session = Self {
             id,
             epoch,
@@ -174,30 +230,36 @@ impl ChainSession {
             bulk,
             results,
             events,
+            to_session,
             shares,
             kept_rows: 0,
             next_seq: 0,
             expected: VecDeque::new(),
-            rows_sent: 0,
-            next_pos: 0,
+            ids,
+            sent: 0,
+            rewound: false,
             last: Vec::new(),
+            survives,
+            features: common,
+            dead: HashSet::new(),
+            recoveries: Vec::new(),
             closed: false,
         };
         session.send_opens(local)?;
         session.kept_rows = session.accepted(deadline).await?;
+        session.sent = session.kept_rows;
+        session.stages.iter_mut().for_each(|stage| stage.joined = true);
         Ok(session)
     }
 
     /// The route, for people.
     pub(crate) fn route(&self) -> Vec<RouteHop> {
-        self.stages
-            .iter()
-            .map(|stage| RouteHop {
-                peer: stage.hop.peer.to_string(),
-                layers: stage.hop.span.to_string(),
-                rtt_ms: stage.hop.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
-            })
-            .collect()
+        self.stages.iter().map(|stage| route_hop(&stage.hop)).collect()
+    }
+
+    /// Stages that were lost, and who took over.
+    pub(crate) fn recoveries(&self) -> Vec<Recovery> {
+        self.recoveries.clone()
     }
 
     /// Rows of the prompt that all stages have from before: what is sent begins there.
@@ -210,12 +272,12 @@ impl ChainSession {
     }
 
     /// Sends a chunk of the prompt; waits only while the window is full.
-    pub(crate) async fn push_chunk(&mut self, rows: Vec<f32>, pos: u32) -> Result<(), InferError> {
+    pub(crate) async fn push_chunk(&mut self, ids: &[u32], pos: u32) -> Result<(), InferError> {
         while self.expected.len() >= WINDOW {
             self.result().await?;
         }
         let deadline = Instant::now() + self.spec.step_timeout.saturating_mul(self.chunks_under_way() + 1);
-        self.send(StreamKind::Bulk, rows, pos, true, deadline)
+        self.send(StreamKind::Bulk, ids, pos, true, deadline).await
     }
 
     /// Waits for all chunks; the last row of the prompt.
@@ -226,43 +288,54 @@ impl ChainSession {
         Ok(std::mem::take(&mut self.last))
     }
 
-    /// Runs rows through the chain; as many come back.
-    pub(crate) async fn decode(&mut self, rows: Vec<f32>, pos: u32) -> Result<Vec<f32>, InferError> {
-        self.send(StreamKind::Decode, rows, pos, false, Instant::now() + self.spec.step_timeout)?;
+    /// Runs tokens through the chain; as many rows come back.
+    pub(crate) async fn decode(&mut self, ids: &[u32], pos: u32) -> Result<Vec<f32>, InferError> {
+        self.send(StreamKind::Decode, ids, pos, false, Instant::now() + self.spec.step_timeout).await?;
         self.result().await?;
         Ok(std::mem::take(&mut self.last))
     }
 
-    fn send(
+    /// Gives rows to the first stage. They are known from then on, so that they can be given to another, too.
+    async fn send(
         &mut self,
         kind: StreamKind,
-        data: Vec<f32>,
+        ids: &[u32],
         pos: u32,
         last_row_only: bool,
         deadline: Instant,
     ) -> Result<(), InferError> {
-        let width = usize::try_from(self.spec.width).unwrap_or(usize::MAX).max(1);
-        let rows = u16::try_from(data.len() / width).unwrap_or(u16::MAX);
-        let batch = Batch {
-            session: self.id,
-            epoch: self.epoch,
-            seq: self.next_seq,
-            pos,
-            rows,
-            last_row_only,
-            rewind: pos < self.next_pos,
-            deadline,
-            data,
-        };
+        let at = usize::try_from(pos).unwrap_or(usize::MAX);
+        if self.ids.get(at..at.saturating_add(ids.len())) != Some(ids) {
+            self.ids.truncate(at);
+            self.ids.extend_from_slice(ids);
+        }
+        self.rewound = pos < self.sent;
+        let rows = u16::try_from(ids.len()).unwrap_or(u16::MAX);
+        self.sent = pos.saturating_add(u32::from(rows));
+        let (back_from, back) = if last_row_only { (self.sent.saturating_sub(1), 1) } else { (pos, rows) };
+        self.expected.push_back(Expected { pos: back_from, rows: back, data: Vec::new() });
+        let how = How { kind, last_row_only, rewind: self.rewound, deadline };
+        match self.give(pos, self.sent, how) {
+            Ok(()) => Ok(()),
+            Err(trouble) => self.recover(trouble).await,
+        }
+    }
+
+    /// Embeds rows `from..until` and queues them for the first stage, as one batch.
+    fn give(&mut self, from: u32, until: u32, how: How) -> Result<(), Trouble> {
+        let at = |pos: u32| usize::try_from(pos).unwrap_or(usize::MAX);
+        let ids = self.ids.get(at(from)..at(until)).unwrap_or_default();
+        let data = self.spec.ends.stage().embed(ids).map_err(|e| engine(&e))?;
+        let rows = u16::try_from(ids.len()).unwrap_or(u16::MAX);
+        let (session, epoch, seq) = (self.id, self.epoch, self.next_seq);
+        let How { kind, last_row_only, rewind, deadline } = how;
         let link = if kind == StreamKind::Decode { &self.decode } else { &self.bulk };
-        link.send(batch).map_err(|error| {
-            let why = link.end().map_or_else(|| error.to_string(), |end| end.to_string());
-            self.first_hop_lost(ErrorCode::HopLost, &why)
-        })?;
-        self.next_pos = pos.saturating_add(u32::from(rows));
-        let (pos, back) = if last_row_only { (self.next_pos.saturating_sub(1), 1) } else { (pos, rows) };
-        self.expected.push_back(Expected { pos, rows: back });
-        self.rows_sent = self.rows_sent.saturating_add(u64::from(rows));
+        link.send(Batch { session, epoch, seq, pos: from, rows, last_row_only, rewind, deadline, data }).map_err(
+            |error| {
+                let why = link.end().map_or_else(|| error.to_string(), |end| end.to_string());
+                self.first_hop_lost(ErrorCode::HopLost, &why)
+            },
+        )?;
         self.next_seq += 1;
         Ok(())
     }
@@ -336,6 +409,14 @@ fn report(stage: &Stage) -> HopReport {
         compute_ms_per_row: per_row(totals.compute_us),
         queue_ms_per_row: per_row(totals.queue_us),
         hop_ms: (totals.hop_us > 0).then_some(totals.hop_us as f64 / 1e3),
+    }
+}
+
+fn route_hop(hop: &Hop) -> RouteHop {
+    RouteHop {
+        peer: hop.peer.to_string(),
+        layers: hop.span.to_string(),
+        rtt_ms: hop.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use libp2p::PeerId;
+use libp2p::{Multiaddr, PeerId};
 use quelea_shard::frame::{Accept, BLOCK_ROWS, Frame, Open, Prefix, Trim};
-use quelea_wire::ErrorCode;
+use quelea_wire::{ErrorCode, SpanRange};
 use tokio::time::{Instant, timeout_at};
 
 use super::{CHUNKS, ChainSession, lost_hop};
@@ -12,32 +12,42 @@ use crate::inference::{generate::SLOW_CALLER, links::FromStage, types::InferErro
 
 impl ChainSession {
     pub(super) fn send_opens(&self, local: PeerId) -> Result<(), InferError> {
-        let millis = |d: std::time::Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
         for (i, stage) in self.stages.iter().enumerate() {
-            let prev = i.checked_sub(1).and_then(|i| self.stages.get(i)).map_or(local, |prev| prev.hop.peer);
-            let (next, next_addrs) = match self.stages.get(i + 1) {
-                Some(next) => (next.hop.peer, next.hop.addrs.clone()),
-                None => (local, Vec::new()),
-            };
-            let open = Open {
-                session: self.id,
-                epoch: self.epoch,
-                model: self.spec.model,
-                profile: self.spec.profile,
-                span: stage.hop.span,
-                width: self.spec.width,
-                max_rows: self.spec.max_rows,
-                // A chunk may wait for all others in the window before its own turn comes.
-                step_deadline_ms: millis(self.spec.step_timeout.saturating_mul(CHUNKS + 1)),
-                idle_ms: millis(self.spec.step_timeout.saturating_mul(2).saturating_add(SLOW_CALLER)),
-                prev,
-                next,
-                next_addrs,
-                prefix: self.spec.prefix.clone(),
-            };
+            let open = self.open_for(i, stage.hop.span, local);
             stage.control.sender.send(open).map_err(|e| lost_hop(&stage.hop, &e.to_string()))?;
         }
         Ok(())
+    }
+
+    /// What opens the session at the stage at `i`, in the current epoch.
+    pub(super) fn open_for(&self, i: usize, span: SpanRange, local: PeerId) -> Open {
+        let millis = |d: std::time::Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
+        let (prev, next, next_addrs) = self.neighbours(i, local);
+        Open {
+            session: self.id,
+            epoch: self.epoch,
+            model: self.spec.model,
+            profile: self.spec.profile,
+            span,
+            width: self.spec.width,
+            max_rows: self.spec.max_rows,
+            // A chunk may wait for all others in the window before its own turn comes.
+            step_deadline_ms: millis(self.spec.step_timeout.saturating_mul(CHUNKS + 1)),
+            idle_ms: millis(self.spec.step_timeout.saturating_mul(2).saturating_add(SLOW_CALLER)),
+            prev,
+            next,
+            next_addrs,
+            prefix: self.spec.prefix.clone(),
+        }
+    }
+
+    /// Who comes before and after the stage at `i`, and where the latter can be dialled.
+    pub(super) fn neighbours(&self, i: usize, local: PeerId) -> (PeerId, PeerId, Vec<Multiaddr>) {
+        let prev = i.checked_sub(1).and_then(|i| self.stages.get(i)).map_or(local, |prev| prev.hop.peer);
+        match self.stages.get(i + 1) {
+            Some(next) => (prev, next.hop.peer, next.hop.addrs.clone()),
+            None => (prev, local, Vec::new()),
+        }
     }
 
     /// Waits until every stage has accepted, and has as many rows from before as all others: that many.

@@ -10,22 +10,64 @@ use quelea_shard::{
 use quelea_wire::ErrorCode;
 use tokio::time::{Instant, sleep_until};
 
-use super::{ChainSession, Expected, lost_hop};
+use super::{ChainSession, Expected, FIRST_EPOCH, lost_hop};
 use crate::inference::{links::FromStage, types::InferError};
 
-/// The part of a step's time before its end at which the stages are asked how they stand: a quarter, at most a second.
-const PROBE_SHARE: u32 = 4;
-const PROBE_MAX: Duration = Duration::from_secs(1);
+/// Between two times that the stages are asked how they stand, while a result is waited for.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a stage may take to say so. With the time until it is asked, silence is noticed within 2.5 s.
+pub(super) const PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// Why no result comes.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// A peer of the chain is lost: another may take its place.
+    Peer {
+        /// Which.
+        peer: PeerId,
+        /// What is said when there is no other.
+        error: Box<InferError>,
+    },
+    /// Nothing helps.
+    Fatal(InferError),
+}
+
+impl From<InferError> for Trouble {
+    fn from(error: InferError) -> Self {
+        Self::Fatal(error)
+    }
+}
+
+impl From<Trouble> for InferError {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Peer { error, .. } => *error,
+            Trouble::Fatal(error) => error,
+        }
+    }
+}
 
 impl ChainSession {
-    /// Waits for the next result, and keeps its rows.
+    /// Waits for the next result, and keeps its rows. Others take the place of who is lost meanwhile.
     pub(super) async fn result(&mut self) -> Result<(), InferError> {
+        let before = self.expected.len();
+        while self.expected.len() >= before.max(1) {
+            if let Err(trouble) = self.wait().await {
+                self.recover(trouble).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn wait(&mut self) -> Result<(), Trouble> {
         let limit = self.spec.step_timeout;
         let give_up = Instant::now() + limit;
-        let probe_at = give_up - (limit / PROBE_SHARE).min(PROBE_MAX);
+        let mut probe_at = Instant::now() + PROBE_EVERY.min(limit / 2);
+        let mut asked: Option<Instant> = None;
         let mut states = HashMap::new();
-        let mut asked = false;
         loop {
+            let silent_at = asked.map(|at| at + PROBE_TIMEOUT).filter(|at| *at < give_up);
             tokio::select! {
                 biased;
                 batch = self.results.batches.recv() => return self.take(batch),
@@ -34,43 +76,75 @@ impl ChainSession {
                         if let Frame::State(state) = *frame {
                             states.insert(peer, state);
                         }
+                        if self.stages.iter().all(|stage| states.contains_key(&stage.hop.peer)) {
+                            asked = None;
+                        }
                     }
                     event => self.event(peer, event)?,
                 },
                 end = self.decode.ended() => return Err(self.link_ended(&end)),
                 end = self.bulk.ended() => return Err(self.link_ended(&end)),
-                () = sleep_until(probe_at), if !asked => {
-                    asked = true;
-                    for stage in &self.stages {
-                        // A queue that is full or closed shows as silence.
-                        let _ = stage.control.sender.send(Probe { session: self.id, epoch: self.epoch });
-                    }
+                () = sleep_until(probe_at), if asked.is_none() => {
+                    asked = Some(Instant::now());
+                    probe_at = Instant::now() + PROBE_EVERY;
+                    states.clear();
+                    self.probe();
+                }
+                () = sleep_until(silent_at.unwrap_or(give_up)), if silent_at.is_some() => {
+                    return Err(self.blame(&states, limit));
                 }
                 () = sleep_until(give_up) => return Err(self.blame(&states, limit)),
             }
         }
     }
 
-    /// Checks that a result is the one that comes next.
-    fn take(&mut self, batch: Option<Result<Batch, ErrorCode>>) -> Result<(), InferError> {
+    /// Asks all stages how they stand.
+    pub(super) fn probe(&self) {
+        for stage in &self.stages {
+            // A queue that is full or closed shows as silence.
+            let _ = stage.control.sender.send(Probe { session: self.id, epoch: self.epoch });
+        }
+    }
+
+    /// Takes rows that came back: those that are expected among them, in order. What is replayed may bring others too.
+    pub(super) fn take(&mut self, batch: Option<Result<Batch, ErrorCode>>) -> Result<(), Trouble> {
         let batch = batch.ok_or_else(|| InferError::new(ErrorCode::Internal, "the session's results have ended"))?;
         let last = self.results.from;
         let batch = batch
-            .map_err(|code| self.about(last, code, &format!("sends rows that cannot be used: {}", code.meaning())))?;
-        let came = Expected { pos: batch.pos, rows: batch.rows };
-        if self.expected.pop_front() != Some(came) {
+            .map_err(|code| self.lost(last, code, &format!("sends rows that cannot be used: {}", code.meaning())))?;
+        let as_asked = |e: &Expected| (e.pos, e.rows) == (batch.pos, batch.rows);
+        if self.epoch == FIRST_EPOCH && !self.expected.front().is_some_and(as_asked) {
             let what = format!("sends a result that was not asked for ({} rows at {})", batch.rows, batch.pos);
-            return Err(self.about(last, ErrorCode::BadPosition, &what));
+            return Err(self.lost(last, ErrorCode::BadPosition, &what));
         }
-        self.last = batch.data;
+        // What is replayed is cut differently, and may bring more than is asked for.
+        let width = usize::try_from(self.spec.width).unwrap_or(usize::MAX).max(1);
+        while let Some(expected) = self.expected.front_mut() {
+            let have = u32::try_from(expected.data.len() / width).unwrap_or(u32::MAX);
+            let Some(skip) = expected.pos.saturating_add(have).checked_sub(batch.pos) else { break };
+            let skip = usize::try_from(skip).unwrap_or(usize::MAX).saturating_mul(width);
+            let whole = usize::from(expected.rows).saturating_mul(width);
+            let new = batch.data.get(skip..).unwrap_or_default();
+            let missing = whole.saturating_sub(expected.data.len()).min(new.len());
+            expected.data.extend_from_slice(new.get(..missing).unwrap_or_default());
+            if expected.data.len() < whole {
+                break;
+            }
+            self.last = std::mem::take(&mut expected.data);
+            self.expected.pop_front();
+        }
         Ok(())
     }
 
-    /// Something a stage said while rows were expected.
-    pub(super) fn event(&mut self, peer: PeerId, event: FromStage) -> Result<(), InferError> {
+    /// Something a stage said while rows were expected. What somebody says who is not of the chain any more counts for
+    /// nothing.
+    pub(super) fn event(&mut self, peer: PeerId, event: FromStage) -> Result<(), Trouble> {
+        if !self.stages.iter().any(|stage| stage.hop.peer == peer) {
+            return Ok(());
+        }
         let frame = match event {
             FromStage::Frame(frame) => *frame,
-            FromStage::Lost(end) => return Err(self.about(peer, ErrorCode::HopLost, &format!("is gone: {end}"))),
+            FromStage::Lost(end) => return Err(self.lost(peer, ErrorCode::HopLost, &format!("is gone: {end}"))),
         };
         match frame {
             Frame::Fault(fault) => {
@@ -79,15 +153,19 @@ impl ChainSession {
                 match fault.about {
                     Some(about) if about != peer => {
                         let from = self.name(peer);
-                        Err(self.about(about, code, &format!("is lost to {from}: {detail}")))
+                        Err(self.lost(about, code, &format!("is lost to {from}: {detail}")))
                     }
-                    _ => Err(self.about(peer, code, &format!("reports: {detail}"))),
+                    _ => Err(self.lost(peer, code, &format!("reports: {detail}"))),
                 }
+            }
+            Frame::Stalled(stalled) if stalled.epoch == self.epoch => {
+                let (code, from) = (believed(stalled.code), self.name(peer));
+                Err(self.lost(stalled.about, code, &format!("is lost to {from}: {}", code.meaning())))
             }
             Frame::Refuse(refuse) => {
                 let code = believed(refuse.code);
                 let detail = with_detail(code, &refuse.detail);
-                Err(self.about(peer, code, &format!("refuses the session: {detail}")))
+                Err(self.lost(peer, code, &format!("refuses the session: {detail}")))
             }
             Frame::Closed(closed) => {
                 if let Some(stage) = self.stages.iter_mut().find(|stage| stage.hop.peer == peer) {
@@ -96,7 +174,7 @@ impl ChainSession {
                 if self.closed {
                     Ok(())
                 } else {
-                    Err(self.about(peer, ErrorCode::HopLost, "closed the session unasked"))
+                    Err(self.lost(peer, ErrorCode::HopLost, "closed the session unasked"))
                 }
             }
             _ => Ok(()),
@@ -105,37 +183,42 @@ impl ChainSession {
 
     /// No result came in time. Whom to name: the first stage that does not answer; else the first that holds rows back;
     /// else the first that rows did not reach.
-    fn blame(&self, states: &HashMap<PeerId, State>, limit: Duration) -> InferError {
+    fn blame(&self, states: &HashMap<PeerId, State>, limit: Duration) -> Trouble {
         let waited = format!("within {:.1} s", limit.as_secs_f64());
-        let mut given = self.rows_sent;
+        let mut given = self.sent;
         let mut held_back = None;
         for stage in &self.stages {
             let peer = stage.hop.peer;
             let Some(state) = states.get(&peer) else {
-                return self.about(peer, ErrorCode::HopSilent, &format!("does not answer {waited}"));
+                return self.lost(peer, ErrorCode::HopSilent, "does not answer");
             };
             if held_back.is_none() && state.totals.rows_in > state.totals.rows_out {
                 held_back = Some((peer, format!("has not computed its rows {waited}")));
-            } else if held_back.is_none() && state.totals.rows_in < given {
+            } else if held_back.is_none() && state.pos < given {
                 held_back = Some((peer, format!("has not received its rows {waited}")));
             }
-            given = state.totals.rows_out;
+            given = state.pos;
         }
         let none = || (self.results.from, format!("gave no result back {waited}"));
         let (peer, what) = held_back.unwrap_or_else(none);
-        self.about(peer, ErrorCode::DeadlineExceeded, &what)
+        self.lost(peer, ErrorCode::DeadlineExceeded, &what)
     }
 
-    fn link_ended(&self, end: &LinkEnd) -> InferError {
+    fn link_ended(&self, end: &LinkEnd) -> Trouble {
         self.first_hop_lost(end.code().unwrap_or(ErrorCode::HopLost), &end.to_string())
     }
 
     /// The coordinator's own link to the first stage is gone.
-    pub(super) fn first_hop_lost(&self, code: ErrorCode, why: &str) -> InferError {
-        let lost = self.stages.first().map(|stage| lost_hop(&stage.hop, why));
-        let mut error = lost.unwrap_or_else(|| InferError::new(code, why));
+    pub(super) fn first_hop_lost(&self, code: ErrorCode, why: &str) -> Trouble {
+        let Some(first) = self.stages.first() else { return InferError::new(code, why).into() };
+        let mut error = lost_hop(&first.hop, why);
         error.code = code.to_string();
-        error
+        Trouble::Peer { peer: first.hop.peer, error: Box::new(error) }
+    }
+
+    /// `peer` is lost, naming the layers it has in this chain.
+    pub(super) fn lost(&self, peer: PeerId, code: ErrorCode, what: &str) -> Trouble {
+        Trouble::Peer { peer, error: Box::new(self.about(peer, code, what)) }
     }
 
     /// An error about `peer`, naming the layers it has in this chain.

@@ -7,6 +7,7 @@ use quelea_engine::runner::{AdmissionError, OnEvent, SessionSpec};
 use quelea_shard::{
     frame::{Open, Refuse, SessionId, StreamKind},
     link::{ControlSender, DataSender, LinkEnd},
+    protocol::FAILOVER,
     session::{Event, Session},
 };
 use quelea_wire::ErrorCode;
@@ -18,7 +19,7 @@ use super::{
         prefix,
         serve::Served,
     },
-    Entry, Held, MAX_PER_COORDINATOR, MAX_SESSIONS, Plane, Tables, told,
+    Entry, Held, Log, MAX_PER_COORDINATOR, MAX_SESSIONS, Out, Plane, Tables, told,
 };
 use crate::swarm::ConnectError;
 
@@ -39,6 +40,11 @@ pub(super) fn opened(plane: &Arc<Plane>, coordinator: PeerId, stream: u64, contr
         let _ = control.send(Refuse { session: open.session, epoch: open.epoch, code, detail });
     };
     let mut tables = plane.stages.lock();
+    // Opened anew: what the coordinator made of it in an epoch before came to nothing.
+    if let Some(entry) = tables.entries.get_mut(&key).filter(|e| e.machine.open().epoch < open.epoch) {
+        let step = entry.machine.on(Instant::now(), Event::Gone);
+        tables.done(key, step);
+    }
     if tables.entries.contains_key(&key) || tables.routes.contains_key(&(open.prev, open.session)) {
         return refuse(ErrorCode::DuplicateSession, String::new());
     }
@@ -60,6 +66,7 @@ pub(super) fn opened(plane: &Arc<Plane>, coordinator: PeerId, stream: u64, contr
     // The names are of use once.
     let prefix = std::mem::take(&mut open.prefix);
     let machine = Session::new(open.clone(), Instant::now());
+    let machine = if control.features() & FAILOVER == 0 { machine } else { machine.surviving() };
     open.prefix = prefix;
     tables.entries.insert(
         key,
@@ -154,7 +161,9 @@ async fn reserve(
             }
         }
     };
-    let held = Held { served: served.clone(), cache: opened.session, decode, bulk, next_seq: 0, watch: None };
+    let log = Log::new(open.width, opened.reused_rows, plane.stages.logs.clone());
+    let (served, cache, out) = (served.clone(), opened.session, Out::opened(open.epoch));
+    let held = Held { served, cache, decode, bulk, next_seq: 0, log, out, watch: None };
     Ok((held, opened.reused_rows))
 }
 
@@ -173,7 +182,11 @@ fn on_event(plane: &Arc<Plane>, key: (PeerId, SessionId), epoch: u32) -> OnEvent
 }
 
 /// The links to the next peer.
-async fn reach(plane: &Arc<Plane>, asker: PeerId, open: &Open) -> Result<(DataSender, DataSender), LinkError> {
+pub(super) async fn reach(
+    plane: &Arc<Plane>,
+    asker: PeerId,
+    open: &Open,
+) -> Result<(DataSender, DataSender), LinkError> {
     let far = Far { peer: open.next, addrs: &open.next_addrs, asker };
     loop {
         match plane.links.data_for(plane, far, StreamKind::Decode).await {
@@ -184,11 +197,11 @@ async fn reach(plane: &Arc<Plane>, asker: PeerId, open: &Open) -> Result<(DataSe
     }
 }
 
-/// Ends the session when one of its links to the next peer ends.
-fn watch_next(plane: &Arc<Plane>, key: (PeerId, SessionId), open: &Open, held: &Held) -> AbortHandle {
+/// Tells the session when one of its links to the next peer ends.
+pub(super) fn watch_next(plane: &Arc<Plane>, key: (PeerId, SessionId), open: &Open, held: &Held) -> AbortHandle {
     let (decode, bulk) = (held.decode.ended(), held.bulk.ended());
     let plane = Arc::downgrade(plane);
-    let (epoch, next) = (open.epoch, open.next);
+    let epoch = open.epoch;
     let watch = tokio::spawn(async move {
         let end = tokio::select! { end = decode => end, end = bulk => end };
         if let Some(plane) = plane.upgrade() {
@@ -196,7 +209,7 @@ fn watch_next(plane: &Arc<Plane>, key: (PeerId, SessionId), open: &Open, held: &
                 LinkEnd::Silent => ErrorCode::NextSilent,
                 _ => ErrorCode::HopLost,
             };
-            plane.stages.fail(key, epoch, code, Some(next), end.to_string());
+            plane.stages.next_lost(key, epoch, code, end.to_string());
         }
     });
     watch.abort_handle()

@@ -21,7 +21,7 @@ const MAX_DECODE_ROWS: u16 = 8;
 /// What is needed of a batch after its rows went to the engine.
 pub(super) struct BatchMeta {
     pub(super) epoch: u32,
-    seq: u32,
+    pub(super) seq: u32,
     pos: u32,
     rows: u16,
     last_row_only: bool,
@@ -36,11 +36,12 @@ pub(super) fn compute(plane: &Arc<Plane>, key: (PeerId, SessionId), entry: &Entr
     let is_decode = kind == StreamKind::Decode && rows <= MAX_DECODE_ROWS;
     let phase = if is_decode { JobPhase::Decode } else { JobPhase::Prefill };
     let reply_to = plane.clone();
+    let runtime = tokio::runtime::Handle::current();
     let reply = Box::new(move |result| {
         if let Ok(output) = &result {
             reply_to.telemetry.stage_computed(phase, output);
         }
-        reply_to.stages.computed(key, kind, meta, result);
+        reply_to.stages.computed(&reply_to, &runtime, key, kind, &meta, result);
     });
     let (input, want) = (Input::Rows(data), Want::Rows);
     let job = Job { session: held.cache, pos, input, want, phase, deadline: deadline.into_std(), reply };
@@ -54,41 +55,55 @@ pub(super) fn compute(plane: &Arc<Plane>, key: (PeerId, SessionId), entry: &Entr
     }
 }
 
-/// Puts a computed batch into the next link's queue; what the machine is told about it.
-pub(super) fn hand_on(entry: &mut Entry, kind: StreamKind, meta: &BatchMeta, output: Output) -> Event {
+/// Puts a computed batch into the next link's queue, or keeps it for whoever is next; what the machine is told about it.
+pub(super) fn hand_on(entry: &mut Entry, kind: StreamKind, meta: &BatchMeta, output: Output) -> [Option<Event>; 2] {
     let Entry { machine, held, .. } = entry;
     let open = machine.open();
-    let gone = |detail: String, code| Event::Failed { code, about: Some(open.next), detail };
     let Some(held) = held else {
-        return gone("the session is being closed".into(), ErrorCode::Internal);
+        let detail = "the session is being closed".into();
+        return [Some(Event::Failed { code: ErrorCode::Internal, about: None, detail }), None];
     };
+    if machine.survives() {
+        held.log.append(meta.pos, &output.rows);
+    }
+    if meta.rewind {
+        held.out.cut(meta.pos);
+    }
     let link = if kind == StreamKind::Decode { &held.decode } else { &held.bulk };
-    let width = usize::try_from(open.width).unwrap_or(usize::MAX);
+    let computed = Event::Computed {
+        epoch: meta.epoch,
+        seq: meta.seq,
+        compute_us: micros(output.compute),
+        queue_us: micros(output.queued),
+        hop_us: link.rtt().map_or(0, |rtt| micros(rtt.mean / 2)),
+    };
+    let end = meta.pos.saturating_add(u32::from(meta.rows));
+    let Some(begin) = held.out.begins(meta.pos).filter(|begin| *begin < end) else { return [Some(computed), None] };
     // Not told by who comes next: the coordinator may hold layers in the middle of its own chain.
     let is_last_stage = open.span.end() == held.served.file.layers();
-    let (pos, rows, data) = if meta.last_row_only && is_last_stage {
-        let keep = output.rows.len().saturating_sub(width);
-        let pos = meta.pos.saturating_add(u32::from(meta.rows)).saturating_sub(1);
-        (pos, 1, output.rows.get(keep..).unwrap_or_default().to_vec())
-    } else {
-        (meta.pos, meta.rows, output.rows)
-    };
-    let BatchMeta { epoch, seq, last_row_only, rewind, deadline, .. } = *meta;
+    let pos = if meta.last_row_only && is_last_stage { end.saturating_sub(1) } else { begin };
+    let width = usize::try_from(open.width).unwrap_or(usize::MAX);
+    let skip = usize::try_from(pos.saturating_sub(meta.pos)).unwrap_or(usize::MAX).saturating_mul(width);
+    let data = if skip == 0 { output.rows } else { output.rows.get(skip..).unwrap_or_default().to_vec() };
+    let rows = u16::try_from(end.saturating_sub(pos)).unwrap_or(u16::MAX);
     // Numbered by the hop that they leave on: rows that are sent again have no other numbers than new ones.
-    let number = held.next_seq;
-    held.next_seq = number.saturating_add(1);
-    let batch = Batch { session: open.session, epoch, seq: number, pos, rows, last_row_only, rewind, deadline, data };
-    match link.send(batch) {
-        Ok(()) => Event::Computed {
-            epoch,
-            seq,
-            compute_us: micros(output.compute),
-            queue_us: micros(output.queued),
-            hop_us: link.rtt().map_or(0, |rtt| micros(rtt.mean / 2)),
-        },
+    let (epoch, seq) = (open.epoch, held.next_seq);
+    let BatchMeta { last_row_only, rewind, deadline, .. } = *meta;
+    match link.send(Batch { session: open.session, epoch, seq, pos, rows, last_row_only, rewind, deadline, data }) {
+        Ok(()) => {
+            held.next_seq = seq.saturating_add(1);
+            held.out.advanced(end);
+            [Some(computed), None]
+        }
         Err(error) => {
-            let why = link.end().map_or_else(|| error.to_string(), |end| end.to_string());
-            gone(why, ErrorCode::NextSilent)
+            let detail = link.end().map_or_else(|| error.to_string(), |end| end.to_string());
+            let lost = Event::NextLost { epoch, code: ErrorCode::NextSilent, detail };
+            if machine.survives() {
+                held.out.hold();
+                [Some(computed), Some(lost)]
+            } else {
+                [Some(lost), None]
+            }
         }
     }
 }

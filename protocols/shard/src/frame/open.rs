@@ -18,6 +18,9 @@ pub const MAX_ADDRS: usize = 4;
 /// The longest of them, in bytes; a relayed address with certificate hashes takes some 200.
 pub const MAX_ADDR: usize = 256;
 
+/// The most bytes of a list of addresses.
+pub(super) const MAX_ADDRS_LEN: usize = 1 + MAX_ADDRS * (2 + MAX_ADDR);
+
 /// The widest row, in f32s: twice the widest published model.
 pub const MAX_WIDTH: u32 = 32 * 1024;
 
@@ -55,7 +58,7 @@ pub struct Open {
 
 impl Open {
     pub(super) const MAX_LEN: usize =
-        SESSION + 32 + 2 + 2 * 2 + 4 * 4 + 2 * (1 + MAX_PEER) + 1 + MAX_ADDRS * (2 + MAX_ADDR) + Prefix::MAX_LEN;
+        SESSION + 32 + 2 + 2 * 2 + 4 * 4 + 2 * (1 + MAX_PEER) + MAX_ADDRS_LEN + Prefix::MAX_LEN;
 
     /// [`Self::step_deadline_ms`], at most an hour.
     #[must_use]
@@ -80,12 +83,7 @@ impl Open {
         }
         put_peer(out, Some(&self.prev));
         put_peer(out, Some(&self.next));
-        let sendable = || self.next_addrs.iter().filter(|a| a.len() <= MAX_ADDR).take(MAX_ADDRS);
-        out.push(u8::try_from(sendable().count()).unwrap_or(0));
-        for addr in sendable() {
-            out.extend_from_slice(&u16::try_from(addr.len()).unwrap_or(0).to_le_bytes());
-            out.extend_from_slice(addr.as_ref());
-        }
+        put_addrs(out, &self.next_addrs);
         self.prefix.put(out);
     }
 
@@ -106,19 +104,7 @@ impl Open {
         }
         let prev = c.peer("prev")?.ok_or(DecodeError::Field("prev"))?;
         let next = c.peer("next")?.ok_or(DecodeError::Field("next"))?;
-        let count = usize::from(c.u8()?);
-        if count > MAX_ADDRS {
-            return Err(DecodeError::Field("next_addrs"));
-        }
-        let mut next_addrs = Vec::with_capacity(count);
-        for _ in 0..count {
-            let len = usize::from(c.u16()?);
-            if len > MAX_ADDR {
-                return Err(DecodeError::Field("next_addrs"));
-            }
-            let bytes = c.bytes(len)?.to_vec();
-            next_addrs.push(Multiaddr::try_from(bytes).map_err(|_| DecodeError::Field("next_addrs"))?);
-        }
+        let next_addrs = take_addrs(c)?;
         Ok(Self {
             session,
             epoch,
@@ -135,4 +121,31 @@ impl Open {
             prefix: Prefix::take(c)?,
         })
     }
+}
+
+/// Writes those of `addrs` that may be sent.
+pub(super) fn put_addrs(out: &mut Vec<u8>, addrs: &[Multiaddr]) {
+    let sendable = || addrs.iter().filter(|a| a.len() <= MAX_ADDR).take(MAX_ADDRS);
+    out.push(u8::try_from(sendable().count()).unwrap_or(0));
+    for addr in sendable() {
+        out.extend_from_slice(&u16::try_from(addr.len()).unwrap_or(0).to_le_bytes());
+        out.extend_from_slice(addr.as_ref());
+    }
+}
+
+pub(super) fn take_addrs(c: &mut Cursor<'_>) -> Result<Vec<Multiaddr>, DecodeError> {
+    let count = usize::from(c.u8()?);
+    if count > MAX_ADDRS {
+        return Err(DecodeError::Field("next_addrs"));
+    }
+    let mut addrs = Vec::with_capacity(count);
+    for _ in 0..count {
+        let len = usize::from(c.u16()?);
+        if len > MAX_ADDR {
+            return Err(DecodeError::Field("next_addrs"));
+        }
+        let bytes = c.bytes(len)?.to_vec();
+        addrs.push(Multiaddr::try_from(bytes).map_err(|_| DecodeError::Field("next_addrs"))?);
+    }
+    Ok(addrs)
 }

@@ -5,6 +5,8 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
+use tokio::sync::Notify;
+
 /// Bytes that all links of a node may hold together. Each may hold as much as is left free after it has taken it, no more:
 /// one link gets half, and n greedy ones leave an (n + 1)th part for whoever comes next. (Switches share their packet
 /// buffers like this.)
@@ -15,13 +17,14 @@ pub struct Budget(Arc<Shared>);
 struct Shared {
     total: usize,
     taken: AtomicUsize,
+    freed: Notify,
 }
 
 impl Budget {
     /// A budget of so many bytes.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
-        Self(Arc::new(Shared { total: bytes, taken: AtomicUsize::new(0) }))
+        Self(Arc::new(Shared { total: bytes, taken: AtomicUsize::new(0), freed: Notify::new() }))
     }
 
     /// Bytes taken now.
@@ -32,11 +35,26 @@ impl Budget {
 
     /// Takes `bytes` for somebody who holds `held` already; `None` when that is more than its share.
     pub(crate) fn take(&self, held: usize, bytes: usize) -> Option<Lease> {
-        let taken = self.0.taken.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-        let lease = Lease { budget: self.clone(), bytes };
-        let left = self.0.total.checked_sub(taken)?;
-        // Dropped with what it has taken when it is too much.
-        (held.saturating_add(bytes) <= left).then_some(lease)
+        let fits = |taken: usize| {
+            let taken = taken.saturating_add(bytes);
+            let left = self.0.total.checked_sub(taken)?;
+            (held.saturating_add(bytes) <= left).then_some(taken)
+        };
+        self.0.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
+        Some(Lease { budget: self.clone(), bytes })
+    }
+
+    /// As [`Self::take`], waiting until it is given. Somebody must hold something meanwhile, or nothing will be freed.
+    pub(crate) async fn wait_for(&self, held: impl Fn() -> usize, bytes: usize) -> Lease {
+        loop {
+            // Registered before looking, so that nothing that is freed in between is missed.
+            let mut freed = std::pin::pin!(self.0.freed.notified());
+            freed.as_mut().enable();
+            match self.take(held(), bytes) {
+                Some(lease) => return lease,
+                None => freed.await,
+            }
+        }
     }
 }
 
@@ -63,6 +81,7 @@ impl Lease {
             None => {
                 let less = self.bytes.saturating_sub(bytes);
                 self.budget.0.taken.fetch_sub(less, Ordering::Relaxed);
+                self.budget.0.freed.notify_waiters();
                 self.bytes = bytes;
                 true
             }
@@ -73,6 +92,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.budget.0.taken.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget.0.freed.notify_waiters();
     }
 }
 

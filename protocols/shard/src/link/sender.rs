@@ -156,6 +156,31 @@ impl DataSender {
         })
     }
 
+    /// As [`Self::send`], waiting while the queue is full: for replays, which nobody's token waits behind.
+    ///
+    /// # Errors
+    /// When the link has ended, or the protocol has no room for such a batch.
+    pub async fn send_in_turn(&self, batch: Batch) -> Result<(), SendError> {
+        let total = batch.wire_bytes().ok_or(SendError::Invalid)?;
+        let whole = usize::try_from(total).unwrap_or(usize::MAX);
+        // The budget gives one link half of itself at most.
+        if whole > self.most_bytes / 2 {
+            return Err(SendError::Invalid);
+        }
+        let queue = async {
+            let place = self.queue.reserve().await.map_err(|_| SendError::Ended)?;
+            let bytes = Arc::clone(&self.queue_bytes).acquire_many_owned(total).await.map_err(|_| SendError::Ended)?;
+            let held = || self.most_bytes.saturating_sub(self.queue_bytes.available_permits()).saturating_sub(whole);
+            let lease = self.budget.wait_for(held, whole).await;
+            place.send(Queued { batch, total, _bytes: bytes, _lease: lease });
+            Ok(())
+        };
+        tokio::select! {
+            sent = queue => sent,
+            _ = self.ended() => Err(SendError::Ended),
+        }
+    }
+
     /// Round trips so far; `None` before the first acknowledgement.
     #[must_use]
     pub fn rtt(&self) -> Option<Rtt> {

@@ -5,7 +5,7 @@ use quelea_wire::ErrorCode;
 use tokio::time::Instant;
 
 use crate::{
-    frame::{Cancel, Close, Frame, Open, Probe, Trim},
+    frame::{Cancel, Close, Frame, Open, Probe, Reroute, Resume, Trim},
     link::Batch,
 };
 
@@ -36,7 +36,7 @@ pub enum Event {
         /// Its header; see [`Arrived::of`].
         batch: Arrived,
     },
-    /// A batch was computed and handed to the next peer's queue.
+    /// A batch was computed, and handed to the next peer's queue or kept for it.
     Computed {
         /// The batch's epoch.
         epoch: u32,
@@ -48,6 +48,29 @@ pub enum Event {
         queue_us: u64,
         /// The mean one-way time to the next peer now.
         hop_us: u64,
+    },
+    /// The next peer cannot be handed anything.
+    NextLost {
+        /// The epoch in which it was the next one.
+        epoch: u32,
+        /// Why.
+        code: ErrorCode,
+        /// More for people.
+        detail: String,
+    },
+    /// The coordinator gives it other neighbours.
+    Reroute(Box<Reroute>),
+    /// The new next peer is reached.
+    Linked {
+        /// The epoch in which it is the next one.
+        epoch: u32,
+    },
+    /// The coordinator has rows handed on.
+    Resume(Resume),
+    /// What was handed on before a position is not kept any more.
+    Forgot {
+        /// The first row that is.
+        log_from: u32,
     },
     /// The coordinator trims it.
     Trim(Trim),
@@ -128,6 +151,18 @@ pub enum Act {
         /// How many stay.
         keep_rows: u32,
     },
+    /// Forget the links to the next peer of before, reach the one that [`Session::open`](super::Session::open) names now,
+    /// and hand nothing on.
+    Reroute,
+    /// Hand rows on.
+    Resume {
+        /// Where handing on begins, unless it has begun.
+        from: u32,
+        /// Where it stops.
+        until: u32,
+        /// The row that commitments begin with.
+        roots_from: u32,
+    },
     /// Keep the blocks that were named.
     Keep,
     /// Forget the session: it is closed.
@@ -142,7 +177,7 @@ pub enum Act {
 pub enum Ignored {
     /// Of an epoch that is over.
     StaleEpoch,
-    /// Of an epoch that has not been opened here; only Open raises it.
+    /// Of an epoch that has not been opened here; only Open and Reroute raise it.
     UnopenedEpoch,
     /// Rows from a peer that is not the predecessor.
     WrongPredecessor,

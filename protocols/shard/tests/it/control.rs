@@ -3,7 +3,7 @@
 use quelea_shard::{
     frame::{Cancel, Close, Frame, Origin, Probe, StreamKind},
     link::{CONTROL_INBOUND, CONTROL_QUEUE, ControlLink, LinkEnd, Role, SendError},
-    protocol::PREFIX,
+    protocol::FEATURES,
 };
 use quelea_wire::ErrorCode;
 
@@ -53,12 +53,12 @@ async fn control_frames_of_the_wrong_side_end_the_link() {
 #[tokio::test(start_paused = true)]
 async fn what_a_feature_adds_is_neither_sent_nor_taken_without_it() {
     let added: Vec<_> = samples().into_iter().map(|(_, frame)| frame).filter(|frame| frame.features() != 0).collect();
-    assert_eq!(added.len(), 3);
+    assert_eq!(added.len(), 8);
     for frame in added {
         let (mut a, b) = greeted(StreamKind::Control, 10_000).await;
         let role = if frame.origin() == Origin::Coordinator { Role::Coordinator } else { Role::Stage };
         let (with, _) = ControlLink::spawn(b, role);
-        assert_eq!((with.features(), with.send(frame.clone())), (PREFIX, Ok(())));
+        assert_eq!((with.features(), with.send(frame.clone())), (FEATURES, Ok(())));
 
         // A peer of before, which sends it all the same.
         a.features = 0;

@@ -20,7 +20,10 @@ async fn greetings_agree_on_the_lower_version_and_the_common_features() {
     let expected = HelloAck { version: VERSION, features: protocol::FEATURES };
     assert!(matches!(answer, Ok(Some(Frame::HelloAck(ack))) if ack == expected));
     let negotiated = soon(accepted).await.expect("runs").expect("greeted");
-    assert_eq!((negotiated.kind, negotiated.version, negotiated.features), (StreamKind::Control, 1, protocol::PREFIX));
+    assert_eq!(
+        (negotiated.kind, negotiated.version, negotiated.features),
+        (StreamKind::Control, 1, protocol::FEATURES)
+    );
 }
 
 #[tokio::test(start_paused = true)]

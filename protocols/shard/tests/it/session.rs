@@ -5,8 +5,11 @@ use std::time::Duration;
 use libp2p::PeerId;
 use proptest::{collection::vec, prelude::*};
 use quelea_shard::{
-    frame::{Cancel, Close, Closed, Fault, Frame, Open, Phase, Probe, Refuse, State, Trim},
-    session::{Act, Arrived, Event, Ignored, MAX_IN_FLIGHT, Session, Step},
+    frame::{
+        Cancel, Close, Closed, Fault, Frame, Open, Phase, Probe, Refuse, Reroute, Rerouted, Resume, Stalled, State,
+        Trim,
+    },
+    session::{Act, Arrived, Event, Ignored, MAX_IN_FLIGHT, MAX_REROUTES, STALL, Session, Step},
 };
 use quelea_wire::ErrorCode;
 use tokio::time::Instant;
@@ -64,6 +67,25 @@ fn failed() -> Event {
     Event::Failed { code: ErrorCode::NextSilent, about: Some(peer(2)), detail: "silent".into() }
 }
 
+fn next_lost(epoch: u32) -> Event {
+    Event::NextLost { epoch, code: ErrorCode::NextSilent, detail: "silent".into() }
+}
+
+/// Between peers 5 and 6.
+fn reroute(epoch: u32) -> Event {
+    Event::Reroute(Box::new(Reroute {
+        session: session(1),
+        epoch,
+        prev: peer(5),
+        next: peer(6),
+        next_addrs: Vec::new(),
+    }))
+}
+
+fn resume(epoch: u32, from: u32) -> Event {
+    Event::Resume(Resume { session: session(1), epoch, from, until: u32::MAX, roots_from: 0 })
+}
+
 struct Bench {
     session: Session,
     now: Instant,
@@ -87,6 +109,16 @@ impl Bench {
     /// With one batch of ten rows in flight.
     fn busy() -> Self {
         let mut bench = Self::live();
+        let far = bench.far();
+        assert_eq!(bench.step(rows(0, 0, 10, far)), ("", Act::Compute, Phase::Live));
+        bench
+    }
+
+    /// One that is kept when its next peer is lost, with one batch of ten rows in flight.
+    fn surviving() -> Self {
+        let mut bench = Self::opening();
+        bench.session = bench.session.surviving();
+        assert_eq!(bench.step(Event::Admitted { kv_pages_free: 3, kept_rows: 0 }).0, "accept");
         let far = bench.far();
         assert_eq!(bench.step(rows(0, 0, 10, far)), ("", Act::Compute, Phase::Live));
         bench
@@ -120,6 +152,8 @@ fn kind(frame: &Frame) -> &'static str {
         Frame::State(_) => "state",
         Frame::Closed(_) => "closed",
         Frame::Fault(_) => "fault",
+        Frame::Stalled(_) => "stalled",
+        Frame::Rerouted(_) => "rerouted",
         other => panic!("a stage never sends {other:?}"),
     }
 }
@@ -174,6 +208,19 @@ fn the_table_holds() {
         (Bench::busy, computed(1), "", wrong, Live),
         (Bench::busy, close(), "", Nothing, Draining),
         (Bench::busy, reopened(), "", Admit, Opening),
+        (Bench::busy, next_lost(EPOCH), "fault", Release, Closed),
+        (Bench::busy, next_lost(EPOCH - 1), "", Ignore(Ignored::StaleEpoch), Live),
+        (Bench::busy, reroute(EPOCH + 1), "", wrong, Live),
+        (Bench::busy, resume(EPOCH, 0), "", wrong, Live),
+        (Bench::surviving, next_lost(EPOCH), "stalled", Nothing, Live),
+        (Bench::surviving, next_lost(EPOCH - 1), "", Ignore(Ignored::StaleEpoch), Live),
+        (Bench::surviving, reroute(EPOCH + 1), "", Act::Reroute, Live),
+        (Bench::surviving, reroute(EPOCH), "", Ignore(Ignored::StaleEpoch), Live),
+        (Bench::surviving, Event::Linked { epoch: EPOCH }, "", wrong, Live),
+        (Bench::surviving, resume(EPOCH, 3), "", Act::Resume { from: 3, until: u32::MAX, roots_from: 0 }, Live),
+        (Bench::surviving, resume(EPOCH + 1, 3), "", Ignore(Ignored::UnopenedEpoch), Live),
+        (Bench::surviving, resume(EPOCH, MAX_ROWS + 1), "fault", Release, Closed),
+        (Bench::draining, next_lost(EPOCH), "fault", Release, Closed),
         (Bench::draining, rows(1, 10, 1, far), "", wrong, Draining),
         (Bench::draining, trim(0), "", wrong, Draining),
         (Bench::draining, keep(EPOCH), "", Act::Keep, Draining),
@@ -214,6 +261,72 @@ fn rows_begin_after_those_that_were_kept() {
     assert_eq!(bench.step(trim(64)), ("state", Act::Trim { keep_rows: 64 }, Phase::Live));
     assert_eq!(bench.step(rows(0, 64, 1, far)).1, Act::Compute);
     assert_eq!(kept().step(trim(97)).0, "fault");
+}
+
+#[test]
+fn a_session_outlives_its_neighbours() {
+    let mut bench = Bench::surviving();
+    let stalled = bench.on(next_lost(EPOCH)).reply;
+    let Some(Frame::Stalled(Stalled { code: ErrorCode::NextSilent, about, .. })) = stalled else {
+        panic!("{stalled:?}")
+    };
+    assert_eq!(about, peer(2));
+    assert_eq!(bench.step(next_lost(EPOCH)), ("", Act::Nothing, Phase::Live), "said once");
+    let far = bench.far();
+    assert_eq!(bench.step(rows(1, 10, 2, far)).1, Act::Compute, "what comes is computed");
+
+    assert_eq!(bench.step(reroute(EPOCH + 3)).1, Act::Reroute);
+    assert_eq!((bench.session.open().prev, bench.session.open().next), (peer(5), peer(6)));
+    assert_eq!(bench.session.expect(&peer(1), EPOCH), None, "nothing of before");
+    assert!(bench.session.expect(&peer(5), EPOCH + 3).is_some());
+    assert_eq!(bench.step(resume(EPOCH + 3, 0)).1, Act::Ignore(Ignored::WrongPhase), "not before it is reached");
+    assert_eq!(bench.step(computed(0)), ("", Act::Nothing, Phase::Live), "not before it is reached");
+    assert_eq!(bench.step(Event::Linked { epoch: EPOCH + 3 }), ("", Act::Nothing, Phase::Live), "one is in flight");
+    assert!(bench.session.awaits(EPOCH, 1) && !bench.session.awaits(EPOCH + 3, 1));
+    let rerouted = bench.on(computed(1)).reply;
+    let expected = Rerouted { session: session(1), epoch: EPOCH + 3, pos: 12, log_from: 0 };
+    assert_eq!(rerouted, Some(expected.into()));
+    assert_eq!(bench.step(resume(EPOCH + 3, 4)).1, Act::Resume { from: 4, until: u32::MAX, roots_from: 0 });
+
+    // Rows of the new neighbour, numbered anew, go on where those of before ended.
+    let batch = Arrived { epoch: EPOCH + 3, seq: 0, pos: 12, rows: 1, rewind: false, deadline: far };
+    assert_eq!(bench.step(Event::Rows { from: peer(5), batch }).1, Act::Compute);
+    assert_eq!(bench.step(Event::Rows { from: peer(1), batch }).1, Act::Ignore(Ignored::WrongPredecessor));
+}
+
+#[test]
+fn what_a_session_has_forgotten_is_not_handed_on() {
+    let mut bench = Bench::surviving();
+    assert_eq!(bench.step(computed(0)).1, Act::Nothing);
+    assert_eq!(bench.step(Event::Forgot { log_from: 6 }).1, Act::Nothing);
+    assert_eq!(bench.step(reroute(EPOCH + 1)).1, Act::Reroute);
+    match bench.on(Event::Linked { epoch: EPOCH + 1 }).reply {
+        Some(Frame::Rerouted(f)) => assert_eq!((f.pos, f.log_from), (10, 6)),
+        other => panic!("{other:?}"),
+    }
+    // Trimmed to before that, it keeps what it computes from there on.
+    let trimmed = Event::Trim(Trim { session: session(1), epoch: EPOCH + 1, keep_rows: 4 });
+    assert_eq!(bench.step(trimmed).0, "state");
+    assert_eq!(bench.step(resume(EPOCH + 1, 3)).0, "fault");
+    assert_eq!(bench.session.phase(), Phase::Closed);
+}
+
+#[test]
+fn a_session_does_not_wait_for_ever_nor_move_for_ever() {
+    let mut bench = Bench::surviving();
+    assert_eq!(bench.step(computed(0)).1, Act::Nothing);
+    assert_eq!(bench.step(next_lost(EPOCH)).0, "stalled");
+    assert_eq!(bench.session.wake_at(), Some(bench.now + STALL.min(IDLE)));
+    bench.now += STALL;
+    match bench.on(Event::Tick).reply {
+        Some(Frame::Fault(Fault { code: ErrorCode::NextSilent, about, .. })) => assert_eq!(about, Some(peer(2))),
+        other => panic!("{other:?}"),
+    }
+    let mut bench = Bench::surviving();
+    for n in 1..=MAX_REROUTES {
+        assert_eq!(bench.step(reroute(EPOCH + n)).1, Act::Reroute);
+    }
+    assert_eq!(bench.step(reroute(EPOCH + MAX_REROUTES + 1)).0, "fault");
 }
 
 #[test]
@@ -330,6 +443,10 @@ fn rows_go_back_when_they_say_so_and_only_then() {
     assert!(refused(back(2, 10, true)), "an old number");
 }
 
+fn epoch_of_before() -> impl Strategy<Value = u32> {
+    prop_oneof![4 => Just(EPOCH), 1 => Just(EPOCH - 1), 2 => Just(EPOCH + 1), 1 => any::<u32>()]
+}
+
 fn any_event(start: Instant) -> impl Strategy<Value = Event> {
     let epoch = prop_oneof![6 => Just(EPOCH), 1 => Just(EPOCH - 1), 1 => Just(EPOCH + 1), 1 => any::<u32>()];
     let pos = prop_oneof![4 => 0..=MAX_ROWS, 1 => any::<u32>()];
@@ -355,6 +472,11 @@ fn any_event(start: Instant) -> impl Strategy<Value = Event> {
         1 => epoch.clone().prop_map(cancel),
         1 => epoch.prop_map(move |epoch| Event::Close(Close { session: s, epoch })),
         1 => Just(failed()),
+        2 => epoch_of_before().prop_map(next_lost),
+        2 => epoch_of_before().prop_map(reroute),
+        2 => epoch_of_before().prop_map(|epoch| Event::Linked { epoch }),
+        2 => (epoch_of_before(), 0..=MAX_ROWS).prop_map(|(epoch, from)| resume(epoch, from)),
+        1 => (0..=MAX_ROWS).prop_map(|log_from| Event::Forgot { log_from }),
         1 => Just(Event::Gone),
         3 => Just(Event::Tick),
     ]
@@ -379,26 +501,42 @@ fn last_word(frame: &Frame) -> bool {
 
 proptest! {
     #[test]
-    fn whatever_happens(events in vec((any_event(Instant::now()), 0..80_u64), 1..120)) {
+    fn whatever_happens(events in vec((any_event(Instant::now()), 0..80_u64), 1..120), survives in any::<bool>()) {
         let start = Instant::now();
         let (mut now, mut s) = (start, Session::new(open(EPOCH), start));
+        if survives {
+            s = s.surviving();
+        }
         let mut last_words = 0;
         for (event, ms) in events {
             now += Duration::from_millis(ms);
             let event = in_order(&s, event);
             let (before, wake) = (s.clone(), s.wake_at());
             let ticked = event == Event::Tick;
-            let from_other = matches!(&event, Event::Rows { from, .. } if *from != peer(1));
-            let raises = matches!(&event, Event::Open(o) if o.epoch > before.open().epoch);
+            let prev = before.open().prev;
+            let from_other = matches!(&event, Event::Rows { from, .. } if *from != prev);
+            let opens = matches!(&event, Event::Open(o) if o.epoch > before.open().epoch);
+            let moves = matches!(&event, Event::Reroute(f) if f.epoch > before.open().epoch);
             let step = s.on(now, event);
 
             last_words += usize::from(step.reply.as_ref().is_some_and(last_word));
             prop_assert!(last_words <= 1, "one last word");
             prop_assert!(step.reply.as_ref().is_none_or(last_word) || s.phase() != Phase::Closed);
             prop_assert_eq!(step.act == Act::Release, before.phase() != Phase::Closed && s.phase() == Phase::Closed);
-            prop_assert_eq!(step.act == Act::Admit, raises && before.phase() != Phase::Closed);
+            prop_assert_eq!(step.act == Act::Admit, opens && before.phase() != Phase::Closed);
+            prop_assert!(step.act != Act::Reroute || (moves && survives && before.phase() == Phase::Live));
+            prop_assert!(s.in_flight() <= before.in_flight() || step.act == Act::Compute);
+            if step.act == Act::Reroute {
+                prop_assert!(s.pos() == before.pos() && s.in_flight() == before.in_flight(), "nothing is lost");
+            }
+            if let Some(Frame::Rerouted(f)) = &step.reply {
+                prop_assert!(s.in_flight() == 0 && f.pos == s.pos() && f.log_from <= f.pos && f.epoch == s.open().epoch);
+            }
+            if let Some(Frame::Stalled(_)) = &step.reply {
+                prop_assert!(survives);
+            }
             prop_assert!(s.open().epoch >= before.open().epoch);
-            prop_assert!(s.open().epoch == before.open().epoch || raises, "only Open raises the epoch");
+            prop_assert!(s.open().epoch == before.open().epoch || opens || moves, "only the coordinator raises the epoch");
             prop_assert!(s.pos() <= MAX_ROWS && s.in_flight() <= MAX_IN_FLIGHT);
             prop_assert!(s.totals().rows_out <= s.totals().rows_in);
             if step.act == Act::Compute {
@@ -412,8 +550,9 @@ proptest! {
                 prop_assert_eq!(s.phase() == Phase::Closed, before.phase() == Phase::Closed || wake.is_some_and(|at| at <= now));
             }
             prop_assert_eq!(s.wake_at().is_some(), matches!(s.phase(), Phase::Live | Phase::Draining));
-            let anyone: Option<PeerId> = [1, 2, 3].map(peer).into_iter().find(|p| s.expect(p, s.open().epoch).is_some());
-            prop_assert_eq!(anyone, (s.phase() == Phase::Live).then(|| peer(1)));
+            let mut anyone = [1, 2, 3, 5, 6].map(peer).into_iter();
+            let anyone: Option<PeerId> = anyone.find(|p| s.expect(p, s.open().epoch).is_some());
+            prop_assert_eq!(anyone, (s.phase() == Phase::Live).then_some(s.open().prev));
         }
     }
 }

@@ -64,6 +64,21 @@ pub fn samples() -> Vec<(&'static str, Frame)> {
         ("open_prefix", Open { prefix: Prefix { keys: keys.clone(), reuse: 2 }, ..open }.into()),
         ("accept_kept", Accept { session: s, epoch, kv_pages_free: 12, kept_rows: 64 }.into()),
         ("keep", Keep { session: s, epoch, first: 3, keys }.into()),
+        ("stalled", Stalled { session: s, epoch, code: ErrorCode::NextSilent, about: peer(2) }.into()),
+        (
+            "reroute",
+            Reroute {
+                session: s,
+                epoch,
+                prev: peer(1),
+                next: peer(3),
+                next_addrs: vec![addr("/ip4/192.0.2.1/udp/8468/quic-v1")],
+            }
+            .into(),
+        ),
+        ("rerouted", Rerouted { session: s, epoch, pos: 300, log_from: 64 }.into()),
+        ("resume", Resume { session: s, epoch, from: 64, until: u32::MAX, roots_from: 32 }.into()),
+        ("commit", Commit { session: s, epoch, envelope: vec![0x44; 5] }.into()),
     ]
 }
 
@@ -176,6 +191,41 @@ fn any_rows() -> impl Strategy<Value = Frame> {
         )
 }
 
+fn any_failover() -> impl Strategy<Value = Frame> {
+    let ordered = any::<[u32; 2]>().prop_map(|[a, b]| (a.min(b), a.max(b)));
+    prop_oneof![
+        (any_session(), any_code(), any_peer()).prop_map(|((session, epoch), code, about)| Stalled {
+            session,
+            epoch,
+            code,
+            about
+        }
+        .into()),
+        (any_session(), any_peer(), any_peer(), vec(any::<u16>(), 0..=MAX_ADDRS)).prop_map(
+            |((session, epoch), prev, next, ports)| {
+                let next_addrs = ports.iter().map(|port| addr(&format!("/ip4/192.0.2.7/tcp/{port}"))).collect();
+                Reroute { session, epoch, prev, next, next_addrs }.into()
+            }
+        ),
+        (any_session(), ordered.clone()).prop_map(|((session, epoch), (log_from, pos))| Rerouted {
+            session,
+            epoch,
+            pos,
+            log_from
+        }
+        .into()),
+        (any_session(), ordered, any::<u32>()).prop_map(|((session, epoch), (from, until), roots_from)| {
+            Resume { session, epoch, from, until, roots_from }.into()
+        }),
+        (any_session(), vec(any::<u8>(), 1..=MAX_COMMITMENT)).prop_map(|((session, epoch), envelope)| Commit {
+            session,
+            epoch,
+            envelope
+        }
+        .into()),
+    ]
+}
+
 /// Any frame that keeps to the caps.
 pub fn any_frame() -> impl Strategy<Value = Frame> {
     let stream = prop_oneof![Just(StreamKind::Control), Just(StreamKind::Decode), Just(StreamKind::Bulk)];
@@ -236,6 +286,7 @@ pub fn any_frame() -> impl Strategy<Value = Frame> {
         (any_session(), any_code(), option::of(any_peer()), any_detail())
             .prop_map(|((session, epoch), code, about, detail)| Fault { session, epoch, code, about, detail }.into()),
         any_rows(),
+        any_failover(),
         (any_session(), any::<[u32; 2]>()).prop_map(|((session, epoch), [seq, received])| Ack {
             session,
             epoch,
