@@ -379,6 +379,8 @@ impl Session {
         let epoch = batch.epoch;
         self.in_flight.push_back(InFlight { epoch, seq, rows, deadline: batch.deadline.min(own) });
         self.pos = end;
+        // Rows that go back behind all that is kept are where it begins anew.
+        self.log_from = self.log_from.min(pos);
         // After u32::MAX there is no next number; 2^32 batches are more than any context has rows.
         self.next_seq = seq.saturating_add(1);
         self.active = now;
