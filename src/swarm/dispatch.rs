@@ -71,6 +71,7 @@ fn behaviour(driver: &mut Driver, event: BehaviourEvent) {
     match event {
         BehaviourEvent::Shard(event) => on::shard::event(driver, event),
         BehaviourEvent::Announce(event) => on::announce::event(driver, event),
+        BehaviourEvent::Weights(event) => on::weights::event(driver, event),
         BehaviourEvent::Exchange(event) => on::exchange::event(driver, event),
         BehaviourEvent::Identify(event) => on::identify::event(driver, event),
         BehaviourEvent::Probe(event) => on::probe::event(driver, event),

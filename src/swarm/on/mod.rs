@@ -15,3 +15,4 @@ pub(super) mod peers;
 pub(super) mod ping;
 pub(super) mod probe;
 pub(super) mod shard;
+pub(super) mod weights;
