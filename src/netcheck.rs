@@ -1,13 +1,17 @@
 //! What `quelea netcheck` reports: how this node can be reached, and what to do about what stands in the way.
 
+mod around;
+
 use std::fmt::Write as _;
 
+use libp2p::{Multiaddr, multiaddr::Protocol};
 use quelea_behaviours::nat::{
     is_relayed,
     kind::{Double, Filtering, Kind, Mapping},
 };
 use serde_json::{Value, json};
 
+pub(crate) use self::around::Around;
 use crate::swarm::{NatView, Upnp};
 
 /// Up to so many seconds, a peer's clock that seems behind may just be gossip that came late: who joins is told what was said
@@ -21,7 +25,7 @@ const SKEW_BAD_MS: i64 = 60_000;
 const PUNCHES_ENOUGH: usize = 4;
 
 /// The report as JSON, `quelea.netcheck/v1`.
-pub(crate) fn report(view: &NatView) -> Value {
+pub(crate) fn report(view: &NatView, around: &Around) -> Value {
     let mapping = match view.nat.mapping {
         Mapping::None => "none",
         Mapping::Same => "endpoint-independent",
@@ -74,6 +78,13 @@ pub(crate) fn report(view: &NatView) -> Value {
     let mapped = if let Upnp::Mapped(addrs) = &view.upnp { addrs.as_slice() } else { &[] };
     let all = |addrs: &[libp2p::Multiaddr]| addrs.iter().map(ToString::to_string).collect::<Vec<_>>();
     let (tried, successful) = view.punches;
+    let by_ipv6 = reached_by_ipv6(view);
+    let (ipv6, port_mapping) = around.to_json(by_ipv6);
+    let mut advised = advice(view);
+    let cgnat = view.nat.double == Some(Double::CarrierGrade) || around.shared_outside();
+    if view.nat.double.is_none() {
+        advised.extend(around.advice(view.public, by_ipv6));
+    }
     json!({
         "schema": "quelea.netcheck/v1",
         "reachability": reachability(view),
@@ -92,6 +103,9 @@ pub(crate) fn report(view: &NatView) -> Value {
         "external": all(&view.external),
         "listen": all(&view.listeners),
         "upnp": { "state": upnp, "addresses": all(mapped) },
+        "ipv6": ipv6,
+        "port_mapping": port_mapping,
+        "cgnat": cgnat,
         "relays": relays,
         "hole_punching": { "attempts": tried, "successes": successful },
         "clock": view.clock.map(|(ahead, peers)| {
@@ -99,13 +113,19 @@ pub(crate) fn report(view: &NatView) -> Value {
             json!({ "skew_s": seconds(ahead), "peers": peers })
         }),
         "peers": { "connected": view.peers, "relayed": view.relayed_peers },
-        "advice": advice(view),
+        "advice": advised,
     })
 }
 
 #[allow(clippy::cast_precision_loss, reason = "2^53 ms are 285,000 years")]
 fn seconds(ms: i64) -> f64 {
     ms as f64 / 1e3
+}
+
+/// Whether somebody has reached this node by IPv6.
+fn reached_by_ipv6(view: &NatView) -> bool {
+    let is_ipv6 = |addr: &Multiaddr| matches!(addr.iter().next(), Some(Protocol::Ip6(_)));
+    view.tested.iter().any(|tested| tested.arrived > 0 && is_ipv6(&tested.addr)) || view.external.iter().any(is_ipv6)
 }
 
 fn reachability(view: &NatView) -> &'static str {
@@ -200,7 +220,22 @@ pub(crate) fn text(report: &Value) -> String {
             word(&seen["by"])
         );
     }
-    let _ = writeln!(out, "UPnP           {}", word(&report["upnp"]["state"]));
+    let (ipv6, mapping) = (&report["ipv6"], &report["port_mapping"]);
+    let has = match (ipv6["os"].as_bool(), ipv6["global"].as_str()) {
+        (Some(true), Some(global)) if ipv6["reachable"] == true => format!("yes {global}, reached by others"),
+        (Some(true), Some(global)) => format!("yes {global}, not reached by others yet"),
+        (Some(true), None) => "no global address (the system has support)".to_owned(),
+        _ => "no (the system has no support)".to_owned(),
+    };
+    let _ = writeln!(out, "IPv6           {has}");
+    let _ = writeln!(
+        out,
+        "ports          UPnP {}, PCP {}, NAT-PMP {}",
+        word(&report["upnp"]["state"]),
+        word(&mapping["pcp"]),
+        word(&mapping["nat_pmp"])
+    );
+    let _ = writeln!(out, "CGNAT          {}", if report["cgnat"] == true { "yes" } else { "not seen" });
     let relays = list(&report["relays"]);
     if relays.is_empty() {
         let _ = writeln!(out, "relays         none known");

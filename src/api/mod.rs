@@ -66,11 +66,13 @@ pub(crate) struct ApiState {
     telemetry: Telemetry,
     /// A node that keeps nothing has none.
     db: Option<Db>,
+    /// Nothing is asked of the network around.
+    masked: bool,
 }
 
 impl ApiState {
-    pub(crate) fn new(asker: Arc<Asker>, telemetry: Telemetry, db: Option<Db>) -> Self {
-        Self { asker, telemetry, db }
+    pub(crate) fn new(asker: Arc<Asker>, telemetry: Telemetry, db: Option<Db>, masked: bool) -> Self {
+        Self { asker, telemetry, db, masked }
     }
 }
 

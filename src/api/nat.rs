@@ -95,7 +95,7 @@ pub(super) async fn ping(State(state): State<ApiState>, body: Bytes) -> Response
 
 pub(super) async fn netcheck(State(state): State<ApiState>) -> Response {
     match state.asker.plane.handle.nat().await {
-        Some(view) => Json(netcheck::report(&view)).into_response(),
+        Some(view) => Json(netcheck::report(&view, &netcheck::Around::look(state.masked).await)).into_response(),
         None => failure(
             StatusCode::SERVICE_UNAVAILABLE,
             &InferError::new(ErrorCode::ShuttingDown, ErrorCode::ShuttingDown.meaning()),

@@ -146,7 +146,9 @@ fn read(cert: &Path, key: &Path, names: &[ServerName<'static>]) -> Result<Read, 
     }
     let webpki = ParsedCertificate::try_from(&first).map_err(|e| of(format!("is no certificate for a server: {e}")))?;
     let foreign = names.iter().filter(|name| verify_server_name(&webpki, name).is_err());
-    odd.extend(foreign.map(|name| of(format!("is not for {}, which --external names", name.to_str()))));
+    odd.extend(
+        foreign.map(|name| of(format!("is not for {}, which --external names: peers will not connect", name.to_str()))),
+    );
     let key = CertifiedKey::from_der(chain, private, &ring::default_provider())
         .map_err(|e| format!("{} and {} do not go together: {e}", cert.display(), key.display()))?;
     Ok(Read { key, ends: ends.timestamp(), odd })

@@ -263,7 +263,8 @@ impl Node {
     async fn serve_api(&mut self, settings: &Settings, stopping: watch::Receiver<Life>) -> Result<(), StartError> {
         let Keep::In { home, .. } = &settings.keep else { return Ok(()) };
         let Some(bind) = settings.api else { return Ok(()) };
-        let state = api::ApiState::new(self.asker.clone(), self.telemetry.clone(), self.db.clone());
+        let masked = settings.masking.is_some();
+        let state = api::ApiState::new(self.asker.clone(), self.telemetry.clone(), self.db.clone(), masked);
         let token = identity::load_or_create_token(&home.api_token()).map_err(StartError::identity)?;
         let listener = listen_tcp(bind, "--api-listen").await?;
         let addr = listener.local_addr().map_err(|e| StartError::internal(e.to_string()))?;

@@ -10,6 +10,9 @@ use clap::Subcommand;
 )]
 pub(crate) enum StoreCommand {
     /// Copy the database to a new file; the identity is a file of its own, copy it once
+    #[command(
+        after_help = "Examples:\n  quelea store backup /var/backups/quelea-monday.redb\n  quelea store backup copy.redb --db /var/lib/quelea/quelea.redb"
+    )]
     Backup {
         /// Must not exist yet
         file: PathBuf,
@@ -18,6 +21,9 @@ pub(crate) enum StoreCommand {
         db: Option<PathBuf>,
     },
     /// Put a backup in the place of the database, which is kept beside it; the daemon must not run
+    #[command(
+        after_help = "Examples:\n  quelea store restore /var/backups/quelea-monday.redb\n  quelea store restore copy.redb --db /var/lib/quelea/quelea.redb"
+    )]
     Restore {
         /// Made by 'quelea store backup'
         file: PathBuf,
