@@ -39,6 +39,11 @@ use crate::{
 /// Peers that are held on to: those the operator named, and anchors.
 pub const MAX_KEPT: usize = 64;
 
+/// How long a connection stands at least before it gives way to a stranger. When a crowd comes at once, each of it has the
+/// time to ask whom else there is, instead of making room for the next within a round trip; those who come too early are
+/// turned away, and come again.
+pub const GRACE: Duration = Duration::from_secs(2);
+
 /// How many of `places` stand above them for a moment, or are left free for outbound ones: a sixteenth, at most 16. As many
 /// connections may be established between two turns of the loop.
 #[must_use]
@@ -137,7 +142,8 @@ impl Behaviour {
         self.connections.insert(id, Connection { peer, inbound, group, since: Instant::now(), closing: false });
         self.merits.entry(peer).or_default();
         while self.too_many() {
-            let Some(worst) = self.worst(id).or_else(|| self.may_go(id).then_some(id)) else { return };
+            let settled = self.worst(id, GRACE).or_else(|| self.may_go(id).then_some(id));
+            let Some(worst) = settled.or_else(|| self.worst(id, Duration::ZERO)) else { return };
             self.close(worst);
         }
     }
@@ -152,9 +158,10 @@ impl Behaviour {
         self.connections.get(&id).is_some_and(|c| c.inbound && !c.closing && !self.kept.contains(&c.peer))
     }
 
-    /// Of those that were there before `newcomer`, the one that gives way.
-    fn worst(&self, newcomer: ConnectionId) -> Option<ConnectionId> {
-        let before = self.connections.iter().filter(|(id, c)| c.inbound && !c.closing && **id != newcomer);
+    /// Of those that were there before `newcomer`, and for so long, the one that gives way.
+    fn worst(&self, newcomer: ConnectionId, age: Duration) -> Option<ConnectionId> {
+        let others = self.connections.iter().filter(|(id, c)| c.inbound && !c.closing && **id != newcomer);
+        let before = others.filter(|(_, connection)| connection.since.elapsed() >= age);
         let candidates = before.map(|(id, connection)| {
             let merit = self.merits.get(&connection.peer);
             Candidate {

@@ -81,7 +81,7 @@ pub struct Known {
     pub agent: Option<String>,
     /// One of the best outbound peers when the node stopped last: tried first.
     pub anchor: bool,
-    /// Dials that failed since it was connected last.
+    /// Dials that failed, and connections that soon ended, since one lasted.
     pub failures: u32,
     /// It is not dialled by ourselves before.
     pub retry_at: Duration,
@@ -299,9 +299,14 @@ impl Book {
         self.change(peer, |known| {
             known.last_seen_ms = Some(now.unix_ms);
             known.teller = None;
-            known.failures = 0;
-            known.retry_at = Duration::ZERO;
         });
+    }
+
+    /// A connection to the peer has lasted: what failed before is forgotten.
+    pub fn lasted(&mut self, peer: &PeerId) {
+        if let Some(known) = self.peers.get_mut(peer) {
+            known.failures = 0;
+        }
     }
 
     /// What a connected peer calls itself.
@@ -311,14 +316,16 @@ impl Book {
         }
     }
 
-    /// The peer could not be dialled: it is left alone, longer each time. `chance` spreads those that failed together.
+    /// The peer could not be dialled, or soon hung up: it is left alone, longer each time. `chance` spreads those that failed
+    /// together.
     pub fn failed(&mut self, peer: &PeerId, chance: u64, now: Now) {
         if let Some(known) = self.peers.get_mut(peer) {
             let pause = RETRY.saturating_mul(1_u32.checked_shl(known.failures).unwrap_or(u32::MAX)).min(RETRY_MAX);
             let quarter = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX) / 4;
             let more = chance.checked_rem(quarter.max(1)).unwrap_or_default();
             known.failures = known.failures.saturating_add(1);
-            known.retry_at = now.at.saturating_add(pause).saturating_add(Duration::from_millis(more));
+            let until = now.at.saturating_add(pause).saturating_add(Duration::from_millis(more));
+            known.retry_at = known.retry_at.max(until);
         }
     }
 

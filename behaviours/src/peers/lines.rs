@@ -20,7 +20,7 @@ use crate::{Behaviour, gossip};
 
 /// Subscribers that a topic must have on lines that stay, for its mesh to be made of them: gossipsub's D. With fewer, the members
 /// of its mesh are needed.
-const ENOUGH: usize = 6;
+const ENOUGH: usize = gossip::MESH;
 
 /// Closes lines that nobody needs or has used for long; see [`trim`](super::trim). To be called about once a second.
 /// `wanted` names peers whose lines stay for reasons that the caller knows.

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`book`] | the peers known: bounded, the worst forgotten first |
 //! | [`dialler`] | whom to dial: a pure function |
-//! | `behaviour` | both on a swarm |
+//! | [`policy`] | both as one machine, without a clock |
+//! | `behaviour` | the machine on a swarm |
 //! | `keep` | which connections are kept though nobody uses them |
 //! | [`uses`] | when each connection was used last |
 //! | [`trim`] | which of those that nobody needs are closed: a pure function |
@@ -15,6 +16,7 @@ pub mod book;
 pub mod dialler;
 mod keep;
 pub mod lines;
+pub mod policy;
 pub mod trim;
 pub mod uses;
 
@@ -23,6 +25,7 @@ use quelea_exchange::Reach;
 pub use self::{
     behaviour::{Behaviour, Hold},
     book::{Book, Known, Source, Told},
+    policy::Policy,
     uses::Watched,
 };
 use crate::{Config, scope};

@@ -1,9 +1,11 @@
 //! Real nodes in one process, over its memory: whole swarms, encryption included, each in a task of its own.
 //!
-//! What is printed is for `docs/performance.md`; what is asserted is success. A hundred nodes:
+//! What is printed is for `docs/performance.md`; what is asserted is success. A hundred nodes are a step of their own in
+//! `.ci/run`, in a profile with some optimisation: each of them is connected to all others, and without it what the
+//! connections and lookups cost a processor is minutes.
 //!
 //! ```sh
-//! cargo test --release -p quelea-behaviours --test it -- --ignored --nocapture scale
+//! cargo test --profile swarm -p quelea-behaviours --test it -- --ignored --nocapture scale::a_hundred
 //! ```
 
 use std::{
@@ -32,8 +34,8 @@ use crate::harness::{Event, Node, config};
 /// Between two looks at what no event tells.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// A swarm of a hundred comes together in seconds; a loaded machine may be ten times slower.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// A swarm of a hundred comes together in a minute; a loaded machine may be ten times slower.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// How long few lines may be unused, once they are looked at.
 const UNUSED: Duration = Duration::from_secs(1);
@@ -299,9 +301,15 @@ async fn nodes_find_each_other_and_hear_a_line_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "two minutes with some optimisation; a step of its own"]
+async fn a_hundred_nodes_find_each_other_and_hear_a_line_once() {
+    Box::pin(swarm(100, 200, 5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "minutes; prints figures"]
 async fn how_it_grows() {
-    for count in [25, 50, 100] {
+    for count in [25, 50] {
         Box::pin(swarm(count, 300, 10)).await;
     }
 }

@@ -1,6 +1,6 @@
 //! Time, chance and distance. Everything follows from the seed.
 
-use std::{cmp::Reverse, collections::BinaryHeap};
+use std::{cmp::Ordering, collections::BinaryHeap};
 
 /// SplitMix64: small, and the same everywhere.
 pub struct Rng(u64);
@@ -45,10 +45,36 @@ impl Rng {
     }
 }
 
+struct Planned<E> {
+    at: u64,
+    number: u64,
+    event: E,
+}
+
+impl<E> PartialEq for Planned<E> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl<E> Eq for Planned<E> {}
+
+impl<E> PartialOrd for Planned<E> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<E> Ord for Planned<E> {
+    /// The next one is the greatest.
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.at, other.number).cmp(&(self.at, self.number))
+    }
+}
+
 /// Events in order of time; of those at one moment, the one that was planned first.
 pub struct Queue<E> {
-    heap: BinaryHeap<Reverse<(u64, u64)>>,
-    events: std::collections::HashMap<u64, E>,
+    heap: BinaryHeap<Planned<E>>,
     planned: u64,
     /// Microseconds since the start.
     pub now: u64,
@@ -56,24 +82,35 @@ pub struct Queue<E> {
 
 impl<E> Queue<E> {
     pub fn new() -> Self {
-        Self { heap: BinaryHeap::new(), events: std::collections::HashMap::new(), planned: 0, now: 0 }
+        Self { heap: BinaryHeap::new(), planned: 0, now: 0 }
     }
 
     pub fn plan(&mut self, after: u64, event: E) {
-        self.heap.push(Reverse((self.now + after, self.planned)));
-        self.events.insert(self.planned, event);
+        self.heap.push(Planned { at: self.now + after, number: self.planned, event });
         self.planned += 1;
     }
 
-    pub fn next(&mut self) -> Option<E> {
-        let Reverse((at, id)) = self.heap.pop()?;
-        self.now = at;
-        self.events.remove(&id)
+    /// The next one up to `end`; after the last of them it is `end`.
+    pub fn next(&mut self, end: u64) -> Option<E> {
+        if self.heap.peek().is_none_or(|next| next.at > end) {
+            self.now = end;
+            return None;
+        }
+        let next = self.heap.pop()?;
+        self.now = next.at;
+        Some(next.event)
     }
+}
 
-    /// Events handled so far and still to come.
-    pub fn planned(&self) -> u64 {
-        self.planned
+/// All that happened, in one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trace(pub u64);
+
+impl Trace {
+    pub fn note(&mut self, parts: [u64; 4]) {
+        for part in parts {
+            self.0 = Rng(self.0 ^ part).next();
+        }
     }
 }
 
@@ -85,11 +122,15 @@ impl World {
         Self((0..nodes).map(|_| (rng.unit(), rng.unit())).collect())
     }
 
-    /// Microseconds one way.
-    pub fn latency(&self, a: usize, b: usize, rng: &mut Rng) -> u64 {
+    /// Microseconds one way, at best.
+    pub fn distance(&self, a: usize, b: usize) -> u64 {
         let ((x, y), (u, v)) = (self.0[a], self.0[b]);
-        let distance = (x - u).hypot(y - v);
-        (5_000.0 + 100_000.0 * distance + 10_000.0 * rng.unit()) as u64
+        (5_000.0 + 100_000.0 * (x - u).hypot(y - v)) as u64
+    }
+
+    /// Microseconds one way, this time.
+    pub fn latency(&self, a: usize, b: usize, rng: &mut Rng) -> u64 {
+        self.distance(a, b) + (10_000.0 * rng.unit()) as u64
     }
 }
 

@@ -1,12 +1,18 @@
-//! The pure cores under a deterministic event simulator: thousands of nodes in one thread, with seeds, churn and loss.
+//! The pure cores under a deterministic event simulator: thousands of nodes in one thread, with seeds, churn, loss, cuts and
+//! liars.
 //!
-//! | module | drives | asks |
+//! | module | drives | models |
 //! |---|---|---|
 //! | `engine` | – | time, chance, and who is how far from whom |
-//! | `flock` | the gate of gossip (dedup, exact identities, limits) over a model of gossipsub's mesh | how many hears a line, when, after how many hops, how often |
-//! | `lookup` | Kademlia's table with our insertion filter | how many hops a lookup takes, and whether it finds whom it looks for |
+//! | `node` | what each node is made of | what a restart forgets |
+//! | `net` | the peer policy: book, dialler, eviction | connections, crashes, cuts |
+//! | `exchange` | the exchanger, the scopes of addresses | silent peers, and those who invent others |
+//! | `mesh` | the gate of gossip: dedup, exact identities, limits | gossipsub's mesh, with the product's settings |
+//! | `routes` | Kademlia's table with our insertion filter | lookups |
+//! | `swarms` | all of it | – |
+//! | `growth` | all of it | – |
 //!
-//! Quick variants run in the suite. The larger ones are ignored there and print figures:
+//! `swarms` asserts, in the suite; `growth` is ignored there and prints figures by the number of nodes:
 //!
 //! ```sh
 //! cargo test --release -p quelea-behaviours --test sim -- --ignored --nocapture --test-threads 1
@@ -16,5 +22,10 @@
 #![allow(clippy::print_stdout, reason = "what was measured is the point")]
 
 mod engine;
-mod flock;
-mod lookup;
+mod exchange;
+mod growth;
+mod mesh;
+mod net;
+mod node;
+mod routes;
+mod swarms;

@@ -259,6 +259,16 @@ impl Behaviour {
                     }
                 }
             },
+            request_response::Event::OutboundFailure {
+                peer,
+                request_id,
+                error: OutboundFailure::ConnectionClosed,
+                ..
+            } => {
+                if self.asked.remove(&request_id).is_some() {
+                    self.exchanger.interrupted(&peer);
+                }
+            }
             request_response::Event::OutboundFailure { peer, request_id, error, .. } => {
                 let reason = match error {
                     OutboundFailure::Timeout => SilentReason::Timeout,

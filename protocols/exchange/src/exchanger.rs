@@ -234,6 +234,14 @@ impl Exchanger {
         self.silent.insert(peer, Silence { times: times.saturating_add(1), until });
     }
 
+    /// The connection to `peer` ended before it answered: that says nothing of the peer. Whoever was full may have room when we
+    /// come again.
+    pub fn interrupted(&mut self, peer: &PeerId) {
+        if let Some(partner) = self.partners.get_mut(peer) {
+            partner.under_way = false;
+        }
+    }
+
     /// What to answer `asker`: our own record first, then those not in its filter that `may_tell` allows, the most trusted
     /// first, those of equal trust in random order. At most `want` in [`MAX_RESPONSE_BYTES`].
     pub fn answer(

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use libp2p::{Multiaddr, PeerId};
+pub(crate) use quelea_behaviours::peers::policy::{TOLD_LIES, TOLD_TRUE};
 use quelea_behaviours::peers::{Source, Told, lines};
 use quelea_exchange::SignedRecord;
 use tokio::sync::oneshot;
@@ -17,11 +18,6 @@ const SAVE_EVERY: Duration = Duration::from_secs(60);
 
 /// How often lines that nobody uses are looked for. Gossip's meshes mend themselves within a second.
 const TRIM_EVERY: Duration = Duration::from_secs(1);
-
-/// An answer with something new in it that was true: 0.001 of the trust table.
-pub(crate) const TOLD_TRUE: i32 = 10;
-/// Something that no honest peer sends: 0.02 of it.
-pub(crate) const TOLD_LIES: i32 = -200;
 
 /// What the node knew when it stopped last.
 #[derive(Debug, Default)]

@@ -43,12 +43,13 @@ impl Behaviour {
     /// Lines that nothing known here keeps: dialled by us, not chosen, and to nobody who is named, held or relays for us.
     #[must_use]
     pub fn spare(&self) -> Vec<(PeerId, ConnectionId)> {
-        let relays = self.connections.values().flat_map(HashMap::values).filter_map(|line| line.via);
+        let relays = self.policy.connections.values().flat_map(HashMap::values).filter_map(|line| line.via);
         let relays: BTreeSet<PeerId> = relays.chain(self.relays.values().copied()).collect();
         let mut spare = Vec::new();
-        for (peer, lines) in self.connections.iter().filter(|(peer, _)| !relays.contains(*peer) && !self.is_held(peer))
+        for (peer, lines) in
+            self.policy.connections.iter().filter(|(peer, _)| !relays.contains(*peer) && !self.is_held(peer))
         {
-            let chosen = self.chosen.get(peer).map(|(connection, _)| *connection);
+            let chosen = self.policy.chosen.get(peer).map(|(connection, _)| *connection);
             let ours = lines.iter().filter(|(id, line)| line.outbound && !line.closing && chosen != Some(**id));
             spare.extend(ours.map(|(id, _)| (*peer, *id)));
         }
@@ -59,7 +60,7 @@ impl Behaviour {
     #[must_use]
     pub(in crate::peers) fn only(&self, lines: &[(PeerId, ConnectionId)]) -> BTreeSet<PeerId> {
         let other = |peer: &PeerId| {
-            let all = self.connections.get(peer).into_iter().flatten();
+            let all = self.policy.connections.get(peer).into_iter().flatten();
             all.filter(|(_, line)| !line.closing).any(|(id, _)| !lines.contains(&(*peer, *id)))
         };
         lines.iter().map(|(peer, _)| *peer).filter(|peer| !other(peer)).collect()
@@ -67,7 +68,7 @@ impl Behaviour {
 
     /// Closes a line that nobody uses.
     pub(in crate::peers) fn close(&mut self, peer: PeerId, connection: ConnectionId) {
-        let line = self.connections.get_mut(&peer).and_then(|lines| lines.get_mut(&connection));
+        let line = self.policy.connections.get_mut(&peer).and_then(|lines| lines.get_mut(&connection));
         if let Some(line) = line.filter(|line| !line.closing) {
             line.closing = true;
             self.trimmed = self.trimmed.saturating_add(1);
@@ -84,15 +85,7 @@ impl Behaviour {
 
     /// Whether lines to the peer stay without use.
     fn is_held(&self, peer: &PeerId) -> bool {
-        self.holds.get(peer).is_some_and(|held| held.strong_count() > 0) || self.is_named(peer)
-    }
-
-    /// A direct line that could be chosen, to a peer that holds none to us.
-    pub(super) fn adoptable(&self, peer: &PeerId) -> Option<ConnectionId> {
-        let lines = self.connections.get(peer)?;
-        let adoptable = lines.values().all(|line| line.outbound && !line.closing) && !self.chosen.contains_key(peer);
-        let direct = lines.iter().filter(|(_, line)| !line.relayed).map(|(id, _)| *id);
-        direct.min().filter(|_| adoptable)
+        self.holds.get(peer).is_some_and(|held| held.strong_count() > 0) || self.policy.is_named(peer)
     }
 }
 

@@ -1,10 +1,15 @@
+use std::time::Duration;
+
 use libp2p::{
     core::ConnectedPoint,
     swarm::behaviour::{ConnectionClosed, ConnectionEstablished, DialFailure, ExpiredListenAddr, NewListenAddr},
 };
 
 use super::*;
-use crate::peers::dialler::{AT_ONCE, OUTBOUND};
+use crate::peers::{
+    dialler::{AT_ONCE, OUTBOUND},
+    policy::LASTING,
+};
 
 fn node() -> Behaviour {
     // The lowest of many ids: it yields to nobody.
@@ -89,7 +94,7 @@ fn it_fills_its_places_keeps_them_and_fills_them_again() {
         open(&mut node, PeerId::random(), ConnectionId::new_unchecked(100_000 + n), false);
     }
     let mut all = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..=OUTBOUND / AT_ONCE {
         let now = dials(&mut node);
         assert!(now.len() <= AT_ONCE);
         now.iter().for_each(|(peer, id)| open(&mut node, *peer, *id, true));
@@ -98,7 +103,9 @@ fn it_fills_its_places_keeps_them_and_fills_them_again() {
     assert_eq!((all.len(), node.chosen().len()), (OUTBOUND, OUTBOUND));
     let (gone, id) = all[3];
     close(&mut node, gone, id);
-    assert_eq!((node.chosen().len(), dials(&mut node).len()), (OUTBOUND - 1, 1));
+    let next = dials(&mut node);
+    assert_eq!((node.chosen().len(), next.len()), (OUTBOUND - 1, 1));
+    assert_ne!(next[0].0, gone, "it has just hung up");
     assert!(node.is_outbound(&all[0].0) && !node.is_outbound(&gone));
 }
 
@@ -168,6 +175,37 @@ fn lines_are_spare_that_nothing_keeps() {
         close(&mut node, peer, id(n));
     }
     assert_eq!(node.sizes(), [0; 4]);
+}
+
+#[test]
+fn whoever_soon_hangs_up_is_left_alone_for_longer_and_longer() {
+    let mut policy = Policy::new(PeerId::random(), OUTBOUND, 1);
+    let (peer, mut at, mut connection) = (PeerId::random(), Duration::ZERO, 0);
+    let now = |at| Now { at, unix_ms: 0 };
+    policy.learn(peer, &[place(1)], Source::Bootstrap, now(at));
+    let mut meet = |policy: &mut Policy, at: &mut Duration, lasts: Duration| {
+        connection += 1;
+        let id = ConnectionId::new_unchecked(connection);
+        let mut dialled = 0;
+        let before = *at;
+        while dialled == 0 {
+            policy.dial(now(*at), |_| {
+                dialled += 1;
+                id
+            });
+            *at += Duration::from_secs(1);
+        }
+        let opened = Opened { peer, connection: id, addr: &place(1), outbound: true, relayed: false, via: None };
+        assert!(policy.opened(&opened, now(*at)));
+        let waited = at.saturating_sub(before);
+        *at += lasts;
+        policy.closed(peer, id, now(*at));
+        waited
+    };
+    let waits: Vec<Duration> = (0..6).map(|_| meet(&mut policy, &mut at, Duration::from_millis(100))).collect();
+    assert!(waits[0] <= Duration::from_secs(1) && waits.windows(2).all(|pair| pair[0] < pair[1]), "{waits:?}");
+    meet(&mut policy, &mut at, LASTING);
+    assert!(meet(&mut policy, &mut at, LASTING) <= Duration::from_secs(1));
 }
 
 /// Row 2 of the threats: nothing is noted when a handler is asked for.

@@ -37,8 +37,12 @@ fn as_many_as_are_missing_and_the_same_each_time() {
     view.chosen = view.connected.clone();
     let second = plan(&book, &view, OUTBOUND, now(0).at, 1);
     assert!(second.len() == AT_ONCE && second.iter().all(|peer| !first.contains(peer)));
-    view.connected.extend(&second);
-    view.chosen.extend(&second);
+    while view.chosen.len() < OUTBOUND {
+        let next = plan(&book, &view, OUTBOUND, now(0).at, 1);
+        assert!(!next.is_empty() && next.iter().all(|peer| !view.chosen.contains(peer)));
+        view.connected.extend(&next);
+        view.chosen.extend(&next);
+    }
     assert!(plan(&book, &view, OUTBOUND, now(9).at, 1).is_empty());
     assert!(plan(&book, &View::default(), 0, now(9).at, 1).is_empty(), "a node that wants none dials none");
 }
