@@ -118,7 +118,7 @@ fn target(text: &str) -> Result<(PeerId, Vec<Multiaddr>), String> {
 }
 
 /// Connects to `peer`, asking the DHT where it is when neither we nor the relays know.
-async fn reach(handle: &Handle, peer: PeerId, addrs: Vec<Multiaddr>) -> Result<(), ConnectError> {
+pub(super) async fn reach(handle: &Handle, peer: PeerId, addrs: Vec<Multiaddr>) -> Result<(), ConnectError> {
     let named = !addrs.is_empty();
     let failed = match handle.connect(peer, addrs).await {
         Err(error) if !named => error,

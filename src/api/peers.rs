@@ -98,7 +98,7 @@ async fn connect(State(state): State<ApiState>, body: Bytes) -> Response {
         Err(error) => return refuse(&error),
     };
     let handle = &state.asker.plane.handle;
-    if let Err(error) = handle.connect(peer, addrs).await {
+    if let Err(error) = super::nat::reach(handle, peer, addrs).await {
         return refuse(&undialled(&error));
     }
     handle.keep(peer).await;

@@ -158,6 +158,7 @@ impl End {
             telemetry,
             bans: Vec::new(),
             kad_mode: KadMode::Client,
+            publishes: false,
             relay_server: false,
             traffic: Traffic::default(),
         };

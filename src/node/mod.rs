@@ -124,6 +124,7 @@ impl Node {
             config.outbound = 0;
         }
         let masked = prepare_masking(&settings, &telemetry).await?;
+        let publishes = masked.is_none();
         let certificates = masked.as_ref().and_then(|masked| masked.certificates.clone());
         let (swarm, front, public) = match masked {
             None => (build_swarm(keypair.clone(), config, Some(&mut registry)), None, None),
@@ -149,6 +150,7 @@ impl Node {
             telemetry: telemetry.clone(),
             bans,
             kad_mode: settings.kad_mode,
+            publishes,
             relay_server: settings.relay_server,
             traffic,
         };

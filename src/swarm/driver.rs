@@ -49,6 +49,8 @@ pub(crate) struct DriverConfig {
     pub(crate) bans: Vec<Ban>,
     /// The node's part in the DHT.
     pub(crate) kad_mode: KadMode,
+    /// Whether the DHT may tell everybody where it can be dialled; a masked node keeps that to itself.
+    pub(crate) publishes: bool,
     /// Whether it relays for others.
     pub(crate) relay_server: bool,
     /// What the swarm counts of each peer.
@@ -167,6 +169,7 @@ impl Driver {
         super::on::conduct::tick(self);
         super::on::peers::tick(self, now);
         super::on::nat::tick(self, now);
+        super::on::record::tick(self, now);
         super::on::connection::tick(self);
         on::gossip::tick(self, now);
     }

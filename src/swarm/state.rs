@@ -24,7 +24,7 @@ use super::{
     dht::Questions,
     handle::{AnnouncementError, ConnectError, OpenStreamError, PingFailure},
     nat::{NatState, Pong},
-    on::keep::Kept,
+    on::{keep::Kept, record::Published},
     pending::Pending,
 };
 
@@ -162,6 +162,9 @@ pub(super) struct State {
     pub(super) queries: HashMap<QueryId, ProviderQuery>,
     pub(super) dht: Questions,
     pub(super) kept: Kept,
+    pub(super) record: Published,
+    /// When this node's own record is looked at next.
+    pub(super) next_record: Instant,
     pub(super) book: Book,
     pub(super) guard: Guard,
     pub(super) conduct: Conduct,
@@ -196,6 +199,8 @@ impl State {
             queries: HashMap::new(),
             dht: Questions::default(),
             kept: Kept::default(),
+            record: Published::default(),
+            next_record: Instant::now(),
             book: Book::default(),
             guard: Guard::default(),
             conduct: Conduct::default(),

@@ -60,6 +60,29 @@ async fn a_value_is_put_got_elsewhere_and_given_up() {
     drop(boot);
 }
 
+/// A node that does not serve the DHT is at the end of no lookup: its signed record says where it is.
+#[tokio::test]
+async fn a_node_that_only_asks_is_found_by_what_it_has_signed() {
+    const OUTSIDE: &str = "/ip4/127.0.0.1/tcp/9";
+    let boot = Launch::new().start().await;
+    let hidden = Launch::new().bootstrap(&boot).args(&["--kad-mode", "client", "--external", OUTSIDE]).start().await;
+    let id = hidden.peer().to_owned();
+    hidden.until_connected_to(boot.peer()).await;
+    until("the record at the node to start from", async || {
+        (stats(&boot).await["records"]["held"].as_u64()? >= 1).then_some(())
+    })
+    .await;
+    drop(hidden);
+
+    let asker = Launch::new().bootstrap(&boot).start().await;
+    asker.until_connected_to(boot.peer()).await;
+    until_peers(&asker, 1).await;
+    let got = dht(&asker, &["get", &format!("/quelea/peer/{id}"), "--json"]).await.expect(0).json();
+    assert!(got["sequence"].as_u64().unwrap() > 0 && got["invalid"] == 0, "{got}");
+    let found = dht(&asker, &["find-peer", &id, "--json"]).await;
+    assert!(found.stdout.contains(OUTSIDE), "{} {}", found.stdout, found.stderr);
+}
+
 #[tokio::test]
 async fn providers_and_peers_are_found_and_reached() {
     let [_boot, server, asker] = three().await;

@@ -54,10 +54,12 @@ pub fn overdue<K: Copy + Ord>(mut spare: Vec<Line<K>>, idle: Duration) -> Vec<K>
 
 /// How long one of so many may be unused.
 fn patience(lines: usize, idle: Duration) -> Duration {
-    match lines {
-        0..=SPARE => idle,
-        ..=CROWDED => idle.min(ANSWER),
-        _ => idle.min(FRESH),
+    if lines <= SPARE {
+        idle
+    } else if lines <= CROWDED {
+        idle.min(ANSWER)
+    } else {
+        idle.min(FRESH)
     }
 }
 

@@ -24,10 +24,13 @@ use libp2p::{
 /// When each connection that stands was used last. Connections enter when they are established and leave when they are
 /// closed, so that there are never more than the swarm's limits allow.
 #[derive(Debug, Clone, Default)]
-pub struct Uses(Arc<Mutex<HashMap<PeerId, Vec<(ConnectionId, Instant)>>>>);
+pub struct Uses(Arc<Mutex<Map>>);
+
+/// The connections of each peer.
+type Map = HashMap<PeerId, Vec<(ConnectionId, Instant)>>;
 
 impl Uses {
-    fn map(&self) -> MutexGuard<'_, HashMap<PeerId, Vec<(ConnectionId, Instant)>>> {
+    fn map(&self) -> MutexGuard<'_, Map> {
         // Nothing that holds it can panic half-way.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -77,8 +77,7 @@ async fn after_lookups_only_chosen_and_inbound_lines_are_left_and_gossip_still_a
 #[tokio::test]
 async fn lines_with_sessions_holds_and_wishes_stay() {
     // One that chooses nobody and dials four, with nothing in common but the lines.
-    let mut nodes = Vec::new();
-    nodes.push(Box::pin(start(0)).await);
+    let mut nodes = vec![Box::pin(start(0)).await];
     for _ in 0..4 {
         nodes.push(Box::pin(start(0)).await);
         let to = nodes.len() - 1;

@@ -14,5 +14,6 @@ pub(super) mod nat;
 pub(super) mod peers;
 pub(super) mod ping;
 pub(super) mod probe;
+pub(super) mod record;
 pub(super) mod shard;
 pub(super) mod weights;
