@@ -2,7 +2,8 @@
 //!
 //! Who holds the outline and the tokenizer can make the model's GGUF file with nothing in it but the header ([`Outline::file`]),
 //! and fill in the tensors of a span as they come, in chunks of 1 MiB that are checked one by one. Nothing in an outline needs to
-//! be believed: [`Outline::manifest`] computes the model's id from it.
+//! be believed but the tokenizer's length: [`Outline::manifest`] computes the model's id from it, in which the tokenizer has a hash
+//! only. Whoever fetches by an outline must take another one before it blames anybody for the tokenizer's bytes.
 //!
 //! Chunks are numbered through the whole model: the tokenizer's first, then those of each tensor, in the order of [`Place`] and
 //! the tensors' names. A chunk never crosses a tensor's end.

@@ -69,7 +69,9 @@ fn whatever_is_changed_in_an_outline_makes_another_model_or_none() {
             // The model's name is no part of what it is, and a number may be written in two types.
             told.name.clone_from(&manifest.name);
             assert_eq!(told, manifest, "byte {i}");
-            assert_eq!((other.tensors(), other.tokenizer()), (outline.tensors(), outline.tokenizer()), "byte {i}");
+            assert_eq!(other.tensors(), outline.tensors(), "byte {i}");
+            // Its length is not in the id: it shows when its bytes are there.
+            assert_eq!(other.tokenizer().hash(), outline.tokenizer().hash(), "byte {i}");
         }
         assert!(Outline::decode(&bytes[..i]).is_err());
     }
