@@ -39,6 +39,6 @@ mod text;
 
 pub use inference::{
     FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PromptForm, Recovery, Route, RouteHop,
-    Summary, TokenLogprobs,
+    Speculate, Speculation, Summary, TokenLogprobs,
 };
 pub use node::{Node, NodeBuilder, StartError};

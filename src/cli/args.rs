@@ -28,7 +28,7 @@ pub(crate) use self::{
 };
 use crate::{
     address::{PeerAddress, parse_multiaddr, parse_peer_address},
-    inference::serve::LayerChoice,
+    inference::{Speculate, serve::LayerChoice},
 };
 
 /// Exit codes, as `--help` shows them.
@@ -221,6 +221,7 @@ const INFER_EXAMPLES: &str = "Examples:
   quelea infer -b /ip4/203.0.113.7/tcp/8468/p2p/12D3… \"hi\"       as a passing peer, no daemon
   quelea infer --model model.gguf --temperature 0.8 --seed 7 \"Once upon\"
   quelea infer --stop '.' --logprobs 3 \"What is a relay?\"        the first sentence, token by token
+  quelea infer --speculate auto \"Sing it again\"                  several tokens in one pass
   quelea infer --model model.gguf --route local \"hi\"             unsplit, on this machine alone";
 
 #[derive(Debug, Args)]
@@ -268,12 +269,28 @@ pub(crate) struct InferArgs {
     /// Go on after the model's end-of-text token
     #[arg(long)]
     pub(crate) ignore_eos: bool,
+    /// Guess tokens and verify several in one pass: 'auto' for as many as pay, or 1 to 7. The answer is the same; wrong guesses are
+    /// work for the stages, too [default: off, or auto with --draft]
+    #[arg(long, value_name = "auto|off|N", value_parser = parse_speculate)]
+    pub(crate) speculate: Option<Speculate>,
+    /// A smaller model with the same vocabulary, run here, that guesses where the text does not repeat itself
+    #[arg(long, value_name = "FILE")]
+    pub(crate) draft: Option<String>,
     /// How long one step (a token, or a chunk of the prompt) may take before the request fails
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_duration)]
     pub(crate) timeout: Duration,
     // Last: its heading would stand over what follows.
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+}
+
+fn parse_speculate(text: &str) -> Result<Speculate, String> {
+    match (text, text.parse::<u8>()) {
+        ("auto", _) => Ok(Speculate::Auto),
+        ("off", _) => Ok(Speculate::Off),
+        (_, Ok(n @ 1..=7)) => Ok(Speculate::Tokens(n)),
+        _ => Err("expected 'auto', 'off', or a number from 1 to 7".into()),
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

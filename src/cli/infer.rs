@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     inference::{
-        FinishReason, InferError, InferEvent, InferRequest, LikelyToken, PromptForm, Route, RouteHop, Summary,
-        TokenLogprobs, models::quantised,
+        FinishReason, InferError, InferEvent, InferRequest, LikelyToken, PromptForm, Route, RouteHop, Speculate,
+        Speculation, Summary, TokenLogprobs, models::quantised,
     },
     node::{GRACE, Node, settings::Settings},
 };
@@ -76,6 +76,8 @@ fn request(args: &InferArgs) -> Result<InferRequest, CliError> {
             RouteArg::Auto => Route::Auto,
             RouteArg::Local => Route::Local,
         },
+        speculate: args.speculate.unwrap_or(if args.draft.is_some() { Speculate::Auto } else { Speculate::Off }),
+        draft: args.draft.as_deref().map(absolute),
         ..InferRequest::new("", prompt)
     })
 }
@@ -249,6 +251,9 @@ pub(super) fn footer(route: &[RouteHop], summary: &Summary) -> String {
     };
     let rate = summary.tokens_per_s.map_or_else(String::new, |rate| format!(", {rate:.1} tokens/s"));
     lines.push(format!("answer:       {} token(s){rate} ({why})", summary.ids.len()));
+    if let Some(Speculation { proposed, accepted, passes }) = summary.speculation {
+        lines.push(format!("speculation:  {accepted} of {proposed} guessed token(s) were right, {passes} passes"));
+    }
     let cached = match summary.cached_tokens {
         0 => String::new(),
         n => format!(", {n} of them kept from before"),

@@ -13,7 +13,8 @@ use super::{
     models::Ends,
     pipeline::Pipeline,
     sampling::{self, Picker, Text},
-    types::{FinishReason, InferError, InferEvent, InferRequest, PromptForm, Summary},
+    speculate::Speculator,
+    types::{FinishReason, InferError, InferEvent, InferRequest, PromptForm, Speculate, Summary},
 };
 
 /// For how long a caller may leave events unread before the request is cancelled for it.
@@ -77,6 +78,7 @@ pub(crate) async fn generate(
     prompt: &[u32],
     events: &mpsc::Sender<InferEvent>,
     started: Instant,
+    mut speculator: Speculator,
 ) -> Result<Summary, InferError> {
     let mut picker = Picker::new(ends, request, prompt)?;
     let mut text = Text::new(&ends.tokenizer, &request.stop)?;
@@ -87,31 +89,52 @@ pub(crate) async fn generate(
     let mut first_token = None;
     // Tokens of the answer that have been run: all but the last, unless an end-of-text token followed.
     let mut computed = 0;
+    // Guesses whose rows were run with the last token's, and how many of them have turned out right.
+    let (mut guesses, mut right) = (Vec::new(), 0);
 
     let prefill_started = Instant::now();
     let mut logits = pipeline.prefill(prompt).await?;
     let prompt_time = prefill_started.elapsed();
+    let (rewinds, vocab) = (pipeline.rewinds(), ends.hparams.vocab);
+    let max_tokens = limit.saturating_sub(prompt.len()).min(usize::try_from(request.max_tokens).unwrap_or(usize::MAX));
     let finish_reason = loop {
-        let (next, id, likely) = picker.pick(logits).await?;
+        let row = logits.get(right * vocab..).and_then(|rows| rows.get(..vocab)).unwrap_or_default().to_vec();
+        let (next, id, likely) = picker.pick(row).await?;
         picker = next;
         first_token.get_or_insert_with(Instant::now);
         if eos.contains(&id) && !request.ignore_eos {
             break FinishReason::Stop;
         }
         ids.push(id);
+        speculator.push(id);
+        let guessed = guesses.get(right) == Some(&id);
+        if guessed {
+            right += 1;
+            computed = ids.len();
+        }
         let piece = text.push(id);
         logprobs.iter_mut().for_each(|all| all.extend(likely.clone()));
         send(events, InferEvent::Text { text: piece, id, logprobs: likely.map(Box::new) }).await?;
         if text.stop.is_some() {
             break FinishReason::Stop;
         }
-        if prompt.len() + ids.len() >= limit || ids.len() >= usize::try_from(request.max_tokens).unwrap_or(usize::MAX) {
+        if ids.len() >= max_tokens {
             break FinishReason::Length;
         }
+        if guessed {
+            continue;
+        }
+        speculator.judged(guesses.len(), right);
+        let began = Instant::now();
+        let most = if rewinds { max_tokens - ids.len() - 1 } else { 0 };
+        guesses = speculator.guess(most, &picker).await;
+        right = 0;
         let pos = u32::try_from(prompt.len() + ids.len() - 1).unwrap_or(u32::MAX);
-        logits = pipeline.decode(&[id], pos).await?;
-        computed += 1;
+        logits = pipeline.decode(&[&[id], guesses.as_slice()].concat(), pos).await?;
+        speculator.ran(guesses.len(), began.elapsed());
+        computed = ids.len();
     };
+    speculator.judged(guesses.len(), right);
     pipeline.keep(ends, &[prompt, ids.get(..computed).unwrap_or_default()].concat());
     let rest = text.finish();
     if !rest.is_empty() {
@@ -132,6 +155,7 @@ pub(crate) async fn generate(
         cached_tokens: pipeline.kept_rows(),
         finish_reason,
         logprobs,
+        speculation: (request.speculate != Speculate::Off).then_some(speculator.done),
         hops: pipeline.finish().await,
         recoveries: pipeline.recoveries(),
         ttft_s: ttft.as_secs_f64(),

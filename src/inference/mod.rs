@@ -6,6 +6,7 @@
 //! | `models` | model files that this node can ask about |
 //! | `discover`, `chain` | who holds what, and which of them to use |
 //! | `generate`, `sampling`, `pipeline` | prompt to text, wherever the layers run |
+//! | `speculate` | guessing tokens and verifying several in one pass |
 //! | `prefix` | names of prompts' beginnings |
 //! | `coordinator` | one session over a chain, from the side that asks |
 //! | `plane`, `links`, `stage` | everything on shard streams: tasks, outgoing links, sessions served |
@@ -26,6 +27,7 @@ pub(crate) mod prefix;
 pub(crate) mod publish;
 mod sampling;
 pub(crate) mod serve;
+mod speculate;
 mod stage;
 mod types;
 
@@ -41,7 +43,7 @@ use tokio::sync::mpsc;
 
 pub use self::types::{
     FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PromptForm, Recovery, Route, RouteHop,
-    Summary, TokenLogprobs,
+    Speculate, Speculation, Summary, TokenLogprobs,
 };
 use self::{
     coordinator::{ChainSession, SessionSpec},
@@ -49,6 +51,7 @@ use self::{
     pipeline::{LocalLayers, Pipeline, RemoteLayers},
     plane::Plane,
     serve::{Served, profile_of},
+    speculate::{Draft, Speculator, same_vocabulary},
 };
 
 /// Events of one request that may be unread.
@@ -116,7 +119,19 @@ impl Asker {
         };
         let route = InferEvent::Route { model: ends.file.id.to_string(), hops };
         events.send(route).await.map_err(|_| InferError::new(ErrorCode::Cancelled, "the caller has gone away"))?;
-        generate::generate(&ends, &mut pipeline, request, &prompt, events, started).await
+        let draft = self.draft(&ends, request, max_rows).await?;
+        let speculator = Speculator::new(request.speculate, draft, &prompt);
+        generate::generate(&ends, &mut pipeline, request, &prompt, events, started, speculator).await
+    }
+
+    /// The model that guesses for this one, if the request names one.
+    async fn draft(&self, ends: &Ends, request: &InferRequest, max_rows: u32) -> Result<Option<Draft>, InferError> {
+        let Some(name) = request.draft.as_ref().filter(|_| request.speculate != Speculate::Off) else {
+            return Ok(None);
+        };
+        let draft = self.models.ends(name).await?;
+        same_vocabulary(ends, &draft)?;
+        Draft::open(draft.whole().await?, max_rows, request.step_timeout()).map(Some)
     }
 
     /// Finds a chain and opens a session over it.

@@ -26,7 +26,7 @@ use super::{
 };
 
 /// Whose work this is to a runner of this node: that of the node's own user.
-const OWN_GROUP: u64 = 0;
+pub(super) const OWN_GROUP: u64 = 0;
 
 /// All layers of a model, ready for one request: tokens in, logits out.
 pub(crate) enum Pipeline {
@@ -45,7 +45,16 @@ impl Pipeline {
         }
     }
 
-    /// Runs more tokens, the first at `pos`; the logits after each, `[n, vocab]`.
+    /// Whether tokens that were run may be taken back with the next ones, and run with others to the same bits as alone.
+    pub(crate) fn rewinds(&self) -> bool {
+        match self {
+            Self::Chain(remote) => remote.chain.rewinds() && remote.ends.runner.stage().is_exact(),
+            Self::Local(local) => local.work.runner.stage().is_exact(),
+        }
+    }
+
+    /// Runs more tokens, the first at `pos`; the logits after each, `[n, vocab]`. Where the pipeline
+    /// [goes back](Self::rewinds), `pos` may lie before the end of what it has run: the rest is forgotten first.
     pub(crate) async fn decode(&mut self, ids: &[u32], pos: u32) -> Result<Vec<f32>, InferError> {
         match self {
             Self::Chain(remote) => remote.decode(ids, pos).await,
@@ -179,7 +188,7 @@ impl LocalLayers {
 }
 
 /// A request's session in a stage of this process.
-struct Work {
+pub(super) struct Work {
     runner: Runner,
     session: SessionId,
     step_timeout: Duration,
@@ -188,7 +197,11 @@ struct Work {
 
 impl Work {
     /// Opens a session; it, and the rows that it holds already.
-    fn open(runner: &Runner, mut spec: SessionSpec, step_timeout: Duration) -> Result<(Self, usize), InferError> {
+    pub(super) fn open(
+        runner: &Runner,
+        mut spec: SessionSpec,
+        step_timeout: Duration,
+    ) -> Result<(Self, usize), InferError> {
         let evicted = Arc::new(AtomicBool::new(false));
         let heard = evicted.clone();
         spec.on_event = Some(Box::new(move |_| heard.store(true, Ordering::Relaxed)));
@@ -197,7 +210,7 @@ impl Work {
         Ok((work, usize::try_from(opened.reused_rows).unwrap_or(0)))
     }
 
-    async fn run(&self, input: Input, pos: u32, want: Want, phase: Phase) -> Result<Vec<f32>, InferError> {
+    pub(super) async fn run(&self, input: Input, pos: u32, want: Want, phase: Phase) -> Result<Vec<f32>, InferError> {
         let (reply, answer) = oneshot::channel();
         let deadline = Instant::now() + self.step_timeout;
         let reply = Box::new(move |result| drop(reply.send(result)));

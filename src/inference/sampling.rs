@@ -45,7 +45,8 @@ pub(super) fn settings(request: &InferRequest, vocab: usize) -> Result<SamplerCo
     Ok(config)
 }
 
-/// The sampler of one request.
+/// The sampler of one request. A clone draws ahead what this one would draw.
+#[derive(Clone)]
 pub(super) struct Picker {
     ends: Arc<Ends>,
     sampler: Sampler,

@@ -29,6 +29,31 @@ pub enum Route {
     Local,
 }
 
+/// Whether several tokens are guessed and verified in one pass. The answer is the same either way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Speculate {
+    /// As many as pay, by what passes take and how often guesses were right.
+    Auto,
+    /// None. Guesses that are wrong are work for stages, too.
+    #[default]
+    Off,
+    /// This many, wherever there is a guess; 7 at most.
+    #[serde(untagged)]
+    Tokens(u8),
+}
+
+/// What guessing has come to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Speculation {
+    /// Tokens that were guessed and verified.
+    pub proposed: u64,
+    /// Those of them that were right.
+    pub accepted: u64,
+    /// Passes through the layers after the prompt's, with guesses or without.
+    pub passes: u64,
+}
+
 /// What to ask, and how to draw the answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -91,6 +116,12 @@ pub struct InferRequest {
     /// Where the layers are run.
     #[serde(default)]
     pub route: Route,
+    /// Whether several tokens are guessed and verified in one pass.
+    #[serde(default)]
+    pub speculate: Speculate,
+    /// A smaller model with the same vocabulary that guesses where the text itself does not tell: named as `model` is.
+    #[serde(default)]
+    pub draft: Option<String>,
 }
 
 fn default_max_tokens() -> u32 {
@@ -138,6 +169,8 @@ impl InferRequest {
             ignore_eos: false,
             step_timeout_ms: default_step_timeout_ms(),
             route: Route::Auto,
+            speculate: Speculate::Off,
+            draft: None,
         }
     }
 
@@ -246,6 +279,9 @@ pub struct Summary {
     /// Log-probabilities of `ids`, one for each, when they were asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Vec<TokenLogprobs>>,
+    /// What guessing tokens has come to, where there was any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speculation: Option<Speculation>,
     /// Who did what, in the order of the layers; empty when everything ran here.
     pub hops: Vec<HopReport>,
     /// Stages that were lost meanwhile.

@@ -42,6 +42,7 @@ pub(super) struct Instruments {
     pub(super) exchange_bytes: Counter<u64>,
     pub(super) inference_requests: Counter<u64>,
     pub(super) tokens_processed: Counter<u64>,
+    pub(super) speculated_tokens: Counter<u64>,
     pub(super) request_duration: Histogram<f64>,
     pub(super) time_to_first_token: Histogram<f64>,
     pub(super) time_per_output_token: Histogram<f64>,
@@ -85,6 +86,10 @@ impl Instruments {
             tokens_processed: counter(
                 "quelea_tokens_processed",
                 "Tokens of requests that this node coordinated, by model and type",
+            ),
+            speculated_tokens: counter(
+                "quelea_speculated_tokens",
+                "Tokens guessed and verified for requests that this node coordinated, by model and outcome",
             ),
             request_duration: seconds(
                 "gen_ai.server.request.duration",

@@ -170,6 +170,8 @@ pub struct Finished<'a> {
     pub input_tokens: u64,
     /// Tokens made.
     pub output_tokens: u64,
+    /// Tokens guessed: right, and wrong.
+    pub guessed_tokens: [u64; 2],
 }
 
 /// Why metrics cannot be set up.
@@ -280,6 +282,9 @@ impl Metrics {
         instruments.inference_requests.add(1, &[model.clone(), KeyValue::new("outcome", request.outcome.as_str())]);
         for (kind, tokens) in [("input", request.input_tokens), ("output", request.output_tokens)] {
             instruments.tokens_processed.add(tokens, &[model.clone(), KeyValue::new("type", kind)]);
+        }
+        for (outcome, tokens) in ["accepted", "rejected"].into_iter().zip(request.guessed_tokens) {
+            instruments.speculated_tokens.add(tokens, &[model.clone(), KeyValue::new("outcome", outcome)]);
         }
         let mut labels = vec![
             KeyValue::new("gen_ai.operation.name", request.operation.as_str()),

@@ -65,6 +65,7 @@ fn busy() -> (TelemetryState, Arc<NodeStats>) {
             first_token: (outcome == Outcome::Stop).then_some(Duration::from_millis(300)),
             input_tokens: 26,
             output_tokens: 21,
+            guessed_tokens: [6, 2],
         });
     }
     for phase in [Phase::Prefill, Phase::Decode] {
@@ -161,6 +162,7 @@ fn the_scrape_holds_the_catalogue_and_no_more_labels() {
         ("quelea_exchange_bytes_total", "counter"),
         ("quelea_inference_requests_total", "counter"),
         ("quelea_tokens_processed_total", "counter"),
+        ("quelea_speculated_tokens_total", "counter"),
         ("gen_ai_server_request_duration_seconds", "histogram"),
         ("gen_ai_server_time_to_first_token_seconds", "histogram"),
         ("gen_ai_server_time_per_output_token_seconds", "histogram"),

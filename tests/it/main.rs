@@ -42,6 +42,7 @@ mod measure;
 mod peers;
 mod prefix;
 mod sampling;
+mod speculate;
 mod store;
 mod swarm;
 mod watch;

@@ -155,6 +155,8 @@ pub(crate) struct ChainSession {
     to_session: mpsc::Sender<(PeerId, FromStage)>,
     /// Whether all stages keep blocks by their names.
     shares: bool,
+    /// Whether all stages go back when rows say so.
+    rewinds: bool,
     /// Rows that all stages have from before.
     kept_rows: u32,
     next_seq: u32,
@@ -205,6 +207,7 @@ impl ChainSession {
         let features = stages.iter().map(|stage| stage.control.sender.features());
         let common = features.clone().fold(u64::MAX, |common, features| common & features);
         let survives = opening::all_have(protocol::FAILOVER, features.clone());
+        let rewinds = opening::all_have(protocol::REWIND, features.clone());
         let shares = opening::all_have(protocol::PREFIX, features);
         if !shares {
             spec.prefix = Prefix::default();
@@ -232,6 +235,7 @@ impl ChainSession {
             events,
             to_session,
             shares,
+            rewinds,
             kept_rows: 0,
             next_seq: 0,
             expected: VecDeque::new(),
@@ -288,7 +292,13 @@ impl ChainSession {
         Ok(std::mem::take(&mut self.last))
     }
 
-    /// Runs tokens through the chain; as many rows come back.
+    /// Whether rows may begin before the end of those before.
+    pub(crate) fn rewinds(&self) -> bool {
+        self.rewinds
+    }
+
+    /// Runs tokens through the chain; as many rows come back. They may begin before the end of those before, if the chain
+    /// [rewinds](Self::rewinds).
     pub(crate) async fn decode(&mut self, ids: &[u32], pos: u32) -> Result<Vec<f32>, InferError> {
         self.send(StreamKind::Decode, ids, pos, false, Instant::now() + self.spec.step_timeout).await?;
         self.result().await?;
