@@ -178,7 +178,7 @@ async fn nineteen_of_twenty_lookups_succeed_though_three_of_ten_nodes_lie() {
         }
     }
     let started = Instant::now();
-    let put = tokio::time::timeout(Duration::from_secs(60), run(&mut honest, puts)).await.unwrap();
+    let put = tokio::time::timeout(Duration::from_secs(180), run(&mut honest, puts)).await.unwrap();
     assert_eq!(put.len(), 2 * HONEST);
 
     // Each asks for what another has put.
@@ -187,7 +187,7 @@ async fn nineteen_of_twenty_lookups_succeed_though_three_of_ten_nodes_lie() {
         let asker = (n / 2 + 1 + n % 7) % HONEST;
         let id = honest[asker].behaviour_mut().get_record(key.clone());
         let query = HashMap::from([((asker, id), none())]);
-        let answers = tokio::time::timeout(Duration::from_secs(60), run(&mut honest, query)).await.unwrap();
+        let answers = tokio::time::timeout(Duration::from_secs(180), run(&mut honest, query)).await.unwrap();
         let best = answers.into_iter().next().unwrap().ranked().into_iter().next();
         let truthful = best.as_ref().is_some_and(|best| best.value == *truth);
         right += usize::from(truthful);

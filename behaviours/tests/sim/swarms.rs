@@ -65,7 +65,7 @@ fn two_halves_that_were_cut_find_each_other_and_their_newcomers() {
     net.set_cut(true);
     net.run_until(7 * MINUTE);
     // Whoever comes on the side without the node that all are told of finds nobody before the cut has healed.
-    let settled = |n: &usize| n % 2 == 0 || before.contains(n);
+    let settled = |n: &usize| n.is_multiple_of(2) || before.contains(n);
     let all: Vec<usize> = net.up(Kind::Honest).into_iter().filter(settled).collect();
     let halves = [0, 1].map(|side| all.iter().copied().filter(|n| n % 2 == side).collect::<Vec<_>>());
     for half in &halves {
