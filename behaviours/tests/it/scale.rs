@@ -41,7 +41,6 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const UNUSED: Duration = Duration::from_secs(1);
 
 /// Nodes that each node dials when it joins.
-
 const DIALS: usize = 6;
 
 type Work = Box<dyn FnOnce(&mut Runner) + Send>;

@@ -53,7 +53,7 @@ async fn a_thousand_identities_displace_neither_the_chosen_nor_the_useful() {
     }
     for friend in 1..=CHOSEN {
         let (peer, addr) = (nodes[friend].id, nodes[friend].addr.clone());
-        nodes[0].swarm.behaviour_mut().peers.learn(peer, &[addr.clone()], Source::Bootstrap);
+        nodes[0].swarm.behaviour_mut().peers.learn(peer, std::slice::from_ref(&addr), Source::Bootstrap);
         connect(&mut nodes, 0, friend).await;
     }
     for friend in CHOSEN + 1..=CHOSEN + INBOUND {
