@@ -16,6 +16,9 @@ use super::{
 /// Requests of each kind in a round.
 const REQUESTS: usize = 10_000;
 
+/// Rounds begin no faster than that.
+const ROUND: Duration = Duration::from_millis(10);
+
 /// Kademlia's ADD_PROVIDER for a random key, by `peer`, with an address that is not its own.
 fn add_provider(peer: &PeerId) -> Vec<u8> {
     let key: [u8; 32] = rand::random();
@@ -65,7 +68,10 @@ pub async fn floods(target: Target, swing: oneshot::Sender<()>) {
     let attackers = target.attackers(4).await;
     let [asking, providing, putting, gossiping] = &attackers[..] else { panic!("not let in") };
     let everything = async {
+        // Once all are banned a round ends at once, and without a pause nobody else of this task would have a turn.
+        let mut round = tokio::time::interval(ROUND);
         loop {
+            round.tick().await;
             tokio::join!(
                 send(asking, "announce", || vec![1]),
                 send(providing, "kad", || add_provider(&providing.peer)),
