@@ -11,7 +11,7 @@ use super::{
     open::{MAX_ADDRS_LEN, put_addrs, take_addrs},
 };
 
-/// The longest signed commitment, in bytes; see [`crate::commitment`].
+/// The longest signed commitment, in bytes.
 pub const MAX_COMMITMENT: usize = 256;
 
 /// The stage cannot hand rows on: the next peer is lost to it. It keeps what it has, and goes on computing, for a while.
@@ -143,7 +143,7 @@ impl Resume {
     }
 }
 
-/// What the stage took in and gave out so far, signed. What is in it is read by [`crate::commitment`].
+/// What the stage took in and gave out so far, signed. Its content is opaque to this crate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Commit {
     /// The session.
