@@ -306,6 +306,11 @@ impl World {
         self.waited.remove(&id);
     }
 
+    /// What the thread does before each batch.
+    fn answer_orphans(&mut self) {
+        self.sessions.orphans().into_iter().for_each(|job| (job.reply)(Err(JobError::Closed)));
+    }
+
     fn check(&self) {
         let held = self.sessions.check();
         for (id, known) in &self.known {
@@ -341,12 +346,13 @@ proptest! {
                 Step::Keep { at } => world.nth(at).into_iter().for_each(|id| world.keep(id)),
                 Step::Close { at } => world.nth(at).into_iter().for_each(|id| world.close(id)),
             }
-            let orphans = world.sessions.orphans();
-            orphans.into_iter().for_each(|job| (job.reply)(Err(JobError::Closed)));
+            world.answer_orphans();
             world.check();
         }
         while !world.sessions.waiting().is_empty() {
             world.tick(false, None);
+            // A session that has no page to go back to is closed in the last tick, too.
+            world.answer_orphans();
             world.check();
         }
         prop_assert_eq!(*world.answered.lock().unwrap(), world.submitted, "every job is answered once");
