@@ -1,19 +1,21 @@
-//! How peers behave: a score in fixed point that falls with what only a broken or hostile peer does, recovers with time,
-//! and ends in a ban.
+//! How peers behave: one score in fixed point, which rises with what is of use and falls with what only a broken or hostile peer
+//! does. It is the only one: bans, who gives way, who is remembered and dialled first, and gossip's scores follow it, and it
+//! is kept across restarts.
 //!
-//! Scores are in millionths, −1,000,000 to [`MOST`]; a stranger has 0. What a peer says rightly gains little and never much:
-//! messages are no way to earn trust.
+//! Scores are in ten-thousandths, −10,000 to [`MAX`]; a stranger has 0. The steps are those of the trust table.
 //!
 //! | what | score |
 //! |---|---|
-//! | a valid message that was new | +1,000 |
-//! | something invalid: a bad signature, bytes that are no message | −20,000 |
-//! | a protocol broken on a stream of ours | −50,000 |
-//! | asking faster than allowed | −2,000 |
-//! | a minute | 5,000 towards 0 |
+//! | a session that was served to its end | +100, less the nearer to [`MAX`] |
+//! | a valid message that was new, an answer with something new in it that was true | +10, up to [`MOST`] |
+//! | something invalid: a bad signature, bytes that are no message | −200 |
+//! | a protocol broken on a stream of ours | −500 |
+//! | asking faster than allowed | −20 |
+//! | a minute | 50 of what is below 0 |
 //!
-//! At [`BAN_BELOW`] it is banned. A peer that floods at the limits' edge, with a few refusals a minute, is not; ten broken
-//! streams within minutes are.
+//! What a peer says rightly gains little and never much: messages are no way to earn trust. Nor is credit a licence: a tenth of
+//! it goes with each fault besides. At [`BAN_BELOW`] a peer is banned. One that floods at the limits' edge, with a few refusals
+//! a minute, is not; ten broken streams within minutes are.
 
 use std::{
     collections::HashMap,
@@ -24,22 +26,28 @@ use libp2p::PeerId;
 
 /// Peers remembered: some 100 bytes each. The least remarkable is forgotten first.
 pub const MAX_PEERS: usize = 2048;
+/// The best score.
+pub const MAX: i32 = 10_000;
 /// The score at which a peer is banned.
-pub const BAN_BELOW: i32 = -500_000;
+pub const BAN_BELOW: i32 = -5_000;
 /// The best score that messages alone reach.
-pub const MOST: i32 = 300_000;
+pub const MOST: i32 = 3_000;
 /// The score after a ban: the next is nearer.
-const AFTER_BAN: i32 = -250_000;
-/// What each [`STEP`] forgives, or takes.
-const PER_STEP: i32 = 5_000;
+const AFTER_BAN: i32 = -2_500;
+/// Of credit, the part that a fault costs besides.
+const FORFEIT: i32 = 10;
+/// What each [`STEP`] forgives.
+const PER_STEP: i32 = 50;
 const STEP: Duration = Duration::from_secs(60);
 
 /// Something that a peer did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Deed {
-    /// A valid message that was new.
+    /// A valid message that was new, or an answer with something new in it that was true.
     Valid,
+    /// It served a session to its end.
+    Served,
     /// Something invalid: a bad signature, bytes that are no message.
     Invalid,
     /// It broke a protocol of ours on a stream.
@@ -49,13 +57,18 @@ pub enum Deed {
 }
 
 impl Deed {
-    fn points(self) -> i32 {
-        match self {
-            Self::Valid => 1_000,
-            Self::Invalid => -20_000,
-            Self::Violation => -50_000,
-            Self::Flood => -2_000,
-        }
+    /// A score after this.
+    fn done_at(self, score: i32) -> i32 {
+        let fault = |points: i32| score.saturating_sub(points).saturating_sub(score.max(0) / FORFEIT);
+        let after = match self {
+            Self::Valid => score.max(score.saturating_add(10).min(MOST)),
+            // Never nothing, and never past the end.
+            Self::Served => score.saturating_add((MAX.saturating_sub(score.max(0)) / 100).max(1)),
+            Self::Invalid => fault(200),
+            Self::Violation => fault(500),
+            Self::Flood => fault(20),
+        };
+        after.min(MAX)
     }
 
     /// As the reason of a ban.
@@ -63,6 +76,7 @@ impl Deed {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Valid => "valid messages",
+            Self::Served => "sessions served",
             Self::Invalid => "invalid messages",
             Self::Violation => "broken protocols",
             Self::Flood => "floods",
@@ -82,13 +96,10 @@ impl Mark {
         let steps = now.saturating_duration_since(self.at).as_secs().checked_div(STEP.as_secs()).unwrap_or(0);
         let steps = i32::try_from(steps).unwrap_or(i32::MAX);
         let worth = PER_STEP.saturating_mul(steps);
-        let score = match self.score {
-            bad @ ..0 => bad.saturating_add(worth).min(0),
-            good => good.saturating_sub(worth).max(0),
-        };
+        let score = if self.score < 0 { self.score.saturating_add(worth).min(0) } else { self.score };
         // Part of a step is not lost: the mark stays where the last whole one ended.
         let at = self.at.checked_add(STEP.saturating_mul(u32::try_from(steps).unwrap_or(0))).unwrap_or(now);
-        Self { score, at: if score == 0 { now } else { at } }
+        Self { score, at: if score < 0 { at } else { now } }
     }
 }
 
@@ -106,7 +117,7 @@ impl Conduct {
         }
         let mark = self.marks.entry(peer).or_insert(Mark { score: 0, at: now });
         *mark = mark.at(now);
-        mark.score = mark.score.saturating_add(deed.points()).min(MOST);
+        mark.score = deed.done_at(mark.score);
         let banned = mark.score <= BAN_BELOW;
         if banned {
             mark.score = AFTER_BAN;
@@ -114,7 +125,14 @@ impl Conduct {
         banned
     }
 
-    /// A peer's score, in millionths.
+    /// Takes in a score of an earlier run; what it was since does not count.
+    pub fn restore(&mut self, peer: PeerId, score: i32, now: Instant) {
+        if score != 0 && self.marks.len() < MAX_PEERS {
+            self.marks.insert(peer, Mark { score: score.clamp(AFTER_BAN, MAX), at: now });
+        }
+    }
+
+    /// A peer's score, in ten-thousandths.
     #[must_use]
     pub fn score(&self, peer: &PeerId, now: Instant) -> i32 {
         self.marks.get(peer).map_or(0, |mark| mark.at(now).score)
@@ -166,15 +184,67 @@ mod tests {
     }
 
     #[test]
-    fn messages_gain_little_and_all_is_forgotten() {
+    fn messages_gain_little_service_much_and_faults_are_forgiven() {
         let (mut conduct, peer, now) = (Conduct::default(), PeerId::random(), Instant::now());
         (0..10_000).for_each(|_| assert!(!conduct.note(peer, Deed::Valid, now)));
         assert_eq!(conduct.score(&peer, now), MOST);
-        assert_eq!(conduct.score(&peer, after(now, 10)), MOST - 50_000);
-        assert_eq!(conduct.score(&peer, after(now, 60)), 0);
-        conduct.note(peer, Deed::Invalid, after(now, 60));
-        assert_eq!(conduct.score(&peer, after(now, 62)), -10_000);
-        assert_eq!(conduct.score(&peer, after(now, 1_000_000)), 0);
+        (0..10_000).for_each(|_| assert!(!conduct.note(peer, Deed::Served, now)));
+        assert_eq!(conduct.score(&peer, now), MAX);
+        conduct.note(peer, Deed::Valid, now);
+        assert_eq!(conduct.score(&peer, after(now, 60)), MAX, "a message takes nothing, nor does time");
+        let wrong = PeerId::random();
+        conduct.note(wrong, Deed::Invalid, now);
+        assert_eq!(conduct.score(&wrong, after(now, 2)), -100);
+        assert_eq!(conduct.score(&wrong, after(now, 1_000_000)), 0);
+    }
+
+    /// What each fault costs is written down, and so is how many of them in a row a stranger and the best peer may afford.
+    #[test]
+    fn each_fault_has_its_weight() {
+        for (deed, costs, stranger, best) in
+            [(Deed::Invalid, 200, 25, 43), (Deed::Violation, 500, 10, 21), (Deed::Flood, 20, 250, 288)]
+        {
+            let (mut conduct, now) = (Conduct::default(), Instant::now());
+            for (score, most) in [(0, stranger), (MAX, best)] {
+                let peer = PeerId::random();
+                conduct.restore(peer, score, now);
+                let banned = (1..=most).find(|_| conduct.note(peer, deed, now));
+                assert_eq!(banned, Some(most), "{deed:?} at {score}");
+            }
+            let peer = PeerId::random();
+            conduct.note(peer, deed, now);
+            assert_eq!(conduct.score(&peer, now), -costs);
+        }
+    }
+
+    /// A line that stands still and comes back brings what waited at once: some of it is refused.
+    #[test]
+    fn two_refusals_a_minute_for_a_month_ban_nobody() {
+        let (mut conduct, peer, now) = (Conduct::default(), PeerId::random(), Instant::now());
+        for minute in 0..30 * 24 * 60 {
+            (0..2).for_each(|_| assert!(!conduct.note(peer, Deed::Flood, after(now, minute)), "minute {minute}"));
+        }
+        assert_eq!(conduct.score(&peer, after(now, 30 * 24 * 60)), 0);
+    }
+
+    #[test]
+    fn credit_is_no_licence() {
+        let (mut conduct, peer, now) = (Conduct::default(), PeerId::random(), Instant::now());
+        conduct.restore(peer, MAX, now);
+        let banned = (0..100).map(|_| conduct.note(peer, Deed::Violation, now)).position(|banned| banned);
+        assert!(banned.is_some_and(|n| n < 25), "{banned:?}");
+    }
+
+    #[test]
+    fn what_was_kept_is_taken_back_within_bounds() {
+        let (mut conduct, now) = (Conduct::default(), Instant::now());
+        for (kept, taken) in [(i32::MIN, AFTER_BAN), (-300, -300), (0, 0), (400, 400), (i32::MAX, MAX)] {
+            let peer = PeerId::random();
+            conduct.restore(peer, kept, now);
+            assert_eq!(conduct.score(&peer, now), taken);
+        }
+        (0..2 * MAX_PEERS).for_each(|_| conduct.restore(PeerId::random(), 7, now));
+        assert_eq!(conduct.len(), MAX_PEERS);
     }
 
     #[test]
@@ -185,18 +255,18 @@ mod tests {
             conduct.note(PeerId::random(), Deed::Flood, now);
         }
         assert_eq!(conduct.len(), MAX_PEERS);
-        assert_eq!(conduct.score(&bad, now), -250_000);
+        assert_eq!(conduct.score(&bad, now), -2_500);
     }
 
     proptest! {
         #[test]
-        fn scores_stay_in_range_whatever_is_done_when(deeds in proptest::collection::vec((0_u8..4, 0_u64..100_000), 0..300)) {
+        fn scores_stay_in_range_whatever_is_done_when(deeds in proptest::collection::vec((0_u8..5, 0_u64..100_000), 0..300)) {
             let (mut conduct, peer, start) = (Conduct::default(), PeerId::random(), Instant::now());
             for (deed, at) in deeds {
-                let deed = [Deed::Valid, Deed::Invalid, Deed::Violation, Deed::Flood][usize::from(deed)];
+                let deed = [Deed::Valid, Deed::Served, Deed::Invalid, Deed::Violation, Deed::Flood][usize::from(deed)];
                 let now = start + Duration::from_secs(at);
                 conduct.note(peer, deed, now);
-                prop_assert!((BAN_BELOW..=MOST).contains(&conduct.score(&peer, now)));
+                prop_assert!((BAN_BELOW..=MAX).contains(&conduct.score(&peer, now)));
             }
         }
     }

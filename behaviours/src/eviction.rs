@@ -2,8 +2,9 @@
 //!
 //! An attacker that takes every place must not be able to keep it. So a newcomer displaces somebody, and whom depends on
 //! things that each cost something different: to be in a network group whose place in a secret order one cannot know, to be
-//! near, to have done something useful, to have been there long. Whoever wants all places has to have all of these; whoever
-//! has one of them stays. Of the rest, the group with most connections loses its youngest.
+//! near, to have done something useful, to have served much, to have been there long. Whoever wants all places has to have all
+//! of these; whoever has one of them stays. Of the rest, the group with most connections loses its youngest. Whoever has
+//! misbehaved gives way before all of them: nobody but a peer itself can bring it into that.
 
 use std::{
     cmp::Reverse,
@@ -21,6 +22,13 @@ pub const BY_PING: usize = 8;
 /// Protected for useful work, the latest first: an announcement that was new, rows that were served.
 pub const BY_WORK: usize = 8;
 
+/// Protected for what they have served, the best score first: the only one of these things that outlasts a restart.
+pub const BY_CONDUCT: usize = 4;
+/// A score that protects: more than messages alone bring.
+const SERVED: i32 = crate::conduct::MOST;
+/// The score at which nothing protects any more: something invalid, or ten floods.
+pub const IN_DISGRACE: i32 = -200;
+
 /// An inbound connection, as one who looks for a place sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate<K> {
@@ -34,6 +42,8 @@ pub struct Candidate<K> {
     pub ping: Option<Duration>,
     /// When its peer last did something useful.
     pub worked: Option<Instant>,
+    /// Its peer's score, see [`conduct`](crate::conduct).
+    pub conduct: i32,
     /// Since when it stands.
     pub since: Instant,
     /// Whether the operator, or our own choice, holds on to its peer.
@@ -44,9 +54,14 @@ pub struct Candidate<K> {
 #[must_use]
 pub fn select<K: Copy + Ord>(mut candidates: Vec<Candidate<K>>) -> Option<K> {
     candidates.retain(|candidate| !candidate.kept);
+    let disgraced = candidates.iter().filter(|candidate| candidate.conduct <= IN_DISGRACE);
+    if let Some(worst) = disgraced.min_by_key(|c| (c.conduct, Reverse(c.since), c.key)) {
+        return Some(worst.key);
+    }
     protect_groups(&mut candidates);
     protect(&mut candidates, BY_PING, |c| c.ping.map(|ping| (ping, c.since, c.key)));
     protect(&mut candidates, BY_WORK, |c| c.worked.map(|worked| (Reverse(worked), c.since, c.key)));
+    protect(&mut candidates, BY_CONDUCT, |c| (c.conduct > SERVED).then_some((Reverse(c.conduct), c.since, c.key)));
     let half = candidates.len() / 2;
     protect(&mut candidates, half, |c| Some((c.since, c.key)));
 

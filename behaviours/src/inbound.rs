@@ -66,6 +66,7 @@ struct Connection {
 struct Merit {
     ping: Option<Duration>,
     worked: Option<Instant>,
+    conduct: i32,
 }
 
 /// Keeps inbound connections within their places; see the module.
@@ -122,6 +123,13 @@ impl Behaviour {
         }
     }
 
+    /// This connected peer's score in [`conduct`](crate::conduct).
+    pub fn stands(&mut self, peer: &PeerId, conduct: i32) {
+        if let Some(merit) = self.merits.get_mut(peer) {
+            merit.conduct = conduct;
+        }
+    }
+
     /// Connections that had to give way, since the start.
     #[must_use]
     pub fn evicted(&self) -> u64 {
@@ -170,6 +178,7 @@ impl Behaviour {
                 order: self.secret.hash_one(connection.group),
                 ping: merit.and_then(|merit| merit.ping),
                 worked: merit.and_then(|merit| merit.worked),
+                conduct: merit.map_or(0, |merit| merit.conduct),
                 since: connection.since,
                 kept: self.kept.contains(&connection.peer),
             }

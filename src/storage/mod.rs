@@ -221,7 +221,7 @@ impl Db {
     ///
     /// # Errors
     /// When it was not even queued.
-    pub fn try_record_conduct(&self, peer: PeerId, conduct: u16) -> Result<(), NotRecorded> {
+    pub fn try_record_conduct(&self, peer: PeerId, conduct: i32) -> Result<(), NotRecorded> {
         self.try_write(Write::Conduct { peer, conduct })
     }
 
@@ -246,7 +246,7 @@ impl Db {
     ///
     /// # Errors
     /// When the storage fails (which poisons it) or is closed.
-    pub async fn conduct(&self) -> Result<Vec<(PeerId, u16)>, ReadError> {
+    pub async fn conduct(&self) -> Result<Vec<(PeerId, i32)>, ReadError> {
         self.read(neighbours::read_conduct).await
     }
 

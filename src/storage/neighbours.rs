@@ -2,7 +2,7 @@
 //!
 //! | table          | key                      | value                                             |
 //! |----------------|--------------------------|---------------------------------------------------|
-//! | `conduct_v1`   | peer id, its bytes       | u16, 0 to 10,000; no row is 0                     |
+//! | `conduct_v1`   | peer id, its bytes       | u16: 0 to 10,000; below 0, 10,000 more than without sign; no row is 0 |
 //! | `anchors_v1`   | rank, 0 the best         | (peer id, CBOR `[multiaddr bytes, …]`)            |
 //! | `bootstrap_v1` | full multiaddr, as text  | when it was added, Unix milliseconds              |
 
@@ -27,8 +27,24 @@ pub const BOOTSTRAP_MAX: u64 = 64;
 /// A peer that was one of the best outbound ones, and where it was.
 pub type Anchor = (PeerId, Vec<Multiaddr>);
 
+/// The best and the worst score.
+const BEST: i32 = 10_000;
+
+/// A score as it is stored.
+fn stored_as(score: i32) -> u16 {
+    let score = score.clamp(-BEST, BEST);
+    u16::try_from(if score < 0 { BEST - score } else { score }).unwrap_or_default()
+}
+
+/// A score from what is stored.
+fn score_of(stored: u16) -> i32 {
+    let stored = i32::from(stored).min(2 * BEST);
+    if stored > BEST { BEST - stored } else { stored }
+}
+
 /// Notes a peer's conduct; 0 is what newcomers have, and takes no row. Beyond the peers remembered, newcomers are not noted.
-pub(super) fn put_conduct(table: &mut Table<'_, &[u8], u16>, peer: &PeerId, conduct: u16) -> Result<bool, redb::Error> {
+pub(super) fn put_conduct(table: &mut Table<'_, &[u8], u16>, peer: &PeerId, conduct: i32) -> Result<bool, redb::Error> {
+    let conduct = stored_as(conduct);
     let key = peer.to_bytes();
     let stored = table.get(key.as_slice())?.map(|value| value.value());
     if stored.unwrap_or(0) == conduct || (stored.is_none() && table.len()? >= PEERS_MAX) {
@@ -43,12 +59,12 @@ pub(super) fn put_conduct(table: &mut Table<'_, &[u8], u16>, peer: &PeerId, cond
 }
 
 /// The conduct of every peer that has one.
-pub(super) fn read_conduct(txn: &ReadTransaction) -> Result<Vec<(PeerId, u16)>, redb::Error> {
+pub(super) fn read_conduct(txn: &ReadTransaction) -> Result<Vec<(PeerId, i32)>, redb::Error> {
     let table = txn.open_table(CONDUCT)?;
     let mut all = Vec::new();
     for entry in table.iter()? {
         let (key, value) = entry?;
-        all.push((PeerId::from_bytes(key.value()).map_err(|e| bad_row("peer id", &e))?, value.value()));
+        all.push((PeerId::from_bytes(key.value()).map_err(|e| bad_row("peer id", &e))?, score_of(value.value())));
     }
     Ok(all)
 }

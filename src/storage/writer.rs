@@ -28,7 +28,7 @@ pub(super) enum Job {
 /// One write.
 pub(super) enum Write {
     Peer(PeerRow),
-    Conduct { peer: PeerId, conduct: u16 },
+    Conduct { peer: PeerId, conduct: i32 },
     Anchors(Vec<Anchor>),
     AddBootstrap { addr: String, now_ms: u64 },
     RemoveBootstrap { addr: String },

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// Protections that do not depend on how many there are.
-const FIXED: usize = BY_GROUP + BY_PING + BY_WORK;
+const FIXED: usize = BY_GROUP + BY_PING + BY_WORK + BY_CONDUCT;
 
 fn group(n: u32) -> Option<Prefix> {
     Some(Prefix::new(Ipv4Addr::from_bits(n << 16).into(), 16))
@@ -17,17 +17,19 @@ fn group(n: u32) -> Option<Prefix> {
 
 fn candidate(key: usize, of: u32, since: Instant) -> Candidate<usize> {
     let order = u64::from(of).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    Candidate { key, group: group(of), order, ping: None, worked: None, since, kept: false }
+    Candidate { key, group: group(of), order, ping: None, worked: None, conduct: 0, since, kept: false }
 }
 
 fn any_candidates() -> impl Strategy<Value = Vec<Candidate<usize>>> {
     let start = Instant::now();
-    let one = (0_u32..8, proptest::option::of(0_u64..500), proptest::option::of(0_u64..5000), 0_u64..5000, 0_u8..10);
+    let merits = (proptest::option::of(0_u64..500), proptest::option::of(0_u64..5000), 0_i32..10_000);
+    let one = (0_u32..8, merits, 0_u64..5000, 0_u8..10);
     proptest::collection::vec(one, 0..120).prop_map(move |rows| {
         let ms = Duration::from_millis;
-        let rows = rows.into_iter().enumerate().map(|(key, (of, ping, worked, since, kept))| Candidate {
+        let rows = rows.into_iter().enumerate().map(|(key, (of, (ping, worked, conduct), since, kept))| Candidate {
             ping: ping.map(ms),
             worked: worked.map(|at| start + ms(at)),
+            conduct,
             kept: kept == 0,
             ..candidate(key, of, start + ms(since))
         });
@@ -49,6 +51,25 @@ fn of_those_as_near_the_oldest_are_protected() {
     assert_eq!(select(all), Some(58));
 }
 
+#[test]
+fn who_served_stays_and_who_misbehaved_goes_first() {
+    let start = Instant::now();
+    let ms = Duration::from_millis;
+    let mut all: Vec<_> = (0..60).map(|n| candidate(n, 0, start + ms(n as u64))).collect();
+    assert_eq!(select(all.clone()), Some(59), "of one group, the youngest");
+    all[59].conduct = SERVED;
+    assert_eq!(select(all.clone()), Some(59), "messages alone protect nobody");
+    all[59].conduct = SERVED + 1;
+    assert_eq!(select(all.clone()), Some(58));
+    // The oldest, the nearest, the last to work: whoever misbehaves gives way all the same, unless the operator keeps it.
+    (all[0].ping, all[0].worked, all[0].conduct) = (Some(ms(1)), Some(start + ms(99)), IN_DISGRACE);
+    assert_eq!(select(all.clone()), Some(0));
+    all[0].kept = true;
+    assert_eq!(select(all.clone()), Some(58));
+    (all[0].kept, all[0].conduct) = (false, IN_DISGRACE + 1);
+    assert_eq!(select(all), Some(58));
+}
+
 proptest! {
     #[test]
     fn nobody_protected_gives_way(candidates in any_candidates()) {
@@ -66,6 +87,8 @@ proptest! {
         let work = |c: &Candidate<usize>| c.worked.map(|worked| (Reverse(worked), c.since, c.key));
         let later = free.iter().filter(|c| c.worked.is_some() && work(c) < work(&gone)).count();
         prop_assert!(gone.worked.is_none() || later >= BY_WORK);
+        let better = free.iter().filter(|c| c.conduct > gone.conduct).count();
+        prop_assert!(gone.conduct <= SERVED || better >= BY_CONDUCT);
         // Whatever else protects others, half of the rest has been there as long or longer.
         let older = free.iter().filter(|c| c.since <= gone.since).count() - 1;
         prop_assert!(older >= free.len().saturating_sub(FIXED) / 2, "{older} of {}", free.len());

@@ -12,14 +12,15 @@ use libp2p::{
     core::{Endpoint, transport::PortUse},
     gossipsub,
     swarm::{
-        ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent,
-        ToSwarm,
+        ConnectionClosed, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
+        THandlerOutEvent, ToSwarm,
     },
 };
 
 use super::{
     conduct::Conduct,
     paced::{Handler, Total},
+    score::standing,
     topic::Filter,
 };
 
@@ -27,6 +28,9 @@ pub(super) type Inner = gossipsub::Behaviour<gossipsub::IdentityTransform, Filte
 
 /// What gossipsub's handler says. The type has no name of its own outside the crate.
 pub(super) type FromHandler = THandlerOutEvent<Inner>;
+
+/// Peers whose conduct elsewhere is known: more than there are connections.
+const MAX_STANDINGS: usize = 1024;
 
 /// Peers whose invalid messages are counted between two looks: more than there are connections.
 const MAX_WRONG: usize = 1024;
@@ -42,18 +46,44 @@ pub struct Behaviour {
     total: Total,
     /// Messages that failed gossipsub's own checks since the last look.
     wrong: HashMap<PeerId, u32>,
+    /// Points for conduct elsewhere; those with none are left out.
+    standings: HashMap<PeerId, f64>,
 }
 
 impl Behaviour {
     pub(super) fn new(inner: Inner) -> Self {
-        Self { inner, conduct: Conduct::default(), total: Total::default(), wrong: HashMap::new() }
+        Self {
+            inner,
+            conduct: Conduct::default(),
+            total: Total::default(),
+            wrong: HashMap::new(),
+            standings: HashMap::new(),
+        }
     }
 
     /// Forgives what time forgives. Call it now and then.
     pub fn tick(&mut self, now: Instant) {
-        for (peer, score) in self.conduct.passed(now) {
-            self.inner.set_application_score(&peer, score);
+        for (peer, _) in self.conduct.passed(now) {
+            self.score(&peer);
         }
+    }
+
+    /// How a connected peer behaves by all that is known of it: its score in [`conduct`](crate::conduct). To be told when it
+    /// connects, and when it changes.
+    pub fn stands(&mut self, peer: &PeerId, conduct: i32) {
+        let points = standing(conduct);
+        if points == 0.0 {
+            self.standings.remove(peer);
+        } else if self.standings.len() < MAX_STANDINGS || self.standings.contains_key(peer) {
+            self.standings.insert(*peer, points);
+        }
+        self.score(peer);
+    }
+
+    /// Tells gossipsub the application score: control traffic, and conduct elsewhere.
+    fn score(&mut self, peer: &PeerId) {
+        let standing = self.standings.get(peer).copied().unwrap_or_default();
+        self.inner.set_application_score(peer, self.conduct.score(peer) + standing);
     }
 
     /// Who sent messages that failed gossipsub's own checks (no author, a bad signature), and how many, since this was asked
@@ -111,6 +141,9 @@ impl NetworkBehaviour for Behaviour {
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        if let FromSwarm::ConnectionClosed(ConnectionClosed { peer_id, remaining_established: 0, .. }) = &event {
+            self.standings.remove(peer_id);
+        }
         self.inner.on_swarm_event(event);
     }
 
@@ -124,8 +157,8 @@ impl NetworkBehaviour for Behaviour {
             // An RPC that brings messages pays with them: they are judged one by one.
             let control = rpc.control_msgs.len().saturating_add(rpc.subscriptions.len());
             let scored = control > 0 || rpc.messages.is_empty();
-            if let Some(score) = scored.then(|| self.conduct.sent(peer, control, Instant::now())).flatten() {
-                self.inner.set_application_score(&peer, score);
+            if scored && self.conduct.sent(peer, control, Instant::now()).is_some() {
+                self.score(&peer);
             }
         }
         self.inner.on_connection_handler_event(peer, connection, event);

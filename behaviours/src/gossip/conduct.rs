@@ -77,6 +77,12 @@ impl Conduct {
         update(level, &mut self.penalised)
     }
 
+    /// A peer's score, as it was told last.
+    #[must_use]
+    pub fn score(&self, peer: &PeerId) -> f64 {
+        self.levels.get(peer).map_or(0.0, |level| level.score)
+    }
+
     /// The scores that have changed because time has passed. Call it now and then; it forgets empty buckets.
     pub fn passed(&mut self, now: Instant) -> Vec<(PeerId, f64)> {
         let penalised = &mut self.penalised;

@@ -5,7 +5,7 @@
 //! | P1, P2 | staying in the mesh, being first | a little: at most [`TOPICS_CAP`] in all |
 //! | P3 | delivering too little | off: a topic may be silent for minutes |
 //! | P4 | invalid messages | the square of the count, hardly forgotten |
-//! | P5 | control traffic beyond any need, see [`super::conduct`] | as it is |
+//! | P5 | control traffic beyond any need, see [`super::conduct`]; conduct elsewhere, see [`crate::conduct`] | as it is |
 //! | P6 | peers on one address | beyond ten, the square of the excess |
 //! | P7 | broken promises (IHAVE without the message), grafting against a backoff | beyond six, the square of the excess |
 
@@ -19,6 +19,24 @@ use super::topic::Topic;
 /// What P1 and P2 of all topics bring together at most. Less than the way from zero to [`GRAYLIST`]: nobody earns a licence
 /// to misbehave.
 const TOPICS_CAP: f64 = 20.0;
+
+/// Points of the application score for the best conduct elsewhere. Less than a quarter of what topics bring.
+const STANDING_MOST: f64 = 5.0;
+
+/// A score so little below 0 costs no points: four refused requests are no reason to leave the mesh.
+const LENIENT: i32 = -100;
+
+/// Points for a peer's score in [`crate::conduct`]: up to [`STANDING_MOST`] for a good one. Of a bad one, a hundredth: a peer on its
+/// way to a ban, which comes at −50, is not told of messages from −10 on.
+pub(super) fn standing(conduct: i32) -> f64 {
+    if conduct <= LENIENT {
+        f64::from(conduct) / 100.0
+    } else if conduct < 0 {
+        0.0
+    } else {
+        STANDING_MOST * f64::from(conduct.min(crate::conduct::MAX)) / f64::from(crate::conduct::MAX)
+    }
+}
 
 /// Below zero a peer leaves the mesh at the next heartbeat (gossipsub's rule). Below this, it is neither told of messages
 /// nor asked: a few invalid messages.
@@ -102,10 +120,17 @@ mod tests {
     }
 
     #[test]
+    fn conduct_elsewhere_counts_here() {
+        use crate::conduct::{BAN_BELOW, MAX};
+        assert_eq!([0, -99, MAX, i32::MAX, -2_000].map(standing), [0.0, 0.0, STANDING_MOST, STANDING_MOST, -20.0]);
+        assert!(standing(BAN_BELOW) <= PUBLISH && standing(-500) < 0.0);
+    }
+
+    #[test]
     fn no_credit_pays_for_ten_invalid_messages() {
         let topic = of_topic(Topic::Broadcast);
         let cost = |n: f64| topic.topic_weight * topic.invalid_message_deliveries_weight * n * n;
         assert!(cost(1.0) < 0.0 && cost(3.0) < GOSSIP && cost(9.0) < GRAYLIST);
-        assert!(TOPICS_CAP + cost(10.0) < GRAYLIST);
+        assert!(TOPICS_CAP + STANDING_MOST + cost(10.0) < GRAYLIST);
     }
 }

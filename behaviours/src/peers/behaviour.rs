@@ -118,9 +118,9 @@ impl Behaviour {
         self.policy.book_mut().named(peer, agent);
     }
 
-    /// Changes a peer's conduct by so many steps of a ten-thousandth, and returns what it is now.
-    pub fn judge(&mut self, peer: &PeerId, change: i32) -> Option<u16> {
-        self.policy.book_mut().judge(peer, change)
+    /// A peer's conduct is this now; see [`Book::set_conduct`].
+    pub fn set_conduct(&mut self, peer: &PeerId, conduct: u16) {
+        self.policy.book_mut().set_conduct(peer, conduct);
     }
 
     /// Forgets a peer: it is banned.

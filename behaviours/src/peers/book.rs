@@ -75,7 +75,7 @@ pub struct Known {
     pub first_seen_ms: u64,
     /// When it was connected last, in Unix milliseconds; `None` if never.
     pub last_seen_ms: Option<u64>,
-    /// How it has behaved, 0 to [`CONDUCT_MAX`].
+    /// What of its score is above 0, at most [`CONDUCT_MAX`]: see [`conduct`](crate::conduct).
     pub conduct: u16,
     /// What it calls itself.
     pub agent: Option<String>,
@@ -336,12 +336,11 @@ impl Book {
         }
     }
 
-    /// Changes a peer's conduct by so many steps of a ten-thousandth, and returns what it is now.
-    pub fn judge(&mut self, peer: &PeerId, change: i32) -> Option<u16> {
-        let known = self.peers.get_mut(peer)?;
-        let after = i32::from(known.conduct).saturating_add(change).clamp(0, i32::from(CONDUCT_MAX));
-        known.conduct = u16::try_from(after).unwrap_or(CONDUCT_MAX);
-        Some(known.conduct)
+    /// A peer's conduct is this now.
+    pub fn set_conduct(&mut self, peer: &PeerId, conduct: u16) {
+        if let Some(known) = self.peers.get_mut(peer) {
+            known.conduct = conduct.min(CONDUCT_MAX);
+        }
     }
 
     /// Marks the peers that were the best outbound ones when the node stopped.

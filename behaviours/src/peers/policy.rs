@@ -22,10 +22,6 @@ const HOLD_OFF: Duration = Duration::from_secs(600);
 /// A connection of ours that ends before is as good as none: whoever is full lets us in and then somebody give way. Without
 /// a pause of their own, those that found no place among the two hundred of a bootstrap node would knock for ever.
 pub const LASTING: Duration = Duration::from_secs(60);
-/// An answer with something new in it that was true: 0.001 of the trust table, in steps of a ten-thousandth.
-pub const TOLD_TRUE: i32 = 10;
-/// Something that no honest peer sends: 0.02 of it.
-pub const TOLD_LIES: i32 = -200;
 
 /// Somebody to dial.
 #[derive(Debug, Clone, PartialEq, Eq)]

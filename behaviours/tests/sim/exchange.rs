@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use quelea_behaviours::{
-    peers::{
-        Source, Told,
-        policy::{TOLD_LIES, TOLD_TRUE},
-    },
+    conduct::Deed,
+    peers::{Source, Told},
     scope,
 };
 use quelea_exchange::{Entry, Filter, MAX_KEYS, MAX_RECORDS, MAX_TTL, Request, SignedRecord, TIMEOUT};
@@ -170,7 +168,7 @@ impl Net {
         peers.dedup();
         if peers.len() < entries.len() {
             self.nodes[n].exchanger.silent(peer, self.common.now(self.queue.now));
-            self.judge(n, from, TOLD_LIES);
+            self.judge(n, from, Deed::Invalid);
             return;
         }
         let named = |entry: &Entry| entry.record.record().addrs.iter().all(|addr| scope::may_record(&at, addr));
@@ -180,7 +178,7 @@ impl Net {
             self.told(n, from, record);
         }
         if !learnt.is_empty() {
-            self.judge(n, from, TOLD_TRUE);
+            self.judge(n, from, Deed::Valid);
             self.look(n);
         }
         self.wake(n);
@@ -200,12 +198,16 @@ impl Net {
         node.exchanger.set_trust(&said.peer, u32::from(conduct));
     }
 
-    fn judge(&mut self, n: usize, of: usize, change: i32) {
-        let peer = self.nodes[of].peer;
+    /// Another node did something; all who go by its score hear of it. Bans are counted, and nothing else follows from them.
+    pub fn judge(&mut self, n: usize, of: usize, deed: Deed) {
+        let (peer, now) = (self.nodes[of].peer, self.common.instant(self.queue.now));
         let node = &mut self.nodes[n];
-        if let Some(conduct) = node.policy.book_mut().judge(&peer, change) {
-            node.exchanger.set_trust(&peer, u32::from(conduct));
+        if node.conduct.note(peer, deed, now) {
+            *node.banned.entry(of).or_default() += 1;
         }
+        let good = u16::try_from(node.conduct.score(&peer, now).max(0)).unwrap_or(u16::MAX);
+        node.policy.book_mut().set_conduct(&peer, good);
+        node.exchanger.set_trust(&peer, u32::from(good));
     }
 
     /// Records of peers that do not exist, held by a node to pass on, and peers in its book.

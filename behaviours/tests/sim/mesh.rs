@@ -8,7 +8,10 @@
 use std::collections::{BTreeMap, HashSet};
 
 use libp2p::gossipsub::TopicHash;
-use quelea_behaviours::gossip::{Content, Id, Topic, Verdict, id_of, verify};
+use quelea_behaviours::{
+    conduct::Deed,
+    gossip::{Content, Id, Topic, Verdict, id_of, verify},
+};
 use quelea_broadcast::SignedLine;
 
 use crate::{
@@ -237,9 +240,12 @@ impl Net {
             Ok(topic) => node.gate.admit(topic, line.id, Ok(line.content.clone()), now_ms, instant),
             Err(verdict) => verdict,
         };
-        if !matches!(verdict, Verdict::Accept(_)) {
-            return;
+        match verdict {
+            Verdict::Accept(_) => self.judge(to, from, Deed::Valid),
+            Verdict::Reject(_) => return self.judge(to, from, Deed::Invalid),
+            _ => return,
         }
+        let (line, node) = (&mut self.lines[number], &mut self.nodes[to]);
         line.heard.insert(to, (now - line.said, hops));
         node.recent.push((number, node.beats));
         for next in node.mesh.iter().copied().filter(|next| *next != from).collect::<Vec<_>>() {

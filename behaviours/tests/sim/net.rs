@@ -361,6 +361,7 @@ impl Net {
         if self.nodes[n].links.iter().filter(inbound).count() <= ESTABLISHED_INBOUND as usize {
             return;
         }
+        let now = self.common.instant(self.queue.now);
         let settled = |link: &Link| self.queue.now - link.since >= GRACE.as_micros() as u64;
         let before = self.nodes[n].links.iter().filter(inbound).filter(|(m, link)| **m != newcomer && settled(link));
         let candidates = before.map(|(m, link)| {
@@ -372,6 +373,7 @@ impl Net {
                 order: Rng::new(n as u64 ^ place).next(),
                 ping: Some(Duration::from_micros(2 * self.world.distance(n, *m))),
                 worked: None,
+                conduct: self.nodes[n].conduct.score(&self.nodes[*m].peer, now),
                 since: self.common.instant(link.since),
                 kept: false,
             }

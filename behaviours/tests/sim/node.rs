@@ -9,6 +9,7 @@ use std::{
 use libp2p::{Multiaddr, PeerId, identity::Keypair};
 use quelea_behaviours::{
     Config, KadMode,
+    conduct::Conduct,
     gossip::{Gate, dedup::Dedup},
     kad,
     peers::{Policy, book::Now},
@@ -60,6 +61,9 @@ pub struct Node {
     /// Starts so far: what was planned for an earlier one is void.
     pub start: u32,
     pub policy: Policy,
+    pub conduct: Conduct,
+    /// Whom it would have banned, and how often.
+    pub banned: BTreeMap<usize, u32>,
     pub exchanger: Exchanger,
     /// For when the exchanger is woken next.
     pub wake: u64,
@@ -118,6 +122,8 @@ impl Common {
             up: false,
             start: 0,
             policy: Policy::new(peer, self.config.outbound, rng.next()),
+            conduct: Conduct::default(),
+            banned: BTreeMap::new(),
             exchanger: Exchanger::new(peer, rng.next()),
             wake: u64::MAX,
             asked: BTreeMap::new(),

@@ -57,6 +57,21 @@ fn churn_and_loss_empty_no_books_and_stop_no_lines() {
 }
 
 #[test]
+fn nobody_honest_is_banned_however_much_is_lost() {
+    // Three of ten messages are lost, each node goes and comes every five minutes, and some answer with inventions.
+    let mut net = Net::new(Setting { loss: 0.3, churn: 12.0, inventors: 3, ..Setting::calm(60) });
+    net.run_until(5 * MINUTE);
+    net.say_lines(30);
+    for n in net.up(Kind::Honest) {
+        let (node, now) = (&net.nodes[n], net.common.instant(net.queue.now));
+        assert!(node.banned.is_empty(), "node {n} would have banned {:?}", node.banned);
+        let scores = net.nodes.iter().map(|other| node.conduct.score(&other.peer, now));
+        assert!(scores.clone().all(|score| score >= 0), "loss costs nobody anything at node {n}");
+        assert!(net.beats(n) < 60 || scores.max() > Some(0), "what others told node {n} counted for them");
+    }
+}
+
+#[test]
 fn two_halves_that_were_cut_find_each_other_and_their_newcomers() {
     // They come all the time, and then they are cut for five minutes.
     let mut net = Net::new(Setting { joining: 3 * MINUTE, ..Setting::calm(200) });

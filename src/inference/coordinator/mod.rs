@@ -19,6 +19,7 @@ use std::{
 use futures::future::try_join_all;
 use libp2p::PeerId;
 use quelea_announce::SignedAnnouncement;
+use quelea_behaviours::conduct::Deed;
 use quelea_engine::Runner;
 use quelea_shard::{
     frame::{BlockKey, Cancel, Close, Frame, Keep, Prefix, SessionId, StreamKind, Totals},
@@ -383,6 +384,12 @@ impl ChainSession {
                         FromStage::Frame(frame) => matches!(**frame, Frame::Closed(_) | Frame::Fault(_)),
                         FromStage::Lost(_) => true,
                     };
+                    let closed = matches!(&event, FromStage::Frame(frame) if matches!(**frame, Frame::Closed(_)));
+                    // What it computed has come back: the whole chain's rows, or the answer would not be complete. It is
+                    // counted once, however often it says so.
+                    if closed && self.sent > self.kept_rows && waiting.contains(&peer) {
+                        self.results.plane.handle.deed(peer, Deed::Served);
+                    }
                     if said_all {
                         waiting.retain(|p| *p != peer);
                     }

@@ -10,11 +10,11 @@ fn addrs(port: u16) -> Vec<Multiaddr> {
 #[tokio::test]
 async fn they_survive_a_restart() {
     let (_dir, path, db) = temp_db();
-    let (good, forgiven) = (peer(), peer());
+    let (good, bad, forgiven) = (peer(), peer(), peer());
     let anchors: Vec<Anchor> = (1..=6).map(|port| (peer(), addrs(port))).collect();
     db.try_save_anchors(anchors[2..].to_vec()).unwrap();
     db.try_save_anchors(anchors.clone()).unwrap();
-    for (of, conduct) in [(good, 900), (forgiven, 30), (forgiven, 0)] {
+    for (of, conduct) in [(good, 900), (bad, -2_500), (forgiven, 30), (forgiven, 0)] {
         db.try_record_conduct(of, conduct).unwrap();
     }
     db.add_bootstrap("/dns4/a.example/tcp/1/p2p/x".into(), 7).await.unwrap();
@@ -26,7 +26,9 @@ async fn they_survive_a_restart() {
 
     let db = Db::open(&path, quiet()).unwrap();
     assert_eq!(db.anchors().await.unwrap(), anchors[..ANCHORS_MAX]);
-    assert_eq!(db.conduct().await.unwrap(), [(good, 900)]);
+    let mut kept = vec![(good, 900), (bad, -2_500)];
+    kept.sort_by_key(|(peer, _)| peer.to_bytes());
+    assert_eq!(db.conduct().await.unwrap(), kept);
     assert_eq!(db.bootstrap_list().await.unwrap(), [("/dns4/a.example/tcp/1/p2p/x".to_owned(), 7)]);
     db.try_save_anchors(anchors[..1].to_vec()).unwrap();
     settle(&db, 1).await;

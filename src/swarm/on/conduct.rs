@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use quelea_behaviours::{
     bans::{Ban, Bans, Full, Subject},
-    conduct::Deed,
+    conduct::{self, Deed},
     prefixes::DeniedCounts,
 };
 use quelea_wire::{
@@ -37,11 +37,16 @@ pub(crate) fn load(driver: &mut Driver, bans: Vec<Ban>) {
 
 /// A peer did something. Its score follows, and perhaps a ban.
 pub(crate) fn deed(driver: &mut Driver, peer: PeerId, deed: Deed) {
-    if deed == Deed::Valid {
+    if peer == *driver.swarm.local_peer_id() {
+        return;
+    }
+    if matches!(deed, Deed::Valid | Deed::Served) {
         driver.swarm.behaviour_mut().inbound.worked(&peer);
     }
-    let named = peer == *driver.swarm.local_peer_id() || driver.state.bootstrap.contains(&peer);
-    if !driver.state.conduct.note(peer, deed, Instant::now()) || named {
+    let too_many = driver.state.conduct.note(peer, deed, Instant::now());
+    changed(driver, &peer);
+    note_change(driver, peer);
+    if !too_many || driver.state.bootstrap.contains(&peer) {
         return;
     }
     tracing::info!(%peer, why = deed.as_str(), "banned for its conduct");
@@ -51,6 +56,27 @@ pub(crate) fn deed(driver: &mut Driver, peer: PeerId, deed: Deed) {
     let host = ip.map(|ip| Prefix::around(ip, HOST));
     for (ban, displaced) in driver.state.bans.misbehaved(peer, host, deed.as_str(), unix_ms()) {
         put(driver, ban, displaced);
+    }
+}
+
+/// Has a peer's score written down soon.
+pub(crate) fn note_change(driver: &mut Driver, peer: PeerId) {
+    if driver.state.judged.len() < conduct::MAX_PEERS {
+        driver.state.judged.insert(peer);
+    }
+}
+
+/// A peer's score is another, or it has just connected: tells everybody who goes by it.
+pub(crate) fn changed(driver: &mut Driver, peer: &PeerId) {
+    let score = driver.state.conduct.score(peer, Instant::now());
+    let good = u16::try_from(score.max(0)).unwrap_or(u16::MAX);
+    let connected = driver.state.peers.contains_key(peer);
+    let behaviour = driver.swarm.behaviour_mut();
+    behaviour.peers.set_conduct(peer, good);
+    behaviour.exchange.set_trust(peer, u32::from(good));
+    behaviour.inbound.stands(peer, score);
+    if connected {
+        behaviour.gossipsub.stands(peer, score);
     }
 }
 

@@ -149,6 +149,7 @@ pub(crate) fn established(driver: &mut Driver, peer: PeerId, connection: Connect
         return;
     }
     driver.state.guard.connected(peer, endpoint);
+    super::conduct::changed(driver, &peer);
     driver.state.dial_ended(&peer, &Ok(()));
     if driver.state.bootstrap.contains(&peer) {
         driver.config.telemetry.ok(Component::Bootstrap, format!("connected to {peer}"));

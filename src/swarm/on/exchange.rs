@@ -22,7 +22,6 @@ pub(crate) fn event(driver: &mut Driver, event: Event) {
             learnt.iter().for_each(|record| peers::told(driver, peer, record));
             if !learnt.is_empty() {
                 conduct::deed(driver, peer, Deed::Valid);
-                peers::judge(driver, &peer, peers::TOLD_TRUE);
             }
         }
         Event::Served { peer, learnt, records, bytes } => {
@@ -47,7 +46,6 @@ pub(crate) fn event(driver: &mut Driver, event: Event) {
             metrics.rpc(EXCHANGE, Direction::Inbound, RpcResult::Error);
             tracing::debug!(%peer, ?error, "sent what no honest peer sends");
             conduct::deed(driver, peer, Deed::Invalid);
-            peers::judge(driver, &peer, peers::TOLD_LIES);
         }
         Event::Failed { peer, error } => {
             metrics.rpc(EXCHANGE, Direction::Inbound, RpcResult::Error);

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use libp2p::{Multiaddr, PeerId};
-pub(crate) use quelea_behaviours::peers::policy::{TOLD_LIES, TOLD_TRUE};
 use quelea_behaviours::peers::{Source, Told, lines};
 use quelea_exchange::SignedRecord;
 use tokio::sync::oneshot;
@@ -23,27 +22,35 @@ const TRIM_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct Remembered {
     pub(crate) rows: Vec<PeerRow>,
-    pub(crate) conduct: Vec<(PeerId, u16)>,
+    pub(crate) conduct: Vec<(PeerId, i32)>,
     pub(crate) anchors: Vec<Anchor>,
 }
 
 /// Takes in what was written down.
 pub(crate) fn restore(driver: &mut Driver, remembered: Remembered) {
-    let conduct: std::collections::HashMap<PeerId, u16> = remembered.conduct.into_iter().collect();
+    let now = Instant::now();
+    for (peer, score) in &remembered.conduct {
+        driver.state.conduct.restore(*peer, *score, now);
+        // What is below 0 is forgiven on disk, too.
+        super::conduct::note_change(driver, *peer);
+    }
     let peers = &mut driver.swarm.behaviour_mut().peers;
     for (peer, addrs) in &remembered.anchors {
         let row = remembered.rows.iter().find(|row| row.peer == *peer);
         let seen = row.map_or((0, 0), |row| (row.first_seen_ms, row.last_seen_ms));
         let source = row.map_or(Source::Other, |row| row.source);
-        peers.restore(*peer, addrs, source, seen, conduct.get(peer).copied().unwrap_or(0), true);
+        peers.restore(*peer, addrs, source, seen, 0, true);
     }
     for row in &remembered.rows {
         let seen = (row.first_seen_ms, row.last_seen_ms);
         let source = if row.source == Source::Bootstrap { Source::Other } else { row.source };
-        peers.restore(row.peer, &row.addrs, source, seen, conduct.get(&row.peer).copied().unwrap_or(0), false);
+        peers.restore(row.peer, &row.addrs, source, seen, 0, false);
     }
     for peer in remembered.anchors.iter().map(|(peer, _)| *peer) {
         driver.swarm.behaviour_mut().inbound.keep(peer);
+    }
+    for (peer, _) in &remembered.conduct {
+        super::conduct::changed(driver, peer);
     }
 }
 
@@ -60,17 +67,7 @@ pub(crate) fn told(driver: &mut Driver, teller: PeerId, record: &SignedRecord) {
     if behaviour.peers.book().get(&said.peer).is_some_and(|known| known.agent.is_none()) {
         behaviour.peers.named(&said.peer, said.agent.clone());
     }
-    let conduct = behaviour.peers.book().get(&said.peer).map_or(0, |known| known.conduct);
-    behaviour.exchange.set_trust(&said.peer, u32::from(conduct));
-}
-
-/// A peer behaved well or badly.
-pub(crate) fn judge(driver: &mut Driver, peer: &PeerId, change: i32) {
-    let behaviour = driver.swarm.behaviour_mut();
-    if let Some(conduct) = behaviour.peers.judge(peer, change) {
-        behaviour.exchange.set_trust(peer, u32::from(conduct));
-        driver.state.judged.insert(*peer);
-    }
+    super::conduct::changed(driver, &said.peer);
 }
 
 /// Figures, and what is written down now and then.
@@ -99,9 +96,14 @@ pub(crate) fn save(driver: &mut Driver) {
     if !anchors.is_empty() {
         full |= db.try_save_anchors(anchors) == Err(NotRecorded::QueueFull);
     }
+    let now = Instant::now();
     for peer in std::mem::take(&mut driver.state.judged) {
-        if let Some(conduct) = driver.swarm.behaviour().peers.book().get(&peer).map(|known| known.conduct) {
-            full |= db.try_record_conduct(peer, conduct) == Err(NotRecorded::QueueFull);
+        let score = driver.state.conduct.score(&peer, now);
+        let missed = db.try_record_conduct(peer, score) == Err(NotRecorded::QueueFull);
+        full |= missed;
+        // Time forgives: what is below 0 is another in a minute.
+        if missed || score < 0 {
+            driver.state.judged.insert(peer);
         }
     }
     driver.config.telemetry.metrics.channel_full_if(full, "storage");

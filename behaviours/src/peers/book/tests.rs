@@ -60,7 +60,7 @@ fn when_it_is_full_the_worst_is_forgotten() {
         book.learn(peer, &[at(2, 1)], Source::Inbound, now(0));
         book.met(&peer, now(0));
     }
-    book.judge(&good, 500);
+    book.set_conduct(&good, 500);
     for n in 0..2 * MAX_PEERS as u32 {
         book.learn(PeerId::random(), &[at(1000 + n, 1)], Source::Dht, now(1));
     }
@@ -101,12 +101,13 @@ fn failures_pause_longer_until_a_connection_lasts() {
 #[test]
 fn conduct_stays_within_its_scale() {
     let (mut book, peer) = (Book::new(PeerId::random()), PeerId::random());
-    assert_eq!(book.judge(&peer, 1), None);
+    book.set_conduct(&peer, 1);
+    assert!(book.get(&peer).is_none());
     book.learn(peer, &[at(1, 1)], Source::Dht, now(0));
-    assert_eq!(book.judge(&peer, -5), Some(0));
-    assert_eq!(book.judge(&peer, i32::MAX), Some(CONDUCT_MAX));
-    assert_eq!(book.judge(&peer, -200), Some(CONDUCT_MAX - 200));
-    assert_eq!(book.judge(&peer, i32::MIN), Some(0));
+    for (set, is) in [(7, 7), (u16::MAX, CONDUCT_MAX), (0, 0)] {
+        book.set_conduct(&peer, set);
+        assert_eq!(book.get(&peer).unwrap().conduct, is);
+    }
 }
 
 proptest! {
@@ -122,7 +123,7 @@ proptest! {
                 2 => book.met(&peer, now),
                 3 => book.forget(&peer),
                 4 => book.failed(&peer, 1, now),
-                _ => drop(book.judge(&peer, 40)),
+                _ => book.set_conduct(&peer, 40),
             }
             let by_group = |group: &Prefix| book.iter().filter(|(_, k)| k.group == Some(*group)).count();
             prop_assert!(book.groups.iter().all(|(group, count)| by_group(group) == *count && *count > 0));
