@@ -38,7 +38,8 @@ mod telemetry;
 mod text;
 
 pub use inference::{
-    FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PromptForm, Recovery, Route, RouteHop,
+    FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, Objective, PlanHop, PlanLeftOut,
+    PlanMissing, PlanReport, PlanRequest, PlanView, Prediction, PromptForm, Recovery, Route, RouteHop, Source,
     Speculate, Speculation, Summary, TokenLogprobs,
 };
 pub use node::{Node, NodeBuilder, StartError};

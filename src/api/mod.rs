@@ -9,6 +9,7 @@
 //! | `GET /api/v1/events` | a stream of events (SSE), with replay; see [`events`] |
 //! | `POST /api/v1/broadcast` | says a line to every node; see [`broadcast`] |
 //! | `POST /api/v1/infer` | a stream of [`InferEvent`]s, one JSON object a line |
+//! | `POST /api/v1/plan` | what a request would be answered by, and why |
 //! | `/api/v1/dht/*` | see `dht` |
 //! | `POST /api/v1/store/backup` | see `store` |
 //! | `/api/v1/peers*`, `/api/v1/bootstrap*` | see `peers` |
@@ -25,6 +26,7 @@ mod dht;
 mod events;
 mod nat;
 mod peers;
+mod plan;
 mod shape;
 mod stats;
 pub(crate) mod store;
@@ -85,6 +87,7 @@ fn router(state: ApiState) -> Router {
         .route("/api/v1/store/backup", post(store::backup))
         .route("/api/v1/broadcast", post(broadcast::broadcast))
         .route("/api/v1/infer", post(infer))
+        .route("/api/v1/plan", post(plan::plan))
         .merge(dht::routes())
         .merge(bans::routes())
         .merge(peers::routes())

@@ -6,6 +6,7 @@ mod dht;
 mod masking;
 mod nat;
 mod peers;
+mod plan;
 mod sampling;
 mod store;
 mod swarm;
@@ -22,6 +23,7 @@ pub(crate) use self::{
     masking::{MaskedArgs, MaskingArg, MaskingArgs},
     nat::{NatArgs, NetcheckArgs, PingArgs},
     peers::{BanArgs, BootstrapCommand, PeerSort, PeersCommand},
+    plan::{ObjectiveArg, PlanArgs},
     sampling::SamplingArgs,
     store::StoreCommand,
     swarm::{BroadcastArgs, EventsArgs},
@@ -86,6 +88,8 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Ask a model that the swarm holds
     Infer(InferArgs),
+    /// Who would answer a request, how fast, and why; what is missing if nobody can
+    Plan(Box<PlanArgs>),
     /// This node's peer id and addresses, or what is known of another
     #[command(after_help = "Examples:\n  quelea id\n  quelea id --json\n  quelea id 12D3KooW…")]
     Id {
@@ -248,6 +252,9 @@ pub(crate) struct InferArgs {
     /// 'auto' asks the swarm, 'local' runs the whole model here
     #[arg(long, value_enum, default_value_t = RouteArg::Auto)]
     pub(crate) route: RouteArg,
+    /// What the chain is chosen by
+    #[arg(long, value_enum, default_value_t = ObjectiveArg::Latency)]
+    pub(crate) objective: ObjectiveArg,
     /// Wrap the prompt in the model's chat template [default when it has one]
     #[arg(long, conflicts_with = "raw")]
     pub(crate) chat: bool,

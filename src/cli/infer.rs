@@ -78,12 +78,13 @@ fn request(args: &InferArgs) -> Result<InferRequest, CliError> {
         },
         speculate: args.speculate.unwrap_or(if args.draft.is_some() { Speculate::Auto } else { Speculate::Off }),
         draft: args.draft.as_deref().map(absolute),
+        objective: args.objective.into(),
         ..InferRequest::new("", prompt)
     })
 }
 
 /// A file's or folder's full path: the daemon runs in another directory.
-fn absolute(model: &str) -> String {
+pub(super) fn absolute(model: &str) -> String {
     let path = std::path::Path::new(model);
     match path.canonicalize() {
         Ok(full) if path.is_file() || path.is_dir() => full.to_string_lossy().into_owned(),
@@ -264,6 +265,14 @@ pub(super) fn footer(route: &[RouteHop], summary: &Summary) -> String {
         summary.prompt_tokens_per_s
     ));
     lines.push(format!("first token:  {:.0} ms   total: {:.2} s", summary.ttft_s * 1e3, summary.total_s));
+    if let Some(predicted) = &summary.predicted {
+        let here = predicted.local_tokens_per_s.map_or_else(String::new, |rate| format!("; here alone: {rate:.1}"));
+        lines.push(format!(
+            "predicted:    {:.1} tokens/s, first token {:.0} ms{here}",
+            predicted.tokens_per_s,
+            predicted.first_token_s * 1e3
+        ));
+    }
     for hop in &summary.hops {
         let one_way = hop.hop_ms.map_or_else(String::new, |ms| format!(", {ms:.2} ms to the next hop"));
         lines.push(format!(

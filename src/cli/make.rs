@@ -48,7 +48,7 @@ pub(crate) struct SynthArgs {
     list: bool,
 }
 
-fn parse_shape(text: &str) -> Result<&'static ModelShape, String> {
+pub(crate) fn parse_shape(text: &str) -> Result<&'static ModelShape, String> {
     let names = || SHAPES.iter().map(|shape| shape.name).collect::<Vec<_>>().join(", ");
     ModelShape::named(text).ok_or_else(|| format!("there is no shape of that name; there are {}", names()))
 }

@@ -18,6 +18,7 @@ mod model;
 mod nat;
 mod output;
 mod peers;
+mod plan;
 mod stats;
 mod status;
 mod store;
@@ -63,6 +64,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Daemon(args) => Box::pin(daemon::run(global, *args)).await,
             Command::Demo(args) => Box::pin(demo::run(global, args)).await,
             Command::Infer(args) => Box::pin(infer::run(global, args)).await,
+            Command::Plan(args) => Box::pin(plan::run(global, *args)).await,
             Command::Id { peer: Some(peer) } => peers::info(global, &peer).await,
             Command::Id { peer: None } => status::id(global).await,
             Command::Bootstrap(command) => peers::bootstrap(global, command).await,

@@ -1,4 +1,4 @@
-//! Finding who holds which layers, by Kademlia alone: provider records name peers, their announcements say the rest.
+//! Finding who holds which layers: provider records name peers, their announcements say the rest, and the planner chooses.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -7,11 +7,14 @@ use std::{
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use libp2p::PeerId;
-use quelea_announce::{LAYERS_PER_BUCKET, SignedAnnouncement, State, bucket_key, model_key};
+use quelea_announce::{LAYERS_PER_BUCKET, Offer, SignedAnnouncement, State, bucket_key, model_key};
 use quelea_wire::{ModelId, Profile, SpanRange};
 
-use super::chain::{self, Candidate, Hop, NoChain};
-use crate::swarm::{Handle, PeerView};
+use super::{
+    experience::Experience,
+    planner::{self, Candidate, LeftOut, Links, Local, NoPlan, Planned, Query, Source, observed::Seen},
+};
+use crate::swarm::{ConnectError, Handle, PeerView};
 
 /// For how long an incomplete chain is looked for before the request fails. Provider records of a worker that has just
 /// started take about a second to arrive.
@@ -30,17 +33,32 @@ const BETWEEN_ROUNDS: Duration = Duration::from_millis(400);
 /// For how long `--layers auto` asks who holds what, at most; a node that starts first hears nobody.
 const LOOK_AROUND: Duration = Duration::from_secs(3);
 
-/// How long further peers are waited for once all layers are covered: they may offer a shorter chain.
+/// How long further peers are waited for once all layers are covered: they may offer a better chain.
 const GRACE: Duration = Duration::from_millis(100);
 
 /// Peers asked for their announcement at once.
 const PARALLEL: usize = 16;
 
+/// The link to a peer that nobody has measured: 100 Mbit/s.
+const UNKNOWN_BYTES_PER_S: u64 = 12_500_000;
+
+/// Bytes of weights that a machine of which nothing is known reads in a second: one row of an answer reads them all.
+pub(super) const UNKNOWN_WEIGHTS_PER_S: u64 = 5_000_000_000;
+
+/// A row of a prompt shares that reading with its chunk.
+pub(super) const PROMPT_SHARE: u64 = 4;
+
+/// Of a claimed queue, the part that is before a batch of ours: sessions wait for their own users most of the time, and
+/// those that do not are computed together.
+const QUEUE_SHARE: u64 = 4;
+
 /// What a look-around has found so far.
 #[derive(Default)]
-struct Found {
+pub(crate) struct Found {
     announcements: HashMap<PeerId, SignedAnnouncement>,
     unreachable: HashMap<PeerId, String>,
+    /// Said goodbye.
+    left: HashSet<PeerId>,
 }
 
 impl Found {
@@ -55,45 +73,6 @@ impl Found {
     }
 }
 
-/// The best chain for all `layers` of `model` that can be found within [`PATIENCE`], this node's own announcement
-/// included.
-///
-/// # Errors
-/// [`NoChain`] when the layers are not covered.
-pub(crate) async fn find_chain(handle: &Handle, wanted: Wanted<'_>) -> Result<Vec<Hop>, NoChain> {
-    let deadline = Instant::now() + PATIENCE.min(wanted.patience.max(PATIENCE_MIN));
-    let model = wanted.model;
-    let mut found = Found::default();
-    // Nobody need be asked for what is here.
-    if let Ok(hops) = wanted.select(handle, &found).await
-        && hops.len() == 1
-    {
-        return Ok(hops);
-    }
-    // Who comes and goes meanwhile, and later, is heard of without asking.
-    handle.listen_for(model).await;
-    let one_look = || deadline.min(Instant::now() + ONE_LOOK);
-    loop {
-        wanted.look(handle, model_key(&model), &mut found, one_look()).await;
-        let missing = match wanted.select(handle, &found).await {
-            Err(missing) => missing,
-            chain => return chain,
-        };
-        // The model's own key holds a bounded number of providers; the buckets of the missing layers may know more.
-        let last = |span: &SpanRange| (span.end() - 1) / LAYERS_PER_BUCKET;
-        let buckets: HashSet<u16> =
-            missing.missing.iter().flat_map(|span| span.start() / LAYERS_PER_BUCKET..=last(span)).collect();
-        for bucket in buckets {
-            wanted.look(handle, bucket_key(&model, bucket), &mut found, one_look()).await;
-        }
-        let chain = wanted.select(handle, &found).await;
-        if chain.is_ok() || Instant::now() + BETWEEN_ROUNDS >= deadline {
-            return chain;
-        }
-        tokio::time::sleep(BETWEEN_ROUNDS).await;
-    }
-}
-
 /// What a chain is looked for.
 #[derive(Clone, Copy)]
 pub(crate) struct Wanted<'a> {
@@ -105,18 +84,82 @@ pub(crate) struct Wanted<'a> {
     /// How long the caller waits for one step; looking around takes no longer.
     pub(crate) patience: Duration,
     /// What this node announces itself.
-    pub(crate) local: Option<&'a SignedAnnouncement>,
-    /// Layers to look for, when not all of them.
-    pub(crate) within: Option<SpanRange>,
-    /// Peers that are not asked, and not chosen.
-    pub(crate) without: &'a [PeerId],
+    pub(crate) own: Option<&'a SignedAnnouncement>,
+    pub(crate) experience: &'a Experience,
+    pub(crate) query: &'a Query,
+    /// How fast this node runs the whole model.
+    pub(crate) local: Option<Local>,
+    /// Whether it is to be told why candidates are passed over.
+    pub(crate) why: bool,
+}
+
+/// Everything a plan is made of, at one moment.
+struct World {
+    candidates: Vec<Candidate>,
+    links: Links,
+    left_out: Vec<LeftOut>,
+}
+
+/// Whether peers that have failed lately are asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    /// Not yet.
+    Others,
+    /// Nobody else has the layers.
+    All,
+}
+
+/// The best plan for the query's layers that can be found within [`PATIENCE`], this node's own announcement included.
+/// What was found stays in `found`, for a second plan at once.
+///
+/// # Errors
+/// [`NoPlan`] when the layers are not covered.
+pub(crate) async fn find(handle: &Handle, wanted: Wanted<'_>, found: &mut Found) -> Result<Planned, NoPlan> {
+    let deadline = Instant::now() + PATIENCE.min(wanted.patience.max(PATIENCE_MIN));
+    let model = wanted.model;
+    // Nobody need be asked for what is here.
+    if !wanted.why
+        && let Ok(planned) = wanted.plan(handle, found).await
+        && let [only] = planned.chosen.hops.as_slice()
+        && only.hop.peer == handle.local()
+    {
+        return Ok(planned);
+    }
+    // Who comes and goes meanwhile, and later, is heard of without asking.
+    handle.listen_for(model).await;
+    let one_look = || deadline.min(Instant::now() + ONE_LOOK);
+    let mut who = Ask::Others;
+    loop {
+        wanted.look(handle, model_key(&model), found, one_look(), who).await;
+        let missing = match wanted.plan(handle, found).await {
+            Err(missing) => missing,
+            planned => return planned,
+        };
+        // The model's own key holds a bounded number of providers; the buckets of the missing layers may know more.
+        let last = |span: &SpanRange| (span.end() - 1) / LAYERS_PER_BUCKET;
+        let buckets: HashSet<u16> =
+            missing.missing.iter().flat_map(|span| span.start() / LAYERS_PER_BUCKET..=last(span)).collect();
+        for bucket in buckets {
+            wanted.look(handle, bucket_key(&model, bucket), found, one_look(), who).await;
+        }
+        who = Ask::All;
+        let planned = wanted.plan(handle, found).await;
+        if planned.is_ok() || Instant::now() + BETWEEN_ROUNDS >= deadline {
+            return planned;
+        }
+        tokio::time::sleep(BETWEEN_ROUNDS).await;
+    }
 }
 
 impl Wanted<'_> {
     /// Asks for the providers of `key` and for the announcement of each that is new. Once what is known covers all
     /// layers, those that have not answered yet get [`GRACE`] and are then left behind: one peer that does not answer must
     /// not hold up everybody.
-    async fn look(&self, handle: &Handle, key: Vec<u8>, found: &mut Found, deadline: Instant) {
+    async fn look(&self, handle: &Handle, key: Vec<u8>, found: &mut Found, deadline: Instant, who: Ask) {
+        let heard = handle.heard(self.model).await;
+        found.left = heard.left.into_iter().collect();
+        let spoke: HashMap<PeerId, u64> = heard.issued_ms.into_iter().collect();
+        let experience = self.experience;
         let mut providers = handle.find_providers(key).await;
         let mut asked = FuturesUnordered::new();
         let mut until = deadline;
@@ -124,16 +167,23 @@ impl Wanted<'_> {
         while more || !asked.is_empty() {
             tokio::select! {
                 provider = providers.recv(), if more && asked.len() < PARALLEL => match provider {
-                    Some(peer) if found.announcements.contains_key(&peer) || self.without.contains(&peer) => {}
+                    Some(peer) if found.announcements.contains_key(&peer) => {}
+                    Some(peer) if found.left.contains(&peer) || self.query.exclude.contains(&peer) => {}
                     Some(peer) => {
+                        let spoke = spoke.get(&peer).copied();
+                        let shunned = experience.shunned([(peer, spoke)]).remove(&peer).filter(|_| who == Ask::Others);
+                        if let Some(why) = shunned {
+                            found.unreachable.insert(peer, format!("is not asked for a while: {why}"));
+                            continue;
+                        }
                         found.unreachable.entry(peer).or_insert_with(|| "has not answered yet".into());
-                        asked.push(async move { (peer, ask(handle, peer).await) });
+                        asked.push(async move { (peer, ask(handle, experience, peer).await) });
                     }
                     None => more = false,
                 },
                 Some((peer, answer)) = asked.next() => {
                     found.add(peer, answer);
-                    if until == deadline && self.select(handle, found).await.is_ok() {
+                    if until == deadline && self.is_covered(handle, found).await {
                         until = deadline.min(Instant::now() + GRACE);
                     }
                 }
@@ -142,18 +192,53 @@ impl Wanted<'_> {
         }
     }
 
+    /// Whether peers that have answered hold all layers between them.
+    async fn is_covered(&self, handle: &Handle, found: &Found) -> bool {
+        let world = self.world(handle, found).await;
+        let usable = |c: &&Candidate| !c.shunned && c.kv_pages_free >= self.query.kv_pages;
+        let spans: Vec<SpanRange> = world.candidates.iter().filter(usable).map(|c| c.span).collect();
+        planner::uncovered(self.query.span, &spans).is_empty()
+    }
+
     /// Chooses among everything known now.
-    async fn select(&self, handle: &Handle, found: &Found) -> Result<Vec<Hop>, NoChain> {
+    pub(crate) async fn plan(&self, handle: &Handle, found: &Found) -> Result<Planned, NoPlan> {
+        let world = self.world(handle, found).await;
+        planner::plan(self.query, &world.candidates, &world.links, self.local, world.left_out, self.why)
+    }
+
+    /// Everything known now.
+    async fn world(&self, handle: &Handle, found: &Found) -> World {
         let snapshot = handle.snapshot().await;
         let connected: HashMap<PeerId, &PeerView> =
             snapshot.iter().flat_map(|s| &s.peers).map(|p| (p.peer, p)).collect();
-        let mut candidates = Vec::new();
-        let mut left_out: Vec<(PeerId, String)> =
-            found.unreachable.iter().map(|(peer, reason)| (*peer, reason.clone())).collect();
         let here = handle.local();
-        let own = self.local.map(|signed| (here, signed));
-        let all = found.announcements.iter().map(|(peer, signed)| (*peer, signed)).chain(own);
-        for (peer, signed) in all.filter(|(peer, _)| !self.without.contains(peer)) {
+        let mut links = Links::new(here);
+        for (peer, view) in &connected {
+            if let Some(rtt) = view.rtt {
+                links.set_rtt(*peer, rtt);
+            }
+        }
+        let mut left_out: Vec<LeftOut> =
+            found.unreachable.iter().map(|(peer, reason)| LeftOut::new(*peer, None, reason.clone())).collect();
+        left_out.extend(
+            found
+                .left
+                .iter()
+                .filter(|peer| found.announcements.contains_key(peer))
+                .map(|peer| LeftOut::new(*peer, None, "has said goodbye")),
+        );
+        let own = self.own.map(|signed| (here, signed));
+        let known = found.announcements.iter().map(|(peer, signed)| (*peer, signed));
+        let all: Vec<_> = known.filter(|(peer, _)| *peer != here && !found.left.contains(peer)).chain(own).collect();
+        links.attest(&all.iter().map(|(_, signed)| signed.announcement()).collect::<Vec<_>>());
+        let signed_at = all.iter().map(|(peer, signed)| (*peer, Some(signed.announcement().issued_ms)));
+        let shunned = self.experience.shunned(signed_at);
+        let observed = self.experience.observed();
+        for (from, to, one_way_ns) in observed.hops() {
+            links.set_measured(from, to, one_way_ns);
+        }
+        let mut candidates = Vec::new();
+        for (peer, signed) in all {
             let announcement = signed.announcement();
             let view = connected.get(&peer);
             let rtt = if peer == here { Some(Duration::ZERO) } else { view.and_then(|p| p.rtt) };
@@ -161,26 +246,80 @@ impl Wanted<'_> {
             let mut addrs = announcement.addrs.clone();
             addrs.sort_by_key(|addr| !view.is_some_and(|p| p.addrs.contains(addr)));
             for offer in announcement.offers.iter().filter(|offer| offer.model == self.model) {
-                if offer.layers_total != self.layers {
-                    left_out.push((peer, format!("announces {} layers for this model", offer.layers_total)));
-                } else if offer.state != State::Ready {
-                    left_out.push((peer, format!("{:?}", offer.state).to_lowercase()));
-                } else if offer.profile != self.profile {
-                    left_out.push((peer, format!("computes with {}, not {}", offer.profile, self.profile)));
-                } else {
-                    candidates.push(Candidate { peer, span: offer.span, rtt, addrs: addrs.clone() });
+                if let Some(why) = self.unfit(offer) {
+                    left_out.push(LeftOut::new(peer, Some(offer.span), why));
+                    continue;
                 }
+                if let Some(why) = shunned.get(&peer) {
+                    left_out.push(LeftOut::new(peer, Some(offer.span), format!("not before others: {why}")));
+                }
+                let seen = observed.speed(peer, self.model);
+                let (decode_ns, prefill_ns, source) = speed(offer, seen, self.bytes_per_layer());
+                let queue_ns = u64::from(offer.queue).saturating_mul(u64::from(offer.span.count())) / QUEUE_SHARE;
+                candidates.push(Candidate {
+                    peer,
+                    span: offer.span,
+                    addrs: addrs.clone(),
+                    rtt,
+                    decode_ns,
+                    prefill_ns,
+                    source,
+                    queue_ns: seen.queue_ns.unwrap_or(queue_ns.saturating_mul(decode_ns)),
+                    bytes_per_s: observed.bytes_per_s(peer).unwrap_or(UNKNOWN_BYTES_PER_S),
+                    risk_ppm: if peer == here { 0 } else { observed.risk_ppm(peer) },
+                    price_decode: offer.price_decode,
+                    price_prefill: offer.price_prefill,
+                    kv_pages_free: offer.kv_pages_free,
+                    shunned: shunned.contains_key(&peer),
+                });
             }
         }
-        match self.within {
-            None => chain::choose(self.layers, &candidates, left_out),
-            Some(span) => chain::choose_within(span, &candidates, left_out),
+        World { candidates, links, left_out }
+    }
+
+    /// Why an offer is of no use to this request.
+    fn unfit(&self, offer: &Offer) -> Option<String> {
+        if offer.layers_total != self.layers {
+            Some(format!("announces {} layers for this model", offer.layers_total))
+        } else if offer.state != State::Ready {
+            Some(format!("{:?}", offer.state).to_lowercase())
+        } else if offer.profile != self.profile {
+            Some(format!("computes with {}, not {}", offer.profile, self.profile))
+        } else {
+            None
         }
+    }
+
+    /// The mean size of a layer; 0 when sizes are not known.
+    fn bytes_per_layer(&self) -> u64 {
+        let sizes = &self.query.layer_bytes;
+        sizes.iter().sum::<u64>() / u64::try_from(sizes.len()).unwrap_or(1).max(1)
     }
 }
 
-async fn ask(handle: &Handle, peer: PeerId) -> Result<SignedAnnouncement, String> {
-    handle.connect(peer, Vec::new()).await.map_err(|e| e.to_string())?;
+/// Nanoseconds for one row through one layer, of an answer and of a prompt: as measured, else as claimed, else as weights of
+/// that size are read by a machine of which nothing is known.
+fn speed(offer: &Offer, seen: Seen, bytes_per_layer: u64) -> (u64, u64, Source) {
+    let assumed = planner::nanos_for(bytes_per_layer, UNKNOWN_WEIGHTS_PER_S).max(1000);
+    let (decode_ns, source) = match (seen.decode_ns, (offer.decode_rows_per_s > 0).then_some(offer.decode_rows_per_s)) {
+        (Some(measured), _) => (measured, Source::Measured),
+        (None, Some(rows)) => (1_000_000_000 / u64::from(rows), Source::Claimed),
+        (None, None) => (assumed, Source::Assumed),
+    };
+    let claimed_prefill = (offer.prefill_rows_per_s > 0).then(|| 1_000_000_000 / u64::from(offer.prefill_rows_per_s));
+    let prefill_ns = seen.prefill_ns.or(claimed_prefill).unwrap_or(decode_ns / PROMPT_SHARE);
+    (decode_ns.max(1), prefill_ns.max(1), source)
+}
+
+async fn ask(handle: &Handle, experience: &Experience, peer: PeerId) -> Result<SignedAnnouncement, String> {
+    if let Err(error) = handle.connect(peer, Vec::new()).await {
+        let reason = error.to_string();
+        // Only what was dialled has failed.
+        if let ConnectError::Dial { .. } | ConnectError::Timeout { .. } = error {
+            experience.failed(peer, &reason);
+        }
+        return Err(reason);
+    }
     match handle.fetch_announcement(peer).await {
         Ok(Some(announcement)) => Ok(announcement),
         Ok(None) => Err("it serves nothing at present".into()),
@@ -188,18 +327,31 @@ async fn ask(handle: &Handle, peer: PeerId) -> Result<SignedAnnouncement, String
     }
 }
 
-/// The spans of `model` that others serve, as far as they answer in time: what `--layers auto` looks at.
-pub(crate) async fn spans_served(handle: &Handle, model: ModelId) -> Vec<SpanRange> {
+/// What others announce of `model`, as far as they answer in time: what placement looks at.
+pub(crate) async fn announced(handle: &Handle, experience: &Experience, model: ModelId) -> Vec<SignedAnnouncement> {
     let mut found = Found::default();
     // Nothing has so many layers, so the look-around goes on until everybody has answered or the time is up.
-    let (layers, profile, patience) = (u16::MAX, Profile::Other(0), LOOK_AROUND);
-    let wanted = Wanted { model, layers, profile, patience, local: None, within: None, without: &[] };
-    wanted.look(handle, model_key(&model), &mut found, Instant::now() + LOOK_AROUND).await;
-    found
-        .announcements
-        .values()
-        .flat_map(|signed| &signed.announcement().offers)
-        .filter(|offer| offer.model == model)
-        .map(|offer| offer.span)
-        .collect()
+    let Ok(any) = SpanRange::new(0, 1) else { return Vec::new() };
+    let query = Query::new(handle.local(), any, 1);
+    let wanted = Wanted {
+        model,
+        layers: u16::MAX,
+        profile: Profile::Other(0),
+        patience: LOOK_AROUND,
+        own: None,
+        experience,
+        query: &query,
+        local: None,
+        why: false,
+    };
+    handle.listen_for(model).await;
+    wanted.look(handle, model_key(&model), &mut found, Instant::now() + LOOK_AROUND, Ask::Others).await;
+    found.announcements.into_values().filter(|signed| !found.left.contains(&signed.peer())).collect()
+}
+
+/// The spans of `model` that others serve: what `--layers auto` looks at.
+pub(crate) async fn spans_served(handle: &Handle, experience: &Experience, model: ModelId) -> Vec<SpanRange> {
+    let all = announced(handle, experience, model).await;
+    let offers = all.iter().flat_map(|signed| &signed.announcement().offers);
+    offers.filter(|offer| offer.model == model).map(|offer| offer.span).collect()
 }

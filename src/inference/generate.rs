@@ -156,6 +156,7 @@ pub(crate) async fn generate(
         finish_reason,
         logprobs,
         speculation: (request.speculate != Speculate::Off).then_some(speculator.done),
+        predicted: None,
         hops: pipeline.finish().await,
         recoveries: pipeline.recoveries(),
         ttft_s: ttft.as_secs_f64(),

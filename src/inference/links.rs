@@ -159,6 +159,20 @@ impl Links {
         Ok(control)
     }
 
+    /// Bytes a second that the bulk link to `peer` has carried, if there is one that has carried enough to tell.
+    pub(super) fn bytes_per_s(&self, peer: PeerId) -> Option<u64> {
+        let links = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+        let link = links.get(&(peer, StreamKind::Bulk))?.link.try_lock().ok()?;
+        link.as_ref()?.bytes_per_s()
+    }
+
+    /// One way to `peer`, by acknowledgements of the tokens that went there, if there is a link.
+    pub(super) fn one_way(&self, peer: PeerId) -> Option<Duration> {
+        let links = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+        let link = links.get(&(peer, StreamKind::Decode))?.link.try_lock().ok()?;
+        link.as_ref()?.rtt().map(|rtt| rtt.mean / 2)
+    }
+
     /// Lets go of every link.
     pub(super) fn clear(&self) {
         self.data.lock().unwrap_or_else(PoisonError::into_inner).clear();

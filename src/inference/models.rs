@@ -164,6 +164,11 @@ impl Ends {
         self.whole.get_or_try_init(|| self.start(Span::whole(self.hparams.n_layers))).await
     }
 
+    /// Whether the whole model is in memory.
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.whole.initialized()
+    }
+
     /// The names of the prompt's beginning, for stages of this profile.
     pub(crate) fn prefix_keys(&self, profile: &str, prompt: &[u32]) -> PrefixKeys {
         PrefixKeys::new(&self.salt, &self.file.id.0, profile, prompt)

@@ -20,6 +20,7 @@ use super::{
     coordinator::ChainSession,
     models::Ends,
     plane::engine_code,
+    planner::{nanos, observed::Took},
     prefix,
     serve::profile_of,
     types::{HopReport, InferError, Recovery},
@@ -58,9 +59,7 @@ impl Pipeline {
     pub(crate) async fn decode(&mut self, ids: &[u32], pos: u32) -> Result<Vec<f32>, InferError> {
         match self {
             Self::Chain(remote) => remote.decode(ids, pos).await,
-            Self::Local(local) => {
-                local.work.run(Input::Tokens(ids.to_vec()), pos, Want::AllLogits, Phase::Decode).await
-            }
+            Self::Local(local) => local.decode(ids, pos).await,
         }
     }
 
@@ -84,6 +83,14 @@ impl Pipeline {
                 let new = keys.keys().get(local.named..).unwrap_or_default();
                 local.work.runner.keep(local.work.session, local.named, new.to_vec());
             }
+        }
+    }
+
+    /// What it has taken so far, the ends of a split model aside.
+    pub(crate) fn took(&self) -> Took {
+        match self {
+            Self::Chain(remote) => remote.took,
+            Self::Local(local) => local.took,
         }
     }
 
@@ -116,6 +123,7 @@ impl Pipeline {
 pub(crate) struct RemoteLayers {
     pub(crate) chain: ChainSession,
     ends: Work,
+    took: Took,
 }
 
 impl RemoteLayers {
@@ -123,21 +131,26 @@ impl RemoteLayers {
     pub(crate) fn new(chain: ChainSession, runner: &Runner, step_timeout: Duration) -> Result<Self, InferError> {
         let spec = SessionSpec { group: OWN_GROUP, layers: 0..0, max_rows: 1, ..SessionSpec::default() };
         let (ends, _) = Work::open(runner, spec, step_timeout)?;
-        Ok(Self { chain, ends })
+        Ok(Self { chain, ends, took: Took::default() })
     }
 
     async fn prefill(&mut self, prompt: &[u32]) -> Result<Vec<f32>, InferError> {
+        let started = Instant::now();
         let mut pos = usize::try_from(self.chain.kept_rows()).unwrap_or(0);
+        self.took.prompt_rows = count(prompt.len().saturating_sub(pos));
         for chunk in prompt.get(pos..).unwrap_or_default().chunks(PREFILL_CHUNK) {
             self.chain.push_chunk(chunk, u32::try_from(pos).unwrap_or(u32::MAX)).await?;
             pos += chunk.len();
         }
         let last = self.chain.end_of_prefill().await?;
+        self.took.prompt_ns = nanos(started.elapsed());
         self.head(last).await
     }
 
     async fn decode(&mut self, ids: &[u32], pos: u32) -> Result<Vec<f32>, InferError> {
+        let started = Instant::now();
         let rows = self.chain.decode(ids, pos).await?;
+        self.took.pass(count(ids.len()), started.elapsed());
         self.head(rows).await
     }
 
@@ -154,6 +167,7 @@ pub(crate) struct LocalLayers {
     kept_rows: usize,
     /// Blocks of it that have names.
     named: usize,
+    took: Took,
 }
 
 impl LocalLayers {
@@ -170,11 +184,13 @@ impl LocalLayers {
         let named = prefix.keys().len();
         let spec = SessionSpec { group: OWN_GROUP, layers, max_rows, prefix, on_event: None };
         let (work, kept_rows) = Work::open(runner, spec, step_timeout)?;
-        Ok(Self { work, kept_rows, named })
+        Ok(Self { work, kept_rows, named, took: Took::default() })
     }
 
     async fn prefill(&mut self, prompt: &[u32]) -> Result<Vec<f32>, InferError> {
+        let started = Instant::now();
         let mut pos = self.kept_rows;
+        self.took.prompt_rows = count(prompt.len().saturating_sub(pos));
         let mut logits = Vec::new();
         let rest = prompt.get(pos..).unwrap_or_default();
         for chunk in rest.chunks(PREFILL_CHUNK) {
@@ -183,6 +199,14 @@ impl LocalLayers {
             let want = if pos == prompt.len() { Want::Logits } else { Want::Rows };
             logits = self.work.run(Input::Tokens(chunk.to_vec()), at, want, Phase::Prefill).await?;
         }
+        self.took.prompt_ns = nanos(started.elapsed());
+        Ok(logits)
+    }
+
+    async fn decode(&mut self, ids: &[u32], pos: u32) -> Result<Vec<f32>, InferError> {
+        let started = Instant::now();
+        let logits = self.work.run(Input::Tokens(ids.to_vec()), pos, Want::AllLogits, Phase::Decode).await?;
+        self.took.pass(count(ids.len()), started.elapsed());
         Ok(logits)
     }
 }
@@ -247,4 +271,8 @@ impl Drop for Work {
     fn drop(&mut self) {
         self.runner.close(self.session);
     }
+}
+
+fn count(rows: usize) -> u64 {
+    u64::try_from(rows).unwrap_or(u64::MAX)
 }

@@ -27,7 +27,7 @@ use quelea_shard::{
 use quelea_wire::{ErrorCode, NetworkId};
 use tokio::sync::mpsc;
 
-use super::{links::Links, serve::Served, stage::StageTable};
+use super::{experience::Experience, links::Links, serve::Served, stage::StageTable};
 use crate::{swarm::Handle, telemetry::Telemetry};
 
 /// Inbound streams that wait for a task: as many as the behaviour lets in, so that no stranger's burst costs a stream of
@@ -100,6 +100,8 @@ pub(crate) struct Plane {
     pub(crate) telemetry: Telemetry,
     pub(super) links: Links,
     pub(super) stages: StageTable,
+    /// What was learnt of peers.
+    pub(super) experience: Experience,
     served: RwLock<Vec<Arc<Served>>>,
     awaited: Mutex<HashMap<(PeerId, SessionId), Awaited>>,
     draining: AtomicBool,
@@ -127,6 +129,7 @@ impl Plane {
             telemetry,
             links: Links::default(),
             stages: StageTable::default(),
+            experience: Experience::default(),
             served: RwLock::default(),
             awaited: Mutex::default(),
             draining: AtomicBool::new(false),

@@ -147,15 +147,16 @@ fn moments() -> Vec<Instant> {
 
 fn offer(served: &Served, state: State) -> Offer {
     let load = served.runner.load();
+    let (decode_rows_per_s, prefill_rows_per_s) = served.meter.rows_per_s();
     Offer {
         model: served.file.id,
         profile: served.profile,
         span: served.span,
         layers_total: served.file.layers(),
         state,
-        // Not measured yet: 0 says so, and choosers then go by round trips alone.
-        decode_rows_per_s: 0,
-        prefill_rows_per_s: 0,
+        // 0 until something was computed here.
+        decode_rows_per_s,
+        prefill_rows_per_s,
         queue: u16::try_from(load.queued).unwrap_or(u16::MAX),
         kv_pages_free: load.kv_pages_free,
         price_decode: 0,

@@ -15,8 +15,10 @@ use quelea_wire::{ErrorCode, Profile, SpanRange};
 use super::{
     discover,
     memory::{self, Needed},
+    meter::Meter,
     models::{ModelFile, unusable},
     plane::Plane,
+    planner::placement::{self, Holding},
     stage::MAX_SESSIONS,
     types::InferError,
 };
@@ -62,6 +64,8 @@ pub(crate) struct Served {
     /// Jobs that may wait for the runner.
     pub(crate) queue: usize,
     pub(crate) runner: Runner,
+    /// How fast it turns out to be.
+    pub(crate) meter: Meter,
 }
 
 impl Served {
@@ -115,8 +119,8 @@ pub(crate) async fn load(
         }
         LayerChoice::All => range(0, layers)?,
         LayerChoice::Auto => {
-            let others = discover::spans_served(&plane.handle, file.id).await;
-            thinnest(&file.manifest, &others, budget)?
+            let others = discover::spans_served(&plane.handle, &plane.experience, file.id).await;
+            thinnest(&file.manifest, &others, budget, own_pick(plane))?
         }
     };
     let started = Instant::now();
@@ -146,7 +150,7 @@ pub(crate) async fn load(
     );
     let queue = config.queue;
     let runner = Runner::spawn(stage, config).map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?;
-    Ok(Arc::new(Served { file, span, profile, width, queue, runner }))
+    Ok(Arc::new(Served { file, span, profile, width, queue, runner, meter: Meter::default() }))
 }
 
 /// The bounds of a stage loop within `budget` bytes for weights, keys and values.
@@ -164,28 +168,12 @@ fn range(start: u16, end: u16) -> Result<SpanRange, InferError> {
 }
 
 /// The span of the most layers that fit `budget`, placed where the fewest others serve: first where nobody does.
-fn thinnest(manifest: &Manifest, others: &[SpanRange], budget: u64) -> Result<SpanRange, InferError> {
-    let layers = u16::try_from(manifest.n_layers).unwrap_or(u16::MAX);
+fn thinnest(manifest: &Manifest, others: &[SpanRange], budget: u64, pick: u64) -> Result<SpanRange, InferError> {
     let for_weights = budget - budget / KV_SHARE;
-    let bytes = |span: Range<u16>| -> u64 {
-        span.filter_map(|layer| manifest.layers.get(usize::from(layer))).map(|part| part.bytes).sum()
-    };
-    let holders = |layer: u16| others.iter().filter(|span| span.contains(layer)).count();
-    let mut best: Option<((u16, Vec<usize>), SpanRange)> = None;
-    for start in 0..layers {
-        let end = (start + 1..=layers).take_while(|end| bytes(start..*end) <= for_weights).last();
-        let Some(span) = end.and_then(|end| SpanRange::new(start, end).ok()) else { continue };
-        // Among spans: as many unserved layers as possible, then the thinnest company for the rest.
-        let mut company: Vec<usize> = (span.start()..span.end()).map(holders).collect();
-        company.sort_unstable();
-        let unserved = u16::try_from(company.iter().filter(|n| **n == 0).count()).unwrap_or(u16::MAX);
-        let rank = (u16::MAX - unserved, company);
-        if best.as_ref().is_none_or(|(known, _)| rank < *known) {
-            best = Some((rank, span));
-        }
-    }
-    best.map(|(_, span)| span).ok_or_else(|| {
-        let largest = manifest.layers.iter().map(|part| part.bytes).max().unwrap_or(0);
+    let bytes: Vec<u64> = manifest.layers.iter().map(|part| part.bytes).collect();
+    let holdings: Vec<Holding> = others.iter().map(|span| Holding { span: *span, weight: 1 }).collect();
+    placement::thinnest(&bytes, &holdings, for_weights, pick).ok_or_else(|| {
+        let largest = bytes.iter().max().copied().unwrap_or(0);
         let message = format!(
             "not one layer fits: a layer takes {} MiB, and {} MiB are allowed",
             largest >> 20,
@@ -193,6 +181,12 @@ fn thinnest(manifest: &Manifest, others: &[SpanRange], budget: u64) -> Result<Sp
         );
         InferError::new(ErrorCode::NoKvPages, message).hint("give more --memory")
     })
+}
+
+/// A number of a node's own, for choices among equals.
+fn own_pick(plane: &Plane) -> u64 {
+    let hash = blake3::hash(&plane.handle.local().to_bytes());
+    hash.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
 /// Half of what this process may still take, at least 256 MiB.
@@ -219,7 +213,7 @@ mod tests {
         let file = demo();
         let layer = file.manifest.layers[0].bytes;
         let two = layer * 2 * KV_SHARE / (KV_SHARE - 1) + 8;
-        let choose = |others: &[&str]| thinnest(&file.manifest, &spans(others), two).unwrap().to_string();
+        let choose = |others: &[&str]| thinnest(&file.manifest, &spans(others), two, 0).unwrap().to_string();
         assert_eq!(choose(&[]), "0..2");
         assert_eq!(choose(&["0..2"]), "2..4");
         assert_eq!(choose(&["0..2", "2..4"]), "4..6");
@@ -228,13 +222,13 @@ mod tests {
 
     #[test]
     fn too_little_memory_is_said_in_numbers() {
-        let error = thinnest(&demo().manifest, &[], 1024).unwrap_err();
+        let error = thinnest(&demo().manifest, &[], 1024, 0).unwrap_err();
         assert!(error.message.contains("not one layer fits"), "{error}");
     }
 
     #[test]
     fn everything_is_taken_when_it_fits() {
         let file = demo();
-        assert_eq!(thinnest(&file.manifest, &[], 1 << 30).unwrap().as_usize(), 0..file.manifest.n_layers);
+        assert_eq!(thinnest(&file.manifest, &[], 1 << 30, 0).unwrap().as_usize(), 0..file.manifest.n_layers);
     }
 }

@@ -2,8 +2,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use libp2p::PeerId;
 use quelea_wire::ErrorCode;
 use serde::{Deserialize, Serialize};
+
+use super::planner::Objective;
 
 /// How the prompt is given to the model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +125,9 @@ pub struct InferRequest {
     /// A smaller model with the same vocabulary that guesses where the text itself does not tell: named as `model` is.
     #[serde(default)]
     pub draft: Option<String>,
+    /// What the chain is chosen by.
+    #[serde(default)]
+    pub objective: Objective,
 }
 
 fn default_max_tokens() -> u32 {
@@ -171,6 +177,7 @@ impl InferRequest {
             route: Route::Auto,
             speculate: Speculate::Off,
             draft: None,
+            objective: Objective::Latency,
         }
     }
 
@@ -255,6 +262,44 @@ pub struct TokenLogprobs {
     pub top_logprobs: Vec<LikelyToken>,
 }
 
+/// What a plan promises.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// Tokens per second after the first one.
+    pub tokens_per_s: f64,
+    /// Seconds until the first token, once the session is open.
+    pub first_token_s: f64,
+    /// Micro-credits for the whole request.
+    pub price: u64,
+    /// Tokens per second of this node alone, where that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_tokens_per_s: Option<f64>,
+}
+
+/// A question for a plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanRequest {
+    /// As in [`InferRequest`].
+    pub model: String,
+    /// Tokens of the prompt.
+    #[serde(default = "default_prompt_tokens")]
+    pub prompt_tokens: u64,
+    /// Tokens of the answer.
+    #[serde(default = "default_max_tokens")]
+    pub max_tokens: u32,
+    /// What the chain is chosen by.
+    #[serde(default)]
+    pub objective: Objective,
+    /// Milliseconds that looking around may take.
+    #[serde(default = "default_step_timeout_ms")]
+    pub timeout_ms: u64,
+}
+
+fn default_prompt_tokens() -> u64 {
+    128
+}
+
 /// What a finished request amounted to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -282,6 +327,9 @@ pub struct Summary {
     /// What guessing tokens has come to, where there was any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speculation: Option<Speculation>,
+    /// What the plan promised; nothing when none was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicted: Option<Prediction>,
     /// Who did what, in the order of the layers; empty when everything ran here.
     pub hops: Vec<HopReport>,
     /// Stages that were lost meanwhile.
@@ -345,11 +393,25 @@ pub struct InferError {
     pub hint: Option<String>,
     /// Whether the same request may succeed later.
     pub retryable: bool,
+    /// The peer that is to blame; boxed, as errors are returned everywhere and few are about a peer.
+    #[serde(skip)]
+    pub(crate) about: Option<Box<PeerId>>,
 }
 
 impl InferError {
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code: code.to_string(), message: message.into(), hint: None, retryable: code.retryable() }
+        let retryable = code.retryable();
+        Self { code: code.to_string(), message: message.into(), hint: None, retryable, about: None }
+    }
+
+    pub(crate) fn about(mut self, peer: PeerId) -> Self {
+        self.about = Some(Box::new(peer));
+        self
+    }
+
+    /// The peer that is to blame, where one is.
+    pub(crate) fn peer(&self) -> Option<PeerId> {
+        self.about.as_deref().copied()
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {

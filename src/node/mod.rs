@@ -28,7 +28,7 @@ use crate::{
     home::HomeLock,
     identity,
     inference::{
-        Asker, EVENT_QUEUE, InferError, InferEvent, InferRequest,
+        Asker, EVENT_QUEUE, InferError, InferEvent, InferRequest, PlanReport, PlanRequest,
         models::{ModelFile, Models},
         plane::{INBOUND_QUEUE, Plane},
         prefix,
@@ -341,6 +341,14 @@ impl Node {
         let asker = self.asker.clone();
         tokio::spawn(async move { asker.infer(request, events).await });
         receiver
+    }
+
+    /// What a request would be answered by, and why.
+    ///
+    /// # Errors
+    /// When the model is not known here. That there is no plan is part of the report.
+    pub async fn plan(&self, request: &PlanRequest) -> Result<PlanReport, InferError> {
+        self.asker.plan(request).await
     }
 
     /// Waits until this node has a connection to one of the peers it was told to start from.

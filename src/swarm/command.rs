@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     dht::{Ask, DhtStats, Waiter},
-    handle::{AnnouncementError, BroadcastError, ConnectError, OpenStreamError, PingFailure},
+    handle::{AnnouncementError, BroadcastError, ConnectError, Heard, OpenStreamError, PingFailure},
     nat::{NatView, Pong},
     state::{KnownView, Snapshot},
 };
@@ -58,6 +58,8 @@ pub(super) enum Command {
     Broadcast { text: String, reply: oneshot::Sender<Result<String, BroadcastError>> },
     /// Every live announcement that this node has heard.
     Announced { reply: oneshot::Sender<Vec<SignedAnnouncement>> },
+    /// Who serves layers of this model, and who has said goodbye, as far as gossip and fetches tell.
+    Heard { model: ModelId, reply: oneshot::Sender<Heard> },
     /// A peer did something on a stream of ours.
     Deed { peer: PeerId, deed: Deed },
     /// Refuse a peer or a range from now on.

@@ -34,6 +34,7 @@ pub(super) fn command(driver: &mut Driver, command: Command) {
         Command::ListenFor { model } => on::gossip::listen_for(driver, &model),
         Command::Broadcast { text, reply } => on::gossip::broadcast(driver, &text, reply),
         Command::Announced { reply } => on::announce::announced(driver, reply),
+        Command::Heard { model, reply } => on::announce::heard(driver, &model, reply),
     }
 }
 

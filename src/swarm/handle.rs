@@ -111,6 +111,15 @@ pub(crate) enum AnnouncementError {
     Stopped,
 }
 
+/// What the book of announcements says of a model.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    /// When each peer that serves layers of it signed its newest announcement, in Unix milliseconds.
+    pub(crate) issued_ms: Vec<(PeerId, u64)>,
+    /// Peers that have said goodbye, whatever they served.
+    pub(crate) left: Vec<PeerId>,
+}
+
 /// Why nobody was banned.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[non_exhaustive]
@@ -312,6 +321,12 @@ impl Handle {
     pub(crate) async fn announced(&self) -> Vec<SignedAnnouncement> {
         let (reply, answer) = oneshot::channel();
         self.ask(Command::Announced { reply }, answer).await.unwrap_or_default()
+    }
+
+    /// Who serves layers of `model`, and who has left, without asking anybody.
+    pub(crate) async fn heard(&self, model: ModelId) -> Heard {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Heard { model, reply }, answer).await.unwrap_or_default()
     }
 
     async fn ask<T>(&self, command: Command, answer: oneshot::Receiver<T>) -> Option<T> {

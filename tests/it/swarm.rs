@@ -106,7 +106,9 @@ async fn overlapping_spans_are_used_once_each() {
     let args = ["--max-tokens", "16", "Who are you?"];
     let split = swarm.ask(DEMO, &args).await.expect(0).json();
     assert_same(&split, &unsplit(DEMO, &args).await, "overlapping");
-    assert_eq!(spans(&split), ["0..4", "4..6"]);
+    // Chunks of a prompt follow each other through the stages, so the cut may be anywhere in what both hold.
+    let cut = spans(&split);
+    assert!(cut == ["0..2", "2..6"] || cut == ["0..3", "3..6"] || cut == ["0..4", "4..6"], "{cut:?}");
 }
 
 #[tokio::test]

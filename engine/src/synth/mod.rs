@@ -59,6 +59,18 @@ impl Synth {
         self.writer.size().unwrap_or(u64::MAX)
     }
 
+    /// Bytes of each of the first `layers` layers.
+    pub fn layer_bytes(&self, layers: usize) -> Vec<u64> {
+        let mut bytes = vec![0_u64; layers];
+        for tensor in self.writer.tensors() {
+            let layer = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+            if let Some(sum) = layer.and_then(|layer| bytes.get_mut(layer)) {
+                *sum = sum.saturating_add(tensor.bytes);
+            }
+        }
+        bytes
+    }
+
     /// Writes the file, telling `progress` how many bytes of tensors there are so far; its error ends the work.
     ///
     /// # Errors

@@ -217,6 +217,17 @@ pub const SHAPES: &[ModelShape] = &[
         experts: Some(Experts { count: 8, used: 2, feed_forward: 14_336 }),
         ..BASE
     },
+    ModelShape {
+        name: "llama-3.1-70b",
+        layers: 80,
+        hidden: 8192,
+        feed_forward: 28_672,
+        heads: 64,
+        kv_heads: 8,
+        rope_factor: 8.0,
+        tied: false,
+        ..LLAMA_3
+    },
 ];
 
 impl ModelShape {

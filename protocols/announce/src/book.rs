@@ -95,6 +95,14 @@ impl Book {
         self.entries.values().filter(move |entry| is_live(entry, now_ms))
     }
 
+    /// Peers that have said goodbye and have not come back since.
+    pub fn left(&self, now_ms: u64) -> impl Iterator<Item = PeerId> {
+        let gone = move |entry: &&SignedAnnouncement| {
+            entry.announcement().tombstone && entry.announcement().expires_ms > now_ms
+        };
+        self.entries.values().filter(gone).map(SignedAnnouncement::peer)
+    }
+
     /// Who offers layers of `model`, in whatever state; one item per offer, ordered by peer.
     #[must_use]
     pub fn serving(&self, model: &ModelId, now_ms: u64) -> Vec<(PeerId, &Offer)> {

@@ -12,6 +12,7 @@
 
 mod budget;
 mod control;
+mod rate;
 mod receiver;
 mod sender;
 

@@ -35,10 +35,10 @@ use tokio::{
 
 use self::wait::Trouble;
 use super::{
-    chain::Hop,
     generate::engine,
     links::{Control, EVENTS, FromStage},
     plane::{Plane, RESULTS},
+    planner::{Hop, Query},
     types::{HopReport, InferError, Recovery, RouteHop},
 };
 
@@ -75,6 +75,8 @@ pub(crate) struct SessionSpec {
     pub(crate) prompt: Vec<u32>,
     /// What this node announces itself.
     pub(crate) own: Option<SignedAnnouncement>,
+    /// What the chain was planned for.
+    pub(crate) query: Query,
 }
 
 /// One stage, as the coordinator sees it. It is listened to for as long as this lives.
@@ -439,8 +441,10 @@ fn route_hop(hop: &Hop) -> RouteHop {
 
 fn unreachable_hop(hop: &Hop, why: &str) -> InferError {
     InferError::new(ErrorCode::DialFailed, format!("peer {} (layers {}) cannot be reached: {why}", hop.peer, hop.span))
+        .about(hop.peer)
 }
 
 fn lost_hop(hop: &Hop, why: &str) -> InferError {
     InferError::new(ErrorCode::HopLost, format!("peer {} (layers {}) is lost: {why}", hop.peer, hop.span))
+        .about(hop.peer)
 }

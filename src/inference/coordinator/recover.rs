@@ -22,9 +22,9 @@ use super::{
     CHUNKS, ChainSession, How, OPEN_TIMEOUT, Stage, route_hop, unreachable_hop, wait::PROBE_TIMEOUT, wait::Trouble,
 };
 use crate::inference::{
-    chain::Hop,
-    discover,
+    discover::{self, Found},
     links::FromStage,
+    planner::Hop,
     types::{InferError, Recovery},
 };
 
@@ -99,6 +99,9 @@ impl ChainSession {
     async fn replace(&mut self) -> Result<Vec<Hop>, Trouble> {
         let mut without: Vec<PeerId> = self.stages.iter().map(|stage| stage.hop.peer).collect();
         without.extend(&self.dead);
+        for peer in &self.dead {
+            self.results.plane.experience.failed(*peer, "it died in a session");
+        }
         let mut spans: Vec<SpanRange> = Vec::new();
         for stage in self.stages.iter().filter(|stage| self.dead.contains(&stage.hop.peer)) {
             let span = stage.hop.span;
@@ -109,16 +112,26 @@ impl ChainSession {
         }
         let mut found: HashMap<u16, Vec<Hop>> = HashMap::new();
         for span in spans {
+            let plane = self.results.plane.clone();
+            let mut query = self.spec.query.clone();
+            let alive = || self.stages.iter().map(|stage| &stage.hop).filter(|hop| !self.dead.contains(&hop.peer));
+            let before = alive().find(|hop| hop.span.end() == span.start()).map_or(query.here, |hop| hop.peer);
+            let after = alive().find(|hop| hop.span.start() == span.end()).map_or(query.here, |hop| hop.peer);
+            (query.span, query.from, query.to) = (span, before, after);
+            query.exclude.extend(&without);
             let wanted = discover::Wanted {
                 model: self.spec.model,
                 layers: self.spec.layers,
                 profile: self.spec.profile,
                 patience: self.spec.step_timeout / LOOK_SHARE,
-                local: self.spec.own.as_ref(),
-                within: Some(span),
-                without: &without,
+                own: self.spec.own.as_ref(),
+                experience: &plane.experience,
+                query: &query,
+                local: None,
+                why: false,
             };
-            let hops = discover::find_chain(&self.results.plane.handle, wanted).await.map_err(|_| {
+            let planned = discover::find(&plane.handle, wanted, &mut Found::default()).await;
+            let hops = planned.map(|planned| planned.chosen.chain()).map_err(|_| {
                 let message = format!("no other peer takes layers {span}");
                 InferError::new(ErrorCode::NoRoute, message).hint(format!(
                     "start another worker for them: quelea daemon --model FILE --layers {span} --bootstrap …"

@@ -223,7 +223,7 @@ impl ChainSession {
 
     /// An error about `peer`, naming the layers it has in this chain.
     pub(super) fn about(&self, peer: PeerId, code: ErrorCode, what: &str) -> InferError {
-        InferError::new(code, format!("{} {what}", self.name(peer)))
+        InferError::new(code, format!("{} {what}", self.name(peer))).about(peer)
     }
 
     fn name(&self, peer: PeerId) -> String {

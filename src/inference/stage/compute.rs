@@ -35,11 +35,13 @@ pub(super) fn compute(plane: &Arc<Plane>, key: (PeerId, SessionId), entry: &Entr
     let meta = BatchMeta { epoch, seq, pos, rows, last_row_only, rewind, deadline };
     let is_decode = kind == StreamKind::Decode && rows <= MAX_DECODE_ROWS;
     let phase = if is_decode { JobPhase::Decode } else { JobPhase::Prefill };
-    let reply_to = plane.clone();
+    let (reply_to, served) = (plane.clone(), held.served.clone());
     let runtime = tokio::runtime::Handle::current();
+    let layers = usize::from(entry.machine.open().span.count());
     let reply = Box::new(move |result| {
         if let Ok(output) = &result {
             reply_to.telemetry.stage_computed(phase, output);
+            served.meter.computed(phase, usize::from(rows), layers, output.compute);
         }
         reply_to.stages.computed(&reply_to, &runtime, key, kind, &meta, result);
     });

@@ -3,12 +3,13 @@
 use libp2p::PeerId;
 use quelea_announce::{Event, FetchError, SignedAnnouncement};
 use quelea_behaviours::conduct::Deed;
+use quelea_wire::ModelId;
 use tokio::sync::oneshot;
 
 use crate::{
     swarm::{
         driver::Driver,
-        handle::{AnnouncementError, FETCH_TIMEOUT},
+        handle::{AnnouncementError, FETCH_TIMEOUT, Heard},
     },
     telemetry::metrics::{Direction, RpcResult},
 };
@@ -34,6 +35,14 @@ pub(crate) fn announce(driver: &mut Driver, announcement: SignedAnnouncement) {
 
 pub(crate) fn announced(driver: &Driver, reply: oneshot::Sender<Vec<SignedAnnouncement>>) {
     let _ = reply.send(driver.state.book.live(quelea_wire::time::unix_ms()).cloned().collect());
+}
+
+pub(crate) fn heard(driver: &Driver, model: &ModelId, reply: oneshot::Sender<Heard>) {
+    let now = quelea_wire::time::unix_ms();
+    let book = &driver.state.book;
+    let serves = |signed: &&SignedAnnouncement| signed.announcement().offers.iter().any(|offer| offer.model == *model);
+    let issued_ms = book.live(now).filter(serves).map(|signed| (signed.peer(), signed.announcement().issued_ms));
+    let _ = reply.send(Heard { issued_ms: issued_ms.collect(), left: book.left(now).collect() });
 }
 
 pub(crate) fn event(driver: &mut Driver, event: Event) {

@@ -19,6 +19,7 @@ use tokio::{
 use super::{
     Batch, Ending, LinkEnd, SendError,
     budget::{Budget, Lease},
+    rate::Rate,
 };
 use crate::{
     codec::{FrameReader, FrameWriter},
@@ -97,6 +98,7 @@ pub struct DataSender {
     most_bytes: usize,
     budget: Budget,
     rtt: Arc<Mutex<Option<Rtt>>>,
+    rate: Arc<Mutex<Rate>>,
     ending: Ending,
 }
 
@@ -126,7 +128,8 @@ impl DataSender {
         let (queue, batches) = mpsc::channel(config.queue_batches.max(1));
         let (end, ending) = watch::channel(None);
         let rtt = Arc::<Mutex<Option<Rtt>>>::default();
-        let flight = Flight::new(config, Arc::clone(&rtt));
+        let rate = Arc::<Mutex<Rate>>::default();
+        let flight = Flight::new(config, Arc::clone(&rtt), Arc::clone(&rate));
         tokio::spawn(async move {
             let why = serve(stream, batches, &flight).await;
             tracing::debug!("data link ended: {why}");
@@ -134,7 +137,7 @@ impl DataSender {
         });
         let most_bytes = config.queue_bytes.min(Semaphore::MAX_PERMITS);
         let queue_bytes = Arc::new(Semaphore::new(most_bytes));
-        Self { queue, queue_bytes, most_bytes, budget, rtt, ending: Ending(ending) }
+        Self { queue, queue_bytes, most_bytes, budget, rtt, rate, ending: Ending(ending) }
     }
 
     /// Queues a batch; never waits.
@@ -187,6 +190,12 @@ impl DataSender {
         *lock(&self.rtt)
     }
 
+    /// Bytes a second that the peer has acknowledged while batches of some size were on their way to it.
+    #[must_use]
+    pub fn bytes_per_s(&self) -> Option<u64> {
+        lock(&self.rate).bytes_per_s()
+    }
+
     /// Why the link has ended, if it has.
     #[must_use]
     pub fn end(&self) -> Option<LinkEnd> {
@@ -221,6 +230,7 @@ struct Flight {
     /// Rings when something is in flight, or nothing is any more.
     changed: Notify,
     rtt: Arc<Mutex<Option<Rtt>>>,
+    rate: Arc<Mutex<Rate>>,
 }
 
 #[derive(Debug)]
@@ -230,7 +240,7 @@ struct Sent {
 }
 
 impl Flight {
-    fn new(config: SenderConfig, rtt: Arc<Mutex<Option<Rtt>>>) -> Self {
+    fn new(config: SenderConfig, rtt: Arc<Mutex<Option<Rtt>>>, rate: Arc<Mutex<Rate>>) -> Self {
         // A window smaller than one fragment would never let one through.
         let window = config.window_bytes.max(MAX_FRAGMENT);
         Self {
@@ -240,6 +250,7 @@ impl Flight {
             fragments: Semaphore::new(config.window_fragments.max(1)),
             changed: Notify::new(),
             rtt,
+            rate,
         }
     }
 
@@ -251,7 +262,13 @@ impl Flight {
             f.forget();
         }
         let RowsHeader { session, epoch, seq, .. } = *header;
-        lock(&self.sent).queue.push_back(InFlight { session, epoch, seq, end, bytes, sent: Instant::now() });
+        let mut flying = lock(&self.sent);
+        let now = Instant::now();
+        if flying.queue.is_empty() {
+            lock(&self.rate).begins(now.into_std());
+        }
+        flying.queue.push_back(InFlight { session, epoch, seq, end, bytes, sent: now });
+        drop(flying);
         self.changed.notify_waiters();
     }
 
@@ -265,11 +282,13 @@ impl Flight {
             return Err(LinkEnd::Violation(ErrorCode::BadFrame));
         };
         sent.last_ack = Some(now);
+        let idle = sent.queue.is_empty();
         drop(sent);
         self.bytes.add_permits(usize::try_from(fragment.bytes).unwrap_or(usize::MAX));
         self.fragments.add_permits(1);
         self.changed.notify_waiters();
         let rtt = now.saturating_duration_since(fragment.sent);
+        lock(&self.rate).landed(fragment.bytes, rtt, idle, now.into_std());
         let mut mean = lock(&self.rtt);
         *mean = Some(mean.map_or_else(|| Rtt::first(rtt), |m| m.next(rtt)));
         Ok(())

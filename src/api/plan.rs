@@ -1,0 +1,22 @@
+//! `POST /api/v1/plan`: what a request would be answered by, and why.
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+
+use super::{ApiState, parse, refuse};
+use crate::inference::PlanRequest;
+
+pub(super) async fn plan(State(state): State<ApiState>, body: Bytes) -> Response {
+    let request: PlanRequest = match parse(&body) {
+        Ok(request) => request,
+        Err(error) => return refuse(&error),
+    };
+    match state.asker.plan(&request).await {
+        Ok(report) => Json(report).into_response(),
+        Err(error) => refuse(&error),
+    }
+}

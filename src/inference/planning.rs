@@ -1,0 +1,318 @@
+//! From a request to an open session over the best chain, and what is learnt when it is over.
+
+use std::{
+    collections::hash_map::DefaultHasher,
+    hash::{Hash, Hasher},
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use quelea_engine::{
+    Span,
+    runner::{PrefixKeys, pages_for},
+};
+use quelea_wire::{ErrorCode, SpanRange};
+
+use super::{
+    Asker,
+    coordinator::{ChainSession, SessionSpec},
+    discover::{self, Found, Wanted},
+    memory::{self, Needed},
+    models::Ends,
+    pipeline::{LocalLayers, Pipeline, RemoteLayers},
+    planner::{
+        Hop, Local, NoPlan, Objective, Planned, Query, Source, nanos, nanos_for,
+        observed::{StageSaid, Took},
+        report::{self, PlanReport},
+    },
+    prefix,
+    serve::{Served, profile_of},
+    types::{HopReport, InferError, InferRequest, PlanRequest, Prediction},
+};
+
+/// Chains that are tried for one request before its first token.
+const TRIES: usize = 4;
+
+/// A row's values on the wire.
+const VALUE_BYTES: u64 = size_of::<f32>() as u64;
+
+impl Asker {
+    /// Finds a chain and opens a session over it. A peer that fails meanwhile is left out, and the next best chain taken.
+    pub(super) async fn open(
+        &self,
+        ends: &Arc<Ends>,
+        request: &InferRequest,
+        prompt: &[u32],
+        max_rows: u32,
+    ) -> Result<(Pipeline, Option<Prediction>), InferError> {
+        let own = self.own.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let runner = ends.ends().await?;
+        let model = ends.file.id;
+        let mut query = self.query(ends, request.objective, prompt.len(), request.max_tokens, max_rows)?;
+        let profile = profile_of(runner.stage());
+        // Only what was measured counts against others.
+        let local = self.plane.experience.observed().unsplit(model).filter(|_| fits_here(ends).is_ok());
+        let mut found = Found::default();
+        let mut first_error = None;
+        for _ in 0..TRIES {
+            let wanted = Wanted {
+                model,
+                layers: ends.file.layers(),
+                profile,
+                patience: request.step_timeout(),
+                own: own.as_ref(),
+                experience: &self.plane.experience,
+                query: &query,
+                local,
+                why: false,
+            };
+            let planned = match &first_error {
+                None => {
+                    discover::find(&self.plane.handle, wanted, &mut found).await.map_err(|no| no_route(ends, &no))?
+                }
+                // What is known has to do: the caller has waited already.
+                Some(error) => match wanted.plan(&self.plane.handle, &found).await {
+                    Ok(planned) => planned,
+                    Err(_) => return Err(InferError::clone(error)),
+                },
+            };
+            let prediction = Some(report::prediction(&query, &planned));
+            let hops = planned.chosen.chain();
+            if let Some(served) = self.serves_alone(&hops, ends) {
+                let local = LocalLayers::new(ends, &served.runner, prompt, max_rows, request.step_timeout())?;
+                return Ok((Pipeline::Local(Box::new(local)), prediction));
+            }
+            if planned.local_is_faster(&query) {
+                tracing::info!(model = %model.short(), "this node alone is faster than any chain");
+                let runner = ends.whole().await?;
+                let local = LocalLayers::new(ends, runner, prompt, max_rows, request.step_timeout())?;
+                return Ok((Pipeline::Local(Box::new(local)), prediction));
+            }
+            // Rows that others computed are as good as new ones only where they depend on nothing else.
+            let stage = runner.stage();
+            let keys = if stage.is_exact() { ends.prefix_keys(stage.profile(), prompt) } else { PrefixKeys::default() };
+            let spec = SessionSpec {
+                model,
+                profile,
+                width: u32::try_from(ends.hparams.hidden).unwrap_or(u32::MAX),
+                max_rows,
+                step_timeout: request.step_timeout(),
+                prefix: prefix::to_wire(&keys),
+                layers: ends.file.layers(),
+                ends: runner.clone(),
+                prompt: prompt.to_vec(),
+                own: own.clone(),
+                query: query.clone(),
+            };
+            match ChainSession::open(self.plane.clone(), hops, spec).await {
+                Ok(chain) => {
+                    let remote = RemoteLayers::new(chain, runner, request.step_timeout())?;
+                    return Ok((Pipeline::Chain(Box::new(remote)), prediction));
+                }
+                Err(error) => {
+                    self.note_failure(&error);
+                    let Some(peer) = error.peer().filter(|peer| *peer != self.plane.handle.local()) else {
+                        return Err(error);
+                    };
+                    query.exclude.insert(peer);
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        Err(first_error.unwrap_or_else(|| InferError::new(ErrorCode::NoRoute, "no chain could be opened")))
+    }
+
+    /// The layers of this node, where they are all that the chain is.
+    fn serves_alone(&self, hops: &[Hop], ends: &Ends) -> Option<Arc<Served>> {
+        let [only] = hops else { return None };
+        let here = |served: &Arc<Served>| served.is_whole() && served.file.id == ends.file.id;
+        (only.peer == self.plane.handle.local()).then(|| self.plane.served().into_iter().find(here))?
+    }
+
+    /// What a plan is asked for.
+    fn query(
+        &self,
+        ends: &Ends,
+        objective: Objective,
+        prompt: usize,
+        answer: u32,
+        max_rows: u32,
+    ) -> Result<Query, InferError> {
+        let here = self.plane.handle.local();
+        let layers =
+            SpanRange::new(0, ends.file.layers()).map_err(|e| InferError::new(ErrorCode::ModelFile, e.to_string()))?;
+        let hidden = u64::try_from(ends.hparams.hidden).unwrap_or(u64::MAX);
+        let mut seed = DefaultHasher::new();
+        (here.to_bytes(), ends.file.id.0).hash(&mut seed);
+        Ok(Query {
+            prompt_rows: u64::try_from(prompt).unwrap_or(u64::MAX),
+            answer_rows: u64::from(answer),
+            kv_pages: pages_for(max_rows),
+            objective,
+            // A caller keeps to its choice, so that stages still have its prompts; others have other seeds.
+            seed: seed.finish(),
+            layer_bytes: ends.file.manifest.layers.iter().map(|part| part.bytes).collect(),
+            ..Query::new(here, layers, hidden.saturating_mul(VALUE_BYTES))
+        })
+    }
+
+    /// Remembers whom a failed request was about, where that says something about the next one.
+    pub(super) fn note_failure(&self, error: &InferError) {
+        let Some(peer) = error.peer().filter(|peer| *peer != self.plane.handle.local()) else { return };
+        if died(error.error_code()) {
+            self.plane.experience.failed(peer, &error.error_code().meaning().to_lowercase());
+        }
+    }
+
+    /// Learns from a request that was answered: how long it took, and who took it.
+    pub(super) async fn learn(&self, ends: &Ends, took: Took, hops: &[HopReport]) {
+        let experience = &self.plane.experience;
+        if hops.is_empty() {
+            experience.observed().answered_here(ends.file.id, u64::from(ends.file.layers()), took);
+            return;
+        }
+        let here = self.plane.handle.local();
+        let snapshot = self.plane.handle.snapshot().await;
+        let rtt = |peer: libp2p::PeerId| -> Option<Duration> {
+            if peer == here {
+                return Some(Duration::ZERO);
+            }
+            snapshot.iter().flat_map(|s| &s.peers).find(|view| view.peer == peer)?.rtt
+        };
+        let stages: Vec<StageSaid> = hops.iter().filter_map(said).collect();
+        let (Some(first), Some(last)) = (stages.first(), stages.last()) else { return };
+        let ping = |peer| rtt(peer).map(|rtt| nanos(rtt) / 2);
+        // There as our own link's acknowledgements tell, and back as the last stage says, if ping does not know better: a ping
+        // waits for its turn on a busy machine.
+        let there = self.plane.links.one_way(first.peer).map(nanos).or_else(|| ping(first.peer));
+        let back = match (last.hop_ns, ping(last.peer)) {
+            (Some(said), Some(ping)) => Some(said.min(ping)),
+            (_, ping) => ping,
+        };
+        for (from, to, way) in [(here, first.peer, there), (last.peer, here, back)] {
+            if let Some(way) = way.filter(|_| from != to) {
+                experience.observed().way(from, to, way);
+            }
+        }
+        let mut ways = there.unwrap_or(0).saturating_add(back.unwrap_or(0));
+        let mut believed = Vec::with_capacity(stages.len());
+        for (i, stage) in stages.iter().enumerate() {
+            let mut stage = *stage;
+            stage.hop_ns = match (stages.get(i + 1), stage.hop_ns) {
+                (Some(next), Some(said)) => {
+                    // A stage that says its line is slow does not buy time to compute: no way is longer than that through us.
+                    let longest = rtt(stage.peer).zip(rtt(next.peer)).map(|(a, b)| nanos(a + b));
+                    Some(longest.map_or(said, |longest| said.min(longest)))
+                }
+                _ => None,
+            };
+            ways = ways.saturating_add(stage.hop_ns.unwrap_or(0));
+            believed.push(stage);
+        }
+        experience.observed().answered(ends.file.id, &believed, took, ways);
+        if let Some(first) = stages.first().filter(|first| first.peer != here)
+            && let Some(rate) = self.plane.links.bytes_per_s(first.peer)
+        {
+            experience.observed().carried(first.peer, rate);
+        }
+        experience.worked(stages.iter().map(|stage| stage.peer).filter(|peer| *peer != here));
+    }
+
+    /// What a request like this would be answered by, and why.
+    ///
+    /// # Errors
+    /// When the model is not known here. That there is no plan is part of the report.
+    pub(crate) async fn plan(&self, request: &PlanRequest) -> Result<PlanReport, InferError> {
+        let ends = self.models.ends(&request.model).await?;
+        let own = self.own.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let rows = request.prompt_tokens.saturating_add(u64::from(request.max_tokens));
+        let context = u64::try_from(ends.hparams.context_length).unwrap_or(u64::MAX);
+        if request.prompt_tokens == 0 || request.prompt_tokens >= context || request.max_tokens == 0 {
+            let message =
+                format!("the model's context holds {context} tokens; ask for a prompt of 1 to {}", context - 1);
+            return Err(InferError::new(ErrorCode::Usage, message));
+        }
+        let max_rows = u32::try_from(rows.min(context)).unwrap_or(u32::MAX);
+        let prompt = usize::try_from(request.prompt_tokens).unwrap_or(usize::MAX);
+        let query = self.query(&ends, request.objective, prompt, request.max_tokens, max_rows)?;
+        let profile = profile_of(ends.ends().await?.stage());
+        let fits = fits_here(&ends);
+        let local = fits.is_ok().then(|| self.local_speed(&ends, &query));
+        let wanted = Wanted {
+            model: ends.file.id,
+            layers: ends.file.layers(),
+            profile,
+            patience: Duration::from_millis(request.timeout_ms),
+            own: own.as_ref(),
+            experience: &self.plane.experience,
+            query: &query,
+            local,
+            why: true,
+        };
+        let result: Result<Planned, NoPlan> = discover::find(&self.plane.handle, wanted, &mut Found::default()).await;
+        let name = ends.file.manifest.name.clone();
+        let no_local = fits.err().map(|error| error.message);
+        Ok(report::report(&ends.file.id.to_string(), &name, &query, result, no_local))
+    }
+
+    /// How fast this node would run the whole model: as measured, as its layers turn out, or by a guess.
+    fn local_speed(&self, ends: &Ends, query: &Query) -> Local {
+        if let Some(local) = self.plane.experience.observed().unsplit(ends.file.id) {
+            return local;
+        }
+        let served = self.plane.served().into_iter().find(|served| served.file.id == ends.file.id);
+        if let Some((decode @ 1.., prefill @ 1..)) = served.map(|served| served.meter.rows_per_s()) {
+            let per_layer = |rate: u32| 1_000_000_000 / u64::from(rate);
+            return Local { decode_ns: per_layer(decode), prefill_ns: per_layer(prefill), source: Source::Claimed };
+        }
+        let sizes = &query.layer_bytes;
+        let mean = sizes.iter().sum::<u64>() / u64::try_from(sizes.len()).unwrap_or(1).max(1);
+        let decode_ns = nanos_for(mean, discover::UNKNOWN_WEIGHTS_PER_S).max(1000);
+        Local { decode_ns, prefill_ns: (decode_ns / discover::PROMPT_SHARE).max(1), source: Source::Assumed }
+    }
+}
+
+/// Whether the whole model could be run here: it is loaded, or there is room.
+fn fits_here(ends: &Ends) -> Result<(), InferError> {
+    if ends.is_loaded() {
+        return Ok(());
+    }
+    memory::check(&ends.file.name, Needed::of(&ends.file, &Span::whole(ends.hparams.n_layers)))
+}
+
+/// What a stage has said about itself, in the planner's terms.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+fn said(hop: &HopReport) -> Option<StageSaid> {
+    // Saturates, and takes nonsense for 0.
+    let whole = |ms_per_row: f64| (ms_per_row * 1e6 * hop.rows as f64) as u64;
+    Some(StageSaid {
+        peer: hop.peer.parse().ok()?,
+        span: hop.layers.parse().ok()?,
+        compute_ns: whole(hop.compute_ms_per_row),
+        queue_ns: whole(hop.queue_ms_per_row),
+        hop_ns: hop.hop_ms.map(|ms| (ms * 1e6) as u64),
+    })
+}
+
+/// Whether an error means that its peer will not do for the next request either.
+fn died(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::HopLost
+            | ErrorCode::HopSilent
+            | ErrorCode::DialFailed
+            | ErrorCode::NextUnreachable
+            | ErrorCode::NextSilent
+            | ErrorCode::EngineFailed
+    )
+}
+
+fn no_route(ends: &Ends, missing: &NoPlan) -> InferError {
+    let hint = match missing.missing.first() {
+        _ if missing.full => "ask again in a moment, or with a shorter prompt and fewer tokens".into(),
+        Some(span) => format!("start a worker for them: quelea daemon --model FILE --layers {span} --bootstrap …"),
+        None => "start a worker with a wider span".into(),
+    };
+    let code = if missing.full { ErrorCode::NoKvPages } else { ErrorCode::NoRoute };
+    InferError::new(code, format!("model {}: {missing}", ends.file.id.short())).hint(hint)
+}
