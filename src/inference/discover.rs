@@ -11,7 +11,7 @@ use quelea_announce::{LAYERS_PER_BUCKET, Offer, SignedAnnouncement, State, bucke
 use quelea_wire::{ModelId, Profile, SpanRange};
 
 use super::{
-    experience::Experience,
+    experience::{Experience, Said},
     planner::{self, Candidate, LeftOut, Links, Local, NoPlan, Planned, Query, Source, observed::Seen},
 };
 use crate::swarm::{ConnectError, Handle, PeerView};
@@ -52,25 +52,50 @@ pub(super) const PROMPT_SHARE: u64 = 4;
 /// those that do not are computed together.
 const QUEUE_SHARE: u64 = 4;
 
+/// For how long a figure counts as the peer's present one. A worker whose figures change says so within two seconds.
+const FRESH: Duration = Duration::from_secs(3);
+
+/// For how long what one request was told does for others: those that come together ask each peer once, so that no peer
+/// takes a busy coordinator for a nuisance.
+const SHARED: Duration = Duration::from_millis(500);
+
 /// What a look-around has found so far.
 #[derive(Default)]
 pub(crate) struct Found {
-    announcements: HashMap<PeerId, SignedAnnouncement>,
+    announcements: HashMap<PeerId, Said>,
     unreachable: HashMap<PeerId, String>,
     /// Said goodbye.
     left: HashSet<PeerId>,
 }
 
 impl Found {
-    fn add(&mut self, peer: PeerId, answer: Result<SignedAnnouncement, String>) {
+    fn add(&mut self, peer: PeerId, answer: Result<Said, Unheard>) {
         match answer {
-            Ok(announcement) => {
+            Ok(said) => {
                 self.unreachable.remove(&peer);
-                self.announcements.insert(peer, announcement);
+                self.announcements.insert(peer, said);
             }
-            Err(reason) => drop(self.unreachable.insert(peer, reason)),
+            // What it said before stands, if it only does not answer now.
+            Err(Unheard::Busy(_)) if self.announcements.contains_key(&peer) => {}
+            Err(Unheard::Busy(reason) | Unheard::Gone(reason)) => {
+                self.announcements.remove(&peer);
+                self.unreachable.insert(peer, reason);
+            }
         }
     }
+
+    /// Whether a peer need not be asked (again).
+    fn has_fresh(&self, peer: &PeerId) -> bool {
+        self.announcements.get(peer).is_some_and(|said| said.at.elapsed() < FRESH)
+    }
+}
+
+/// Why a peer has said nothing; in words.
+enum Unheard {
+    /// It is there, and may say something later.
+    Busy(String),
+    /// It cannot be reached, or serves nothing.
+    Gone(String),
 }
 
 /// What a chain is looked for.
@@ -98,6 +123,14 @@ struct World {
     candidates: Vec<Candidate>,
     links: Links,
     left_out: Vec<LeftOut>,
+}
+
+/// What becomes of peers that have no room for the session, by their present figures.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Full {
+    LeftOut,
+    /// For want of others.
+    Asked,
 }
 
 /// Whether peers that have failed lately are asked.
@@ -132,6 +165,11 @@ pub(crate) async fn find(handle: &Handle, wanted: Wanted<'_>, found: &mut Found)
     loop {
         wanted.look(handle, model_key(&model), found, one_look(), who).await;
         let missing = match wanted.plan(handle, found).await {
+            // A stage that is full may let somebody's idle session give way to ours: it decides, where there is no other.
+            Err(missing) if missing.full && !wanted.why => match wanted.plan_with(handle, found, Full::Asked).await {
+                Ok(planned) => return Ok(planned),
+                Err(_) => missing,
+            },
             Err(missing) => missing,
             planned => return planned,
         };
@@ -167,7 +205,7 @@ impl Wanted<'_> {
         while more || !asked.is_empty() {
             tokio::select! {
                 provider = providers.recv(), if more && asked.len() < PARALLEL => match provider {
-                    Some(peer) if found.announcements.contains_key(&peer) => {}
+                    Some(peer) if found.has_fresh(&peer) => {}
                     Some(peer) if found.left.contains(&peer) || self.query.exclude.contains(&peer) => {}
                     Some(peer) => {
                         let spoke = spoke.get(&peer).copied();
@@ -176,7 +214,9 @@ impl Wanted<'_> {
                             found.unreachable.insert(peer, format!("is not asked for a while: {why}"));
                             continue;
                         }
-                        found.unreachable.entry(peer).or_insert_with(|| "has not answered yet".into());
+                        if !found.announcements.contains_key(&peer) {
+                            found.unreachable.entry(peer).or_insert_with(|| "has not answered yet".into());
+                        }
                         asked.push(async move { (peer, ask(handle, experience, peer).await) });
                     }
                     None => more = false,
@@ -194,20 +234,24 @@ impl Wanted<'_> {
 
     /// Whether peers that have answered hold all layers between them.
     async fn is_covered(&self, handle: &Handle, found: &Found) -> bool {
-        let world = self.world(handle, found).await;
-        let usable = |c: &&Candidate| !c.shunned && c.kv_pages_free >= self.query.kv_pages;
+        let world = self.world(handle, found, Full::LeftOut).await;
+        let usable = |c: &&Candidate| !c.shunned && c.is_usable(self.query);
         let spans: Vec<SpanRange> = world.candidates.iter().filter(usable).map(|c| c.span).collect();
         planner::uncovered(self.query.span, &spans).is_empty()
     }
 
     /// Chooses among everything known now.
     pub(crate) async fn plan(&self, handle: &Handle, found: &Found) -> Result<Planned, NoPlan> {
-        let world = self.world(handle, found).await;
+        self.plan_with(handle, found, Full::LeftOut).await
+    }
+
+    async fn plan_with(&self, handle: &Handle, found: &Found, full: Full) -> Result<Planned, NoPlan> {
+        let world = self.world(handle, found, full).await;
         planner::plan(self.query, &world.candidates, &world.links, self.local, world.left_out, self.why)
     }
 
     /// Everything known now.
-    async fn world(&self, handle: &Handle, found: &Found) -> World {
+    async fn world(&self, handle: &Handle, found: &Found, full: Full) -> World {
         let snapshot = handle.snapshot().await;
         let connected: HashMap<PeerId, &PeerView> =
             snapshot.iter().flat_map(|s| &s.peers).map(|p| (p.peer, p)).collect();
@@ -227,19 +271,20 @@ impl Wanted<'_> {
                 .filter(|peer| found.announcements.contains_key(peer))
                 .map(|peer| LeftOut::new(*peer, None, "has said goodbye")),
         );
-        let own = self.own.map(|signed| (here, signed));
-        let known = found.announcements.iter().map(|(peer, signed)| (*peer, signed));
-        let all: Vec<_> = known.filter(|(peer, _)| *peer != here && !found.left.contains(peer)).chain(own).collect();
-        links.attest(&all.iter().map(|(_, signed)| signed.announcement()).collect::<Vec<_>>());
-        let signed_at = all.iter().map(|(peer, signed)| (*peer, Some(signed.announcement().issued_ms)));
+        let own = self.own.map(|signed| (here, signed.announcement(), true));
+        let known = found.announcements.iter().filter(|(peer, _)| **peer != here && !found.left.contains(peer));
+        let known = known.map(|(peer, said)| (*peer, said.announcement.announcement(), said.at.elapsed() < FRESH));
+        let all: Vec<_> = known.chain(own).collect();
+        links.attest(&all.iter().map(|(_, announcement, _)| *announcement).collect::<Vec<_>>());
+        let signed_at = all.iter().map(|(peer, announcement, _)| (*peer, Some(announcement.issued_ms)));
         let shunned = self.experience.shunned(signed_at);
         let observed = self.experience.observed();
         for (from, to, one_way_ns) in observed.hops() {
             links.set_measured(from, to, one_way_ns);
         }
         let mut candidates = Vec::new();
-        for (peer, signed) in all {
-            let announcement = signed.announcement();
+        for (peer, announcement, is_fresh) in all {
+            let refused = self.experience.most_pages(&peer);
             let view = connected.get(&peer);
             let rtt = if peer == here { Some(Duration::ZERO) } else { view.and_then(|p| p.rtt) };
             // What we reached it at, others may reach it at: of the next hop's addresses only a few travel.
@@ -269,7 +314,8 @@ impl Wanted<'_> {
                     risk_ppm: if peer == here { 0 } else { observed.risk_ppm(peer) },
                     price_decode: offer.price_decode,
                     price_prefill: offer.price_prefill,
-                    kv_pages_free: offer.kv_pages_free,
+                    kv_pages_free: refused.map_or(offer.kv_pages_free, |most| most.min(offer.kv_pages_free)),
+                    kv_is_old: refused.is_none() && (!is_fresh || full == Full::Asked),
                     shunned: shunned.contains_key(&peer),
                 });
             }
@@ -311,19 +357,27 @@ fn speed(offer: &Offer, seen: Seen, bytes_per_layer: u64) -> (u64, u64, Source) 
     (decode_ns.max(1), prefill_ns.max(1), source)
 }
 
-async fn ask(handle: &Handle, experience: &Experience, peer: PeerId) -> Result<SignedAnnouncement, String> {
+/// What a peer says now; what it said before, where another request has just asked, or it is there and does not answer.
+async fn ask(handle: &Handle, experience: &Experience, peer: PeerId) -> Result<Said, Unheard> {
+    if let Some(said) = experience.last_said(&peer).filter(|said| said.at.elapsed() < SHARED) {
+        return Ok(said);
+    }
     if let Err(error) = handle.connect(peer, Vec::new()).await {
         let reason = error.to_string();
         // Only what was dialled has failed.
         if let ConnectError::Dial { .. } | ConnectError::Timeout { .. } = error {
             experience.failed(peer, &reason);
         }
-        return Err(reason);
+        return Err(Unheard::Gone(reason));
     }
     match handle.fetch_announcement(peer).await {
-        Ok(Some(announcement)) => Ok(announcement),
-        Ok(None) => Err("it serves nothing at present".into()),
-        Err(error) => Err(error.to_string()),
+        Ok(Some(announcement)) => {
+            let said = Said { announcement, at: Instant::now() };
+            experience.has_said(peer, said.clone());
+            Ok(said)
+        }
+        Ok(None) => Err(Unheard::Gone("it serves nothing at present".into())),
+        Err(error) => experience.last_said(&peer).ok_or_else(|| Unheard::Busy(error.to_string())),
     }
 }
 
@@ -346,7 +400,8 @@ pub(crate) async fn announced(handle: &Handle, experience: &Experience, model: M
     };
     handle.listen_for(model).await;
     wanted.look(handle, model_key(&model), &mut found, Instant::now() + LOOK_AROUND, Ask::Others).await;
-    found.announcements.into_values().filter(|signed| !found.left.contains(&signed.peer())).collect()
+    let said = found.announcements.into_values().map(|said| said.announcement);
+    said.filter(|signed| !found.left.contains(&signed.peer())).collect()
 }
 
 /// The spans of `model` that others serve: what `--layers auto` looks at.

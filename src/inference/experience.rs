@@ -7,15 +7,28 @@ use std::{
 };
 
 use libp2p::PeerId;
+use quelea_announce::SignedAnnouncement;
 use quelea_wire::time::unix_ms;
 
-use super::planner::{marks::Marks, observed::Observed};
+use super::planner::{marks::Marks, observed::Observed, refusals::Refusals};
+
+/// Peers whose words are kept: at most 1 KiB signed and about as much decoded each.
+const MAX_SAID: usize = 1024;
+
+/// What a peer has said, and when it was asked.
+#[derive(Debug, Clone)]
+pub(crate) struct Said {
+    pub(crate) announcement: SignedAnnouncement,
+    pub(crate) at: Instant,
+}
 
 /// Shared by all requests of a node. The locks are held for a look-up or two, never across a wait.
 #[derive(Debug, Default)]
 pub(crate) struct Experience {
     observed: Mutex<Observed>,
     marks: Mutex<Marks>,
+    refusals: Mutex<Refusals>,
+    said: Mutex<HashMap<PeerId, Said>>,
 }
 
 impl Experience {
@@ -28,9 +41,47 @@ impl Experience {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn refusals(&self) -> MutexGuard<'_, Refusals> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn said(&self) -> MutexGuard<'_, HashMap<PeerId, Said>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A peer has answered: other requests of the same moment need not ask it, too.
+    pub(crate) fn has_said(&self, peer: PeerId, said: Said) {
+        let mut all = self.said();
+        if all.len() >= MAX_SAID {
+            let now = unix_ms();
+            all.retain(|_, said| said.announcement.announcement().expires_ms > now);
+            let oldest = all.iter().min_by_key(|(_, said)| said.at).map(|(peer, _)| *peer);
+            if let Some(oldest) = oldest.filter(|_| all.len() >= MAX_SAID) {
+                all.remove(&oldest);
+            }
+        }
+        all.insert(peer, said);
+    }
+
+    /// What a peer has said last, unless that has expired.
+    pub(crate) fn last_said(&self, peer: &PeerId) -> Option<Said> {
+        self.said().get(peer).filter(|said| said.announcement.announcement().expires_ms > unix_ms()).cloned()
+    }
+
+    /// A peer has refused a session of `pages` KV pages; 0 where it takes none at present.
+    pub(crate) fn refused(&self, peer: PeerId, pages: u32) {
+        self.refusals().refused(peer, pages, Instant::now());
+    }
+
+    /// The most pages that a peer is asked for now, where it has refused lately.
+    pub(crate) fn most_pages(&self, peer: &PeerId) -> Option<u32> {
+        self.refusals().most(peer, Instant::now())
+    }
+
     /// A peer could not be reached, or died in a session: it is not asked for a while. `reason` is for people.
     pub(crate) fn failed(&self, peer: PeerId, reason: &str) {
         tracing::debug!(%peer, reason, "a peer is not asked for a while");
+        self.said().remove(&peer);
         self.marks().failed(peer, reason, Instant::now(), unix_ms());
         self.observed().ended(peer, false);
     }

@@ -13,12 +13,13 @@
 //! | `coordinator` | one session over a chain, from the side that asks |
 //! | `plane`, `links`, `stage` | everything on shard streams: tasks, outgoing links, sessions served |
 //! | `fair` | who gives way when a stage is full |
-//! | `serve`, `publish` | layers this node serves, and their announcement |
+//! | `serve`, `publish`, `figures` | layers this node serves, their announcement, and when it is made anew |
 
 mod coordinator;
 mod discover;
 mod experience;
 mod fair;
+mod figures;
 mod generate;
 mod links;
 mod memory;

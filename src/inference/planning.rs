@@ -111,6 +111,7 @@ impl Asker {
                 }
                 Err(error) => {
                     self.note_failure(&error);
+                    self.note_refusal(&error, query.kv_pages);
                     let Some(peer) = error.peer().filter(|peer| *peer != self.plane.handle.local()) else {
                         return Err(error);
                     };
@@ -161,6 +162,16 @@ impl Asker {
         let Some(peer) = error.peer().filter(|peer| *peer != self.plane.handle.local()) else { return };
         if died(error.error_code()) {
             self.plane.experience.failed(peer, &error.error_code().meaning().to_lowercase());
+        }
+    }
+
+    /// Remembers who has refused a session of so many KV pages for want of room.
+    fn note_refusal(&self, error: &InferError, pages: u32) {
+        let Some(peer) = error.peer() else { return };
+        match error.error_code() {
+            ErrorCode::NoKvPages => self.plane.experience.refused(peer, pages),
+            ErrorCode::TooManySessions | ErrorCode::Overloaded => self.plane.experience.refused(peer, 0),
+            _ => {}
         }
     }
 

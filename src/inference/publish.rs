@@ -12,10 +12,14 @@ use quelea_behaviours::scope::{self, Scope};
 use quelea_wire::{envelope, time::unix_ms};
 use tokio::{
     sync::{broadcast, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use super::{plane::Plane, serve::Served};
+use super::{
+    figures::{Figures, LOOK_EVERY, News, To},
+    plane::Plane,
+    serve::Served,
+};
 use crate::{node::Life, storage::Db, swarm::SwarmNotice};
 
 /// Between two announcements of an unchanged node: a third of their lifetime, so that two may be lost.
@@ -42,19 +46,31 @@ impl Publisher {
         self.provide(&keys).await;
         let mut again: Vec<Instant> = moments();
         let mut seq = self.last_seq().await;
+        let mut look = interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let now = *life.borrow_and_update();
             seq = next_seq(seq, unix_ms());
-            match now {
-                Life::Running => self.publish(seq, Some(State::Ready)).await,
-                Life::Draining => self.publish(seq, Some(State::Draining)).await,
+            let state = match now {
+                Life::Running => State::Ready,
+                Life::Draining => State::Draining,
                 Life::Stopping => break,
-            }
+            };
+            let mut news = News::new(self.figures(), Instant::now().into_std());
+            self.publish(seq, Some(state), To::Everybody).await;
             let next = Instant::now() + ANNOUNCE_EVERY;
             loop {
                 let provide_at = again.first().copied();
                 tokio::select! {
                     () = sleep_until(next) => break,
+                    _ = look.tick() => match news.due(self.figures(), Instant::now().into_std(), rand::random()) {
+                        Some(To::Everybody) => break,
+                        Some(To::WhoAsks) => {
+                            seq = next_seq(seq, unix_ms());
+                            self.publish(seq, Some(state), To::WhoAsks).await;
+                        }
+                        None => {}
+                    },
                     changed = life.changed() => {
                         if changed.is_err() {
                             return;
@@ -76,7 +92,12 @@ impl Publisher {
         for key in keys {
             self.plane.handle.stop_providing(key).await;
         }
-        self.publish(seq, None).await;
+        self.publish(seq, None, To::Everybody).await;
+    }
+
+    /// What may change about the offers.
+    fn figures(&self) -> Vec<Figures> {
+        self.plane.served().iter().map(|served| Figures::of(served)).collect()
     }
 
     /// The provider keys of everything served.
@@ -107,7 +128,7 @@ impl Publisher {
     }
 
     /// Writes the announcement down, then sends it: a number must never be used twice. Without a state it is a tombstone.
-    async fn publish(&self, seq: u64, state: Option<State>) {
+    async fn publish(&self, seq: u64, state: Option<State>, to: To) {
         let peer = self.plane.handle.local();
         let announcement = match state {
             None => Announcement::tombstone(peer, seq, unix_ms()),
@@ -137,7 +158,7 @@ impl Publisher {
         }
         let current = state.is_some().then(|| signed.clone());
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = current;
-        self.plane.handle.announce(signed).await;
+        self.plane.handle.announce(signed, to == To::Everybody).await;
     }
 }
 

@@ -50,8 +50,8 @@ pub(super) enum Command {
     DhtDelete { key: Vec<u8>, reply: oneshot::Sender<(bool, bool)> },
     /// Figures of our part of the DHT.
     DhtStats { reply: oneshot::Sender<DhtStats> },
-    /// Serve this announcement from now on, and gossip it.
-    Announce { announcement: SignedAnnouncement },
+    /// Serve this announcement from now on, and gossip it if it is news.
+    Announce { announcement: SignedAnnouncement, gossip: bool },
     /// Listen to announcements of this model.
     ListenFor { model: ModelId },
     /// Sign this line and say it to everybody; the answer is the message's id.

@@ -19,7 +19,7 @@ pub(super) fn command(driver: &mut Driver, command: Command) {
         Command::Dht { ask, timeout, waiter } => on::dht::ask(driver, ask, timeout, waiter),
         Command::DhtDelete { key, reply } => on::dht::delete(driver, key, reply),
         Command::DhtStats { reply } => on::dht::stats(driver, reply),
-        Command::Announce { announcement } => on::announce::announce(driver, announcement),
+        Command::Announce { announcement, gossip } => on::announce::announce(driver, announcement, gossip),
         Command::Deed { peer, deed } => on::conduct::deed(driver, peer, deed),
         Command::Ban { subject, duration, reason, reply } => {
             on::conduct::ban(driver, subject, duration, &reason, reply);

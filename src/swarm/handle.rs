@@ -247,9 +247,9 @@ impl Handle {
         self.ask(Command::DhtStats { reply }, answer).await.ok_or(DhtError::Stopped)
     }
 
-    /// Serves and gossips this node's announcement.
-    pub(crate) async fn announce(&self, announcement: SignedAnnouncement) {
-        let _ = self.commands.send(Command::Announce { announcement }).await;
+    /// Serves this node's announcement, and gossips it if it is news.
+    pub(crate) async fn announce(&self, announcement: SignedAnnouncement, gossip: bool) {
+        let _ = self.commands.send(Command::Announce { announcement, gossip }).await;
     }
 
     /// A peer did something on a stream of ours. Never waits; a deed that finds the queue full is not counted.

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use libp2p::PeerId;
 use quelea_announce::Announcement;
 
-use super::{Candidate, Objective, Query};
+use super::{Candidate, Objective, Query, Room};
 
 /// Rows of a prompt that travel as one batch.
 pub(super) const CHUNK_ROWS: u64 = quelea_engine::PREFILL_CHUNK as u64;
@@ -15,6 +15,9 @@ pub(crate) const UNKNOWN_RTT: Duration = Duration::from_millis(200);
 
 /// What a session costs that a stage does not finish: noticing, and computing its rows again elsewhere.
 const RECOVERY_NS: u64 = 5_000_000_000;
+
+/// What it costs to ask a peer that may be full: a refusal, and opening another chain.
+const ASK_IN_VAIN_NS: u64 = 2_000_000_000;
 
 /// What a peer that sees something of a private request counts: more than any answer takes.
 const SEEN_NS: u64 = 100_000_000_000_000;
@@ -258,7 +261,8 @@ fn stage(query: &Query, candidate: &Candidate) -> (Line, Line) {
     let risk = u64::try_from(u128::from(RECOVERY_NS) * u128::from(candidate.risk_ppm) / 1_000_000).unwrap_or(u64::MAX);
     let waits = answer.saturating_add(1).saturating_mul(candidate.queue_ns);
     // One nanosecond for being there: of two chains that are alike otherwise the shorter one wins.
-    let fixed = waits.saturating_add(risk).saturating_add(1);
+    let in_vain = if candidate.room(query) == Room::Enough { 0 } else { ASK_IN_VAIN_NS };
+    let fixed = waits.saturating_add(risk).saturating_add(in_vain).saturating_add(1);
     let per_layer = answer.saturating_mul(candidate.decode_ns).saturating_add(chunk_layer);
     match query.objective {
         Objective::Latency => (Line { fixed, per_layer }, Line { fixed: candidate.queue_ns, per_layer: chunk_layer }),

@@ -6,7 +6,7 @@ use libp2p::PeerId;
 use quelea_wire::SpanRange;
 
 use super::{
-    Candidate, Query,
+    Candidate, Query, Room,
     cost::Costs,
     search::{Through, shortest},
 };
@@ -59,12 +59,12 @@ impl NoPlan {
     pub(super) fn new(query: &Query, candidates: &[Candidate], left_out: Vec<LeftOut>) -> Self {
         let allowed = |c: &&Candidate| !query.exclude.contains(&c.peer);
         let spans = |roomy: bool| -> Vec<SpanRange> {
-            let roomy = |c: &&Candidate| !roomy || c.kv_pages_free >= query.kv_pages;
+            let roomy = |c: &&Candidate| !roomy || c.room(query) != Room::None;
             candidates.iter().filter(allowed).filter(roomy).map(|c| c.span).collect()
         };
         let missing = uncovered(query.span, &spans(true));
         let bytes = |span: &SpanRange| query.layer_bytes.get(span.as_usize()).unwrap_or_default().iter().sum::<u64>();
-        let counted = candidates.iter().filter(allowed).filter(|c| c.kv_pages_free >= query.kv_pages);
+        let counted = candidates.iter().filter(|c| c.is_usable(query));
         Self {
             wanted: query.span,
             missing_bytes: missing.iter().map(bytes).sum(),
@@ -137,7 +137,7 @@ pub(super) fn unusable(query: &Query, candidates: &[Candidate]) -> Vec<LeftOut> 
     let why = |c: &Candidate| {
         if query.exclude.contains(&c.peer) {
             Some("is not to be used for this request".to_owned())
-        } else if c.kv_pages_free < query.kv_pages {
+        } else if c.room(query) == Room::None {
             Some(format!("has {} KV pages free, and the session needs {}", c.kv_pages_free, query.kv_pages))
         } else {
             None
@@ -155,9 +155,7 @@ pub(super) fn passed_over(
     best: u128,
 ) -> Vec<LeftOut> {
     let overlaps = |c: &Candidate| c.span.start() < query.span.end() && c.span.end() > query.span.start();
-    let usable = |c: &Candidate| {
-        overlaps(c) && !used.contains(&c.peer) && !query.exclude.contains(&c.peer) && c.kv_pages_free >= query.kv_pages
-    };
+    let usable = |c: &Candidate| overlaps(c) && !used.contains(&c.peer) && c.is_usable(query);
     let all = candidates.iter().enumerate().filter(|(_, c)| usable(c));
     all.take(EXPLAINED)
         .map(|(index, candidate)| {

@@ -123,6 +123,7 @@ pub(crate) fn plan(shape: &ModelShape, mix: Mix, file: &str, asked: &PlanRequest
             price_decode: peer.price,
             price_prefill: peer.price,
             kv_pages_free: u32::try_from(memory.saturating_sub(weights) / page).unwrap_or(u32::MAX),
+            kv_is_old: false,
             shunned: false,
         });
     }

@@ -11,9 +11,10 @@
 //! | `placement` | which layers a node should hold |
 //! | `report` | a plan as people and programs see it |
 //! | `marks` | peers that are not asked for a while, because they died |
+//! | `refusals` | peers that have just refused a session for want of room |
 //!
 //! A chain covers its layers without gaps, each peer used once. A peer may be entered and left inside its span, and needs
-//! free KV pages for the whole session. Times are integers, nanoseconds in `u64`: two plans that cost the same compare
+//! free KV pages for the whole session, unless what it says of them is old: then to ask in vain is part of its cost. Times are integers, nanoseconds in `u64`: two plans that cost the same compare
 //! as equal, whatever the order of the sums. Nothing here knows a clock, a socket or a random source.
 
 mod choose;
@@ -23,6 +24,7 @@ pub(crate) mod imagine;
 pub(crate) mod marks;
 pub(crate) mod observed;
 pub(crate) mod placement;
+pub(crate) mod refusals;
 pub(crate) mod report;
 mod search;
 #[cfg(test)]
@@ -99,8 +101,36 @@ pub(crate) struct Candidate {
     pub(crate) price_decode: u64,
     pub(crate) price_prefill: u64,
     pub(crate) kv_pages_free: u32,
+    /// That figure was asked for some time ago: who was full may have room by now.
+    pub(crate) kv_is_old: bool,
     /// It has failed lately: of use only where nobody else has the layers.
     pub(crate) shunned: bool,
+}
+
+/// Whether a session fits into a peer's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// By its own figure.
+    Enough,
+    /// Not by its own figure, which is old.
+    Perhaps,
+    /// It is full.
+    None,
+}
+
+impl Candidate {
+    pub(crate) fn room(&self, query: &Query) -> Room {
+        match self.kv_pages_free >= query.kv_pages {
+            true => Room::Enough,
+            false if self.kv_is_old => Room::Perhaps,
+            false => Room::None,
+        }
+    }
+
+    /// Whether it is of any use to a query: it is allowed, and not full.
+    pub(crate) fn is_usable(&self, query: &Query) -> bool {
+        self.room(query) != Room::None && !query.exclude.contains(&self.peer)
+    }
 }
 
 /// What a plan is for.

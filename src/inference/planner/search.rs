@@ -124,9 +124,7 @@ pub(super) fn shortest(
 
 /// Who may be used at all; of many, the fastest for each layer.
 fn usable(query: &Query, candidates: &[Candidate], avoid: &HashSet<PeerId>, through: Option<Through>) -> Vec<usize> {
-    let fits = |c: &Candidate| {
-        c.kv_pages_free >= query.kv_pages && !query.exclude.contains(&c.peer) && !avoid.contains(&c.peer)
-    };
+    let fits = |c: &Candidate| c.is_usable(query) && !avoid.contains(&c.peer);
     let all: Vec<usize> =
         candidates.iter().enumerate().filter(|(_, candidate)| fits(candidate)).map(|(index, _)| index).collect();
     if all.len() <= EVERY_CUT {

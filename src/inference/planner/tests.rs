@@ -40,6 +40,7 @@ fn candidate(n: u8, range: &str, rtt_ms: u64) -> Candidate {
         price_decode: 0,
         price_prefill: 0,
         kv_pages_free: 100,
+        kv_is_old: false,
         shunned: false,
     }
 }
@@ -99,6 +100,12 @@ fn memory_is_a_hard_limit_and_the_reason_is_told() {
     let found = planned(&query, &all);
     assert_eq!(route(&found.chosen), [(peer(2), "0..4".into())]);
     assert!(found.left_out[0].to_string().contains("has 3 KV pages free, and the session needs 4"));
+    // What was said of it some time ago may be over. It is asked where the other one would cost more than asking in vain.
+    all[0].kv_is_old = true;
+    assert_eq!(route(&planned(&query, &all).chosen), [(peer(1), "0..4".into())]);
+    all[1].rtt = Some(Duration::from_millis(20));
+    assert_eq!(route(&planned(&query, &all).chosen), [(peer(2), "0..4".into())]);
+    all[0].kv_is_old = false;
     query.kv_pages = 101;
     let none = plan(&query, &all, &links(&all), None, Vec::new(), false).unwrap_err();
     assert!(none.full && none.to_string().contains("the session needs 101"), "{none}");
@@ -367,6 +374,7 @@ prop_compose! {
             price_decode: price,
             price_prefill: price / 2,
             kv_pages_free: pages,
+            kv_is_old: false,
             risk_ppm: risk,
             bytes_per_s: rate * 1_000_000,
             ..candidate(n, &format!("{start}..{}", start + len), rtt)

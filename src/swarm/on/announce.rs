@@ -27,10 +27,12 @@ pub(crate) fn fetch(
     driver.state.fetches.insert(id, reply, FETCH_TIMEOUT, Err(AnnouncementError::Timeout { peer }));
 }
 
-pub(crate) fn announce(driver: &mut Driver, announcement: SignedAnnouncement) {
+pub(crate) fn announce(driver: &mut Driver, announcement: SignedAnnouncement, gossip: bool) {
     let behaviour = driver.swarm.behaviour_mut();
     behaviour.announce.set_local(Some(announcement.clone()));
-    super::gossip::publish(driver, &announcement);
+    if gossip {
+        super::gossip::publish(driver, &announcement);
+    }
 }
 
 pub(crate) fn announced(driver: &Driver, reply: oneshot::Sender<Vec<SignedAnnouncement>>) {
