@@ -166,6 +166,7 @@ impl Behaviour {
             outbound: endpoint.is_dialer(),
             relayed: endpoint.is_relayed(),
             via,
+            source: if self.uses.was_looked_up(connection) { Source::Dht } else { Source::Other },
         };
         let now = self.now();
         if self.policy.opened(&opened, now) {
@@ -253,6 +254,7 @@ impl NetworkBehaviour for Behaviour {
             }
             FromSwarm::ConnectionClosed(gone) => self.closed(gone.peer_id, gone.connection_id),
             FromSwarm::DialFailure(failed) => {
+                self.uses.was_looked_up(failed.connection_id);
                 if let Some(peer) = failed.peer_id {
                     self.dial_failed(peer, failed.connection_id, failed.error);
                 }

@@ -47,6 +47,8 @@ pub struct Opened<'a> {
     pub relayed: bool,
     /// Through which.
     pub via: Option<PeerId>,
+    /// What led to it, when we dialled a peer that is not known.
+    pub source: Source,
 }
 
 /// What is kept of one.
@@ -135,10 +137,10 @@ impl Policy {
 
     /// A connection stands. Returns whether it is one that we chose, and keep though nobody uses it.
     pub fn opened(&mut self, opened: &Opened<'_>, now: Now) -> bool {
-        let &Opened { peer, connection, addr, outbound, relayed, via } = opened;
+        let &Opened { peer, connection, addr, outbound, relayed, via, source } = opened;
         let wanted = self.dialling.remove(&peer).is_some();
         if outbound && !relayed {
-            self.book.learn(peer, std::slice::from_ref(addr), Source::Other, now);
+            self.book.learn(peer, std::slice::from_ref(addr), source, now);
         } else {
             // Where it listens it says later.
             self.book.learn(peer, &[], Source::Inbound, now);

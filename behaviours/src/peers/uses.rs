@@ -5,7 +5,7 @@
 //! when one passes between them and a connection; upkeep (ping, identify, exchange, gossip, AutoNAT) is not.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ops::{Deref, DerefMut},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -24,7 +24,14 @@ use libp2p::{
 /// When each connection that stands was used last. Connections enter when they are established and leave when they are
 /// closed, so that there are never more than the swarm's limits allow.
 #[derive(Debug, Clone, Default)]
-pub struct Uses(Arc<Mutex<Map>>);
+pub struct Uses {
+    lines: Arc<Mutex<Map>>,
+    /// Dials under way that a lookup in Kademlia led to; at most [`MAX_LOOKUPS`].
+    lookups: Arc<Mutex<HashSet<ConnectionId>>>,
+}
+
+/// Four times the dials that the swarm has under way at once. What is past it counts as found otherwise.
+const MAX_LOOKUPS: usize = 256;
 
 /// The connections of each peer.
 type Map = HashMap<PeerId, Vec<(ConnectionId, Instant)>>;
@@ -32,7 +39,30 @@ type Map = HashMap<PeerId, Vec<(ConnectionId, Instant)>>;
 impl Uses {
     fn map(&self) -> MutexGuard<'_, Map> {
         // Nothing that holds it can panic half-way.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lookups(&self) -> MutexGuard<'_, HashSet<ConnectionId>> {
+        self.lookups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This dial is of a peer to whom a lookup in Kademlia led.
+    pub fn looked_up(&self, dial: ConnectionId) {
+        let mut lookups = self.lookups();
+        if lookups.len() < MAX_LOOKUPS {
+            lookups.insert(dial);
+        }
+    }
+
+    /// The dial has ended; whether a lookup had led to it.
+    pub(super) fn was_looked_up(&self, dial: ConnectionId) -> bool {
+        self.lookups().remove(&dial)
+    }
+
+    /// Dials noted that lookups led to, for watching their bound.
+    #[must_use]
+    pub fn lookups_under_way(&self) -> usize {
+        self.lookups().len()
     }
 
     pub(super) fn opened(&self, peer: PeerId, connection: ConnectionId) {
@@ -168,6 +198,10 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Watched<B> {
                 NotifyHandler::Any => None,
             };
             self.uses.used(peer_id, connection);
+        }
+        // Of all that are watched, Kademlia alone dials by itself.
+        if let Poll::Ready(ToSwarm::Dial { opts }) = &polled {
+            self.uses.looked_up(opts.connection_id());
         }
         polled
     }

@@ -174,3 +174,25 @@ async fn two_that_share_a_neighbour_hear_of_each_other_and_one_dials() {
     })
     .await;
 }
+
+/// What led to a peer is written down with it.
+#[tokio::test]
+async fn a_peer_that_a_lookup_led_to_is_known_by_the_dht() {
+    let mut nodes = [Node::start(config()).await, Node::start(config()).await, Node::start(config()).await];
+    connect(&mut nodes, 1, 0).await;
+    connect(&mut nodes, 2, 0).await;
+    let (first, second) = (nodes[1].id, nodes[2].id);
+    // Either's own refresh may be earlier, so that the other is the one that is dialled.
+    nodes[2].swarm.behaviour_mut().kad.get_closest_peers(first);
+    let by_dht = |node: &Node, peer| {
+        node.swarm.behaviour().peers.book().get(peer).is_some_and(|known| known.source == Source::Dht)
+    };
+    until_state(&mut nodes, "a peer that a lookup led to", |nodes| {
+        by_dht(&nodes[2], &first) || by_dht(&nodes[1], &second)
+    })
+    .await;
+    until_state(&mut nodes, "no dial of a lookup left", |nodes| {
+        nodes.iter().all(|node| node.swarm.behaviour().peers.uses().lookups_under_way() == 0)
+    })
+    .await;
+}

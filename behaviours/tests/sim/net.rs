@@ -338,7 +338,15 @@ impl Net {
             let (peer, addr) = (self.nodes[m].peer, self.nodes[m].addr.clone());
             self.nodes[n].links.insert(m, Link { connection, outbound, since });
             let id = ConnectionId::new_unchecked(connection);
-            let opened = Opened { peer, connection: id, addr: &addr, outbound, relayed: false, via: None };
+            let opened = Opened {
+                peer,
+                connection: id,
+                addr: &addr,
+                outbound,
+                relayed: false,
+                via: None,
+                source: Source::Other,
+            };
             let kept = self.nodes[n].policy.opened(&opened, now);
             self.nodes[n].exchanger.connected(peer);
             if outbound && !kept {

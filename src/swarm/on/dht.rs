@@ -147,6 +147,7 @@ fn dial(driver: &mut Driver, peers: &[PeerId]) {
     for peer in peers {
         if !driver.state.peers.contains_key(peer) && peer != driver.swarm.local_peer_id() {
             let opts = DialOpts::peer_id(*peer).condition(PeerCondition::DisconnectedAndNotDialing).build();
+            driver.swarm.behaviour().peers.uses().looked_up(opts.connection_id());
             if let Err(error) = driver.swarm.dial(opts) {
                 tracing::debug!(%peer, %error, "a provider was not dialled");
             }

@@ -132,6 +132,7 @@ fn found(driver: &mut Driver, id: kad::QueryId, providers: HashSet<PeerId>) {
         let _ = query.found.try_send(peer);
         if !driver.state.peers.contains_key(&peer) {
             let opts = DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing).build();
+            driver.swarm.behaviour().peers.uses().looked_up(opts.connection_id());
             if let Err(error) = driver.swarm.dial(opts) {
                 tracing::debug!(%peer, %error, "a provider was not dialled");
             }

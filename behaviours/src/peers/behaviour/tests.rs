@@ -195,7 +195,15 @@ fn whoever_soon_hangs_up_is_left_alone_for_longer_and_longer() {
             });
             *at += Duration::from_secs(1);
         }
-        let opened = Opened { peer, connection: id, addr: &place(1), outbound: true, relayed: false, via: None };
+        let opened = Opened {
+            peer,
+            connection: id,
+            addr: &place(1),
+            outbound: true,
+            relayed: false,
+            via: None,
+            source: Source::Other,
+        };
         assert!(policy.opened(&opened, now(*at)));
         let waited = at.saturating_sub(before);
         *at += lasts;
