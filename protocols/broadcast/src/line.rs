@@ -236,6 +236,21 @@ mod tests {
         assert_eq!(SignedLine::verify(&raw, &net(), NOW), Err(EnvelopeError::Signature.into()));
     }
 
+    /// The one number that a line has, at its ends, seen by every clock.
+    #[test]
+    fn times_at_their_ends() {
+        let ends = [0, 1, NOW, i64::MAX as u64, i64::MAX as u64 + 1, u64::MAX - 1, u64::MAX];
+        for sent in ends {
+            let line = SignedLine::sign(&key(), &net(), sent, "now").unwrap();
+            for now in ends {
+                let read = SignedLine::verify(line.raw(), &net(), now);
+                let near = sent <= now.saturating_add(MAX_SKEW_MS) && now.saturating_sub(sent) <= LIFETIME_MS;
+                assert_eq!(read.is_ok(), near, "sent {sent}, read {now}");
+                assert!(read.map_or_else(|error| error.is_honest(), |read| read.text() == "now"));
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn prop_what_is_signed_is_believed_word_for_word(text in "\\PC{1,120}", sent in any::<u64>()) {

@@ -85,6 +85,33 @@ fn preallocate() {
     assert!(matches!(open(&[0; MAX_BYTES + 1]), Err(RecordError::Envelope(EnvelopeError::TooLarge { .. }))));
 }
 
+/// Every number of a record at its ends, seen by every clock.
+#[test]
+fn numbers_at_their_ends() {
+    let ends = [0, 1, MAX_LIFETIME_MS, NOW, i64::MAX as u64, i64::MAX as u64 + 1, u64::MAX - 1, u64::MAX];
+    let key_of = peer_key(&key().public().to_peer_id());
+    let mut believed = 0;
+    for seq in ends {
+        for expires in ends {
+            for count in [0, 1, 127, 254, 255] {
+                let value = signed(&body(seq, expires, &[count]), KIND_PEER);
+                for now in ends {
+                    let read = PeerRecord::open(&key_of, &value, &net(), now);
+                    let lives = expires.checked_sub(seq).is_some_and(|lives| lives <= MAX_LIFETIME_MS);
+                    let there = expires > now && seq <= now.saturating_add(MAX_SKEW_MS);
+                    assert_eq!(read.is_ok(), count == 0 && lives && there, "{seq} {expires} {count} at {now}");
+                    believed += u32::from(read.is_ok());
+                }
+            }
+        }
+        for (now, lifetime) in [(seq, u64::MAX), (u64::MAX, seq)] {
+            let (record, _) = PeerRecord::sign(&key(), &net(), &[], seq, now, lifetime).unwrap();
+            assert!(record.seq >= now && record.expires_ms >= record.seq);
+        }
+    }
+    assert!(believed > 5, "{believed}");
+}
+
 proptest! {
     #[test]
     fn prop_there_is_one_form(rest in proptest::collection::vec(any::<u8>(), 0..80)) {

@@ -4,6 +4,7 @@
 
 mod crowd;
 mod exchange;
+mod numbers;
 mod preallocate;
 mod prop;
 mod vectors;

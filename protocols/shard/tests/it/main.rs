@@ -9,6 +9,7 @@ mod exchange;
 mod greeting;
 mod limits;
 mod links;
+mod numbers;
 mod preallocate;
 mod prop;
 mod session;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests say what they expect by failing loudly, helpers too")]
 
 mod exchange;
+mod numbers;
 mod preallocate;
 mod prop;
 mod vectors;
