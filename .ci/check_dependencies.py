@@ -20,17 +20,18 @@ ALLOWED = {
     "quelea-broadcast": {"quelea-wire"},
     "quelea-exchange": {"quelea-wire"},
     "quelea-record": {"quelea-wire"},
+    "quelea-rendezvous": {"quelea-wire"},
     "quelea-shard": {"quelea-wire"},
     "quelea-weights": {"quelea-wire"},
-    "quelea-behaviours": {"quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-record", "quelea-shard", "quelea-weights"},
+    "quelea-behaviours": {"quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-record", "quelea-rendezvous", "quelea-shard", "quelea-weights"},
     "quelea-kernels": set(),
     "quelea-engine": {"quelea-kernels"},
-    "quelea": {"quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-record", "quelea-shard", "quelea-weights", "quelea-behaviours", "quelea-engine"},
+    "quelea": {"quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-record", "quelea-rendezvous", "quelea-shard", "quelea-weights", "quelea-behaviours", "quelea-engine"},
 }
 
 # External crate -> workspace crates that alone may use it directly.
 ONLY_IN_CRATE = {
-    "libp2p": {"quelea", "quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-record", "quelea-shard", "quelea-weights", "quelea-behaviours"},
+    "libp2p": {"quelea", "quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-record", "quelea-rendezvous", "quelea-shard", "quelea-weights", "quelea-behaviours"},
     "candle-core": {"quelea-engine"},
     "tokenizers": {"quelea-engine"},
     "redb": {"quelea"},

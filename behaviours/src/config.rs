@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use libp2p::PeerId;
+use quelea_rendezvous::Point;
 use quelea_wire::NetworkId;
 
 use crate::{peers::dialler::OUTBOUND, prefixes::PrefixLimits, store::StoreLimits, traffic::Traffic};
@@ -175,6 +176,12 @@ pub struct Config {
     pub upnp: bool,
     /// Whether it looks for peers on the local network.
     pub mdns: bool,
+    /// The rendezvous points it registers at and asks for others, at most [`quelea_rendezvous::MAX_POINTS`].
+    pub rendezvous: Vec<Point>,
+    /// Whether it is a rendezvous point for others.
+    pub rendezvous_server: bool,
+    /// Certificates (X.509, DER) to trust at web servers besides those that browsers do.
+    pub trust: Vec<Vec<u8>>,
     /// How it takes part in the DHT.
     pub kad_mode: KadMode,
     /// How many connections it chooses and keeps; see [`crate::peers::dialler::OUTBOUND`]. 0 for a node that only
@@ -195,7 +202,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The defaults for `network`: no relay for others, no UPnP, no mDNS.
+    /// The defaults for `network`: no relay for others, no UPnP, no mDNS, no rendezvous.
     #[must_use]
     pub fn new(network: NetworkId) -> Self {
         Self {
@@ -205,6 +212,9 @@ impl Config {
             relay: RelayServer::default(),
             upnp: false,
             mdns: false,
+            rendezvous: Vec::new(),
+            rendezvous_server: false,
+            trust: Vec::new(),
             kad_mode: KadMode::default(),
             outbound: OUTBOUND,
             provider_ttl: PROVIDER_TTL,

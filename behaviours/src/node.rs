@@ -57,6 +57,8 @@ pub struct Behaviour {
     pub dcutr: Toggle<dcutr::Behaviour>,
     /// Asks the router to open our ports, where the operator wants it.
     pub upnp: Toggle<upnp::tokio::Behaviour>,
+    /// Tells points where we are and asks them for others, or is one, where the operator wants it.
+    pub rendezvous: Toggle<quelea_rendezvous::Behaviour>,
     /// Finds peers on the local network, where the operator wants it.
     pub mdns: Toggle<mdns::tokio::Behaviour>,
 }

@@ -59,10 +59,10 @@ pub(crate) const MAX_WEBSOCKET_FRAME: usize = 1 << 20;
 pub(crate) type Muxed = Boxed<(PeerId, StreamMuxerBox)>;
 
 /// A swarm with TCP and WebSocket (Noise, Yamux), QUIC, names through DNS, circuits through relays, and the [`Behaviour`] of `config`.
-/// It listens nowhere yet. With a `registry`, libp2p counts bytes and gossip there.
+/// It dials WebSocket in TLS, too, as [masked](masking) nodes are reached. It listens nowhere yet. With a `registry`, libp2p counts bytes and gossip there.
 ///
 /// # Errors
-/// When the identity cannot encrypt, or mDNS is wanted and there is no network to listen on.
+/// When the identity cannot encrypt, a certificate to trust is none, or mDNS is wanted and there is no network to listen on.
 ///
 /// # Panics
 /// When called outside a Tokio runtime.
@@ -172,7 +172,12 @@ fn transport(
     };
     let direct = match masking {
         Some(masking) => masking::transport(masking, noise.clone(), muxer())?,
-        None => with_names(direct).boxed(),
+        None => {
+            // Masked nodes are dialled as they dial each other; everything else the others take.
+            let web = Masking { trust: config.trust.clone(), tunnels: None };
+            let web = masking::transport(web, noise.clone(), muxer())?;
+            web.or_transport(with_names(direct)).map(|either, _| either.into_inner()).boxed()
+        }
     };
     let relayed = relay
         .upgrade(upgrade::Version::V1Lazy)
@@ -268,6 +273,7 @@ fn behaviour(
         relay_server: nat::relay_server(local, config),
         dcutr: Toggle::from(Some(dcutr::Behaviour::new(local))),
         upnp: nat::upnp(config),
+        rendezvous: peers::rendezvous(keypair, config),
         mdns: nat::mdns(local, config)?,
     })
 }

@@ -7,6 +7,7 @@ mod masking;
 mod nat;
 mod peers;
 mod plan;
+mod rendezvous;
 mod sampling;
 mod store;
 mod swarm;
@@ -24,6 +25,7 @@ pub(crate) use self::{
     nat::{NatArgs, NetcheckArgs, PingArgs},
     peers::{BanArgs, BootstrapCommand, PeerSort, PeersCommand},
     plan::{ObjectiveArg, PlanArgs},
+    rendezvous::RendezvousArgs,
     sampling::SamplingArgs,
     store::StoreCommand,
     swarm::{BroadcastArgs, EventsArgs},
@@ -191,6 +193,8 @@ pub(crate) struct DaemonArgs {
     pub(crate) limit_local: bool,
     #[command(flatten)]
     pub(crate) masking: MaskingArgs,
+    #[command(flatten)]
+    pub(crate) rendezvous: RendezvousArgs,
     /// Find peers on the LAN (mDNS)
     #[arg(long)]
     pub(crate) mdns: bool,

@@ -7,6 +7,7 @@ use std::{
 
 use libp2p::Multiaddr;
 use quelea_behaviours::KadMode;
+use quelea_rendezvous::MAX_POINTS;
 use quelea_wire::ErrorCode;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -90,6 +91,12 @@ fn listen_for(kind: SignalKind) -> Result<tokio::signal::unix::Signal, CliError>
 
 fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
     let masking = super::masking::of_daemon(&args)?;
+    if args.rendezvous.rendezvous.len() > MAX_POINTS {
+        let message = format!("--rendezvous: at most {MAX_POINTS} points, not {}", args.rendezvous.rendezvous.len());
+        return Err(
+            CliError::new(ErrorCode::Usage, message).hint("two or three that are run by different people serve")
+        );
+    }
     let home = Home::new(global.data_dir.clone()).map_err(unusable)?;
     let keep = Keep::In {
         identity: args.identity.unwrap_or_else(|| home.identity_key()),
@@ -118,6 +125,9 @@ fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
         upnp: args.nat.upnp,
         limit_local: args.limit_local,
         mdns: args.mdns,
+        rendezvous: args.rendezvous.rendezvous,
+        rendezvous_server: args.rendezvous.rendezvous_server,
+        trust: args.masking.masking_ca,
         serve: args.model.map(|model| ServeSpec {
             model: quantised(&model, args.quantize),
             layers: args.layers,

@@ -25,6 +25,7 @@ pub(super) fn of_daemon(args: &DaemonArgs) -> Result<Option<MaskingSettings>, Cl
         listen: args.listen.clone(),
         external: args.nat.external.clone(),
         bootstrap: starts(&args.bootstrap),
+        rendezvous: starts(&args.rendezvous.rendezvous),
         upnp: args.nat.upnp,
         mdns: args.mdns,
         metrics: args.metrics_listen,

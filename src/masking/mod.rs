@@ -81,8 +81,7 @@ pub(crate) async fn prepare(
     stats: &Arc<NodeStats>,
 ) -> Result<Prepared, StartError> {
     let usage = |what| StartError::new(ErrorCode::Usage, what);
-    let trust = settings.ca.as_deref().map(certificates).transpose().map_err(usage)?.unwrap_or_default();
-    let trust = trust.iter().map(|cert| cert.to_vec()).collect();
+    let trust = trusted(settings.ca.as_deref())?;
     let (bind, tls) = match &settings.way {
         Way::DialOnly => {
             let masking = Masking { trust, tunnels: None };
@@ -108,6 +107,12 @@ pub(crate) async fn prepare(
     let front = Front::new(listener, tls, site, sender, stats.clone());
     let masking = Masking { trust, tunnels: Some(tunnels) };
     Ok(Prepared { masking, front: Some((front, bound)), public, certificates })
+}
+
+/// The certificates in a file that a node trusts at web servers.
+pub(crate) fn trusted(file: Option<&Path>) -> Result<Vec<Vec<u8>>, StartError> {
+    let read = file.map(certificates).transpose().map_err(|what| StartError::new(ErrorCode::Usage, what))?;
+    Ok(read.unwrap_or_default().iter().map(|cert| cert.to_vec()).collect())
 }
 
 /// The secret path, from the secret.

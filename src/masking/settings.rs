@@ -44,6 +44,7 @@ pub(crate) struct Asked {
     pub(crate) listen: Vec<Multiaddr>,
     pub(crate) external: Vec<Multiaddr>,
     pub(crate) bootstrap: Vec<Multiaddr>,
+    pub(crate) rendezvous: Vec<Multiaddr>,
     pub(crate) upnp: bool,
     pub(crate) mdns: bool,
     pub(crate) metrics: Option<SocketAddr>,
@@ -163,11 +164,13 @@ fn refuse_others(asked: &Asked) -> Result<(), String> {
             "--metrics-listen {addr} and --masking do not go together: a masked node has no other port open; use 127.0.0.1"
         ));
     }
-    if let Some(addr) = asked.bootstrap.iter().find(|addr| !is_masked(addr)) {
-        return Err(format!(
-            "--bootstrap {addr}: a masked node dials web servers only, at addresses like \
-             /dns4/www.example.org/tcp/443/tls/x-parity-ws/…"
-        ));
+    for (flag, addrs) in [("--bootstrap", &asked.bootstrap), ("--rendezvous", &asked.rendezvous)] {
+        if let Some(addr) = addrs.iter().find(|addr| !is_masked(addr)) {
+            return Err(format!(
+                "{flag} {addr}: a masked node dials web servers only, at addresses like \
+                 /dns4/www.example.org/tcp/443/tls/x-parity-ws/…"
+            ));
+        }
     }
     Ok(())
 }
@@ -251,6 +254,8 @@ mod tests {
         assert!(
             refused(Mode::DialOnly, Asked { bootstrap: clear.clone(), ..Asked::default() }).contains("--bootstrap")
         );
+        let point = Asked { rendezvous: clear.clone(), ..Asked::default() };
+        assert!(refused(Mode::DialOnly, point).contains("--rendezvous"));
         assert!(refused(Mode::Front, Asked { external: clear, ..asked() }).contains("--external"));
         assert!(refused(Mode::DialOnly, Asked { port: Some(1), ..Asked::default() }).contains("--port"));
     }

@@ -24,6 +24,7 @@ use tokio::{
 pub use self::builder::{NodeBuilder, StartError};
 use self::settings::{Bind, Keep, Settings};
 use crate::{
+    address::PeerAddress,
     api,
     home::HomeLock,
     identity,
@@ -118,6 +119,10 @@ impl Node {
         config.upnp = settings.upnp;
         config.limits.prefixes.exempt_local = !settings.limit_local;
         config.mdns = settings.mdns;
+        let point = |of: &PeerAddress| quelea_rendezvous::Point { peer: of.peer, addr: of.addr.clone() };
+        config.rendezvous = settings.rendezvous.iter().map(point).collect();
+        config.rendezvous_server = settings.rendezvous_server;
+        config.trust = masking::trusted(settings.trust.as_deref())?;
         config.kad_mode = settings.kad_mode;
         if settings.listen.is_empty() && matches!(settings.keep, Keep::Nothing) {
             // A passing peer asks and goes; it needs nobody but those it asks.

@@ -69,6 +69,12 @@ pub(crate) struct Settings {
     /// Whether loopback and private addresses have a share of connections like others.
     pub(crate) limit_local: bool,
     pub(crate) mdns: bool,
+    /// Rendezvous points to register at and to ask for others.
+    pub(crate) rendezvous: Vec<PeerAddress>,
+    /// Whether it is a rendezvous point for others.
+    pub(crate) rendezvous_server: bool,
+    /// A file of certificates to trust at web servers besides those that browsers do.
+    pub(crate) trust: Option<PathBuf>,
     pub(crate) serve: Option<ServeSpec>,
     /// On what stages compute, and how.
     pub(crate) compute: StageOptions,
@@ -94,6 +100,9 @@ impl Settings {
             upnp: false,
             limit_local: false,
             mdns: false,
+            rendezvous: Vec::new(),
+            rendezvous_server: false,
+            trust: None,
             serve: None,
             compute: StageOptions::default(),
             metrics: None,

@@ -59,6 +59,7 @@ fn source_to_u8(source: Source) -> u8 {
         Source::Dht => 3,
         Source::Inbound => 4,
         Source::Exchange => 5,
+        Source::Rendezvous => 6,
         _ => 0,
     }
 }
@@ -70,6 +71,7 @@ pub(super) fn source_from_u8(n: u8) -> Source {
         3 => Source::Dht,
         4 => Source::Inbound,
         5 => Source::Exchange,
+        6 => Source::Rendezvous,
         _ => Source::Other,
     }
 }

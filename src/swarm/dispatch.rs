@@ -84,6 +84,7 @@ fn behaviour(driver: &mut Driver, event: BehaviourEvent) {
         BehaviourEvent::Dcutr(event) => on::nat::dcutr(driver, &event),
         BehaviourEvent::RelayServer(event) => on::nat::relay_server(driver, &event),
         BehaviourEvent::RelayClient(event) => on::nat::relay_client(driver, &event),
+        BehaviourEvent::Rendezvous(event) => on::rendezvous::event(driver, event),
         BehaviourEvent::Mdns(event) => on::mdns::event(driver, event),
         _ => {}
     }

@@ -171,6 +171,7 @@ impl Driver {
         super::on::nat::tick(self, now);
         super::on::record::tick(self, now);
         super::on::connection::tick(self);
+        super::on::rendezvous::tick(self);
         on::gossip::tick(self, now);
     }
 

@@ -194,6 +194,8 @@ pub struct NodeStats {
     pub shard_sessions: Gauge,
     /// Bytes of what open sessions have handed on.
     pub log_bytes: Gauge,
+    /// Registrations that this node holds as a rendezvous point.
+    pub rendezvous_registrations: Gauge,
     /// Records in the DHT's store, values and provider records.
     pub dht_records: Gauge,
 }

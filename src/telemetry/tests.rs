@@ -151,6 +151,7 @@ fn the_scrape_holds_the_catalogue_and_no_more_labels() {
         ("quelea_ready", "gauge"),
         ("quelea_peers_connected", "gauge"),
         ("quelea_peers_known", "gauge"),
+        ("quelea_rendezvous_registrations", "gauge"),
         ("quelea_lines_closed_total", "counter"),
         ("quelea_relay_reservations", "gauge"),
         ("quelea_hole_punch_attempts_total", "counter"),

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Not here: what needs a hostile QUIC or TLS stack (GHSA-5hq8-qhww-jm7q, quinn, rustls) or DNS server (hickory): those
-//! have version floors alone. Rendezvous is not part of the node.
+//! have version floors alone. Those about rendezvous are played in
+//! `protocols/rendezvous/tests/it/swarms.rs`.
 
 mod messages;
 pub mod raw;

@@ -174,6 +174,26 @@ async fn masked_nodes_answer_together_and_the_wire_shows_tls_only() {
     assert!(carried > 10_000, "an inference went over it: {carried} bytes");
 }
 
+/// By the address and by the name in it: names are looked up beneath TLS, which has to see them.
+#[tokio::test]
+async fn a_node_that_is_not_masked_reaches_one_that_is() {
+    let certs = Certificates::new();
+    let masked = certs.front().start().await;
+    let by_name = masked.addr().replace("/ip4/127.0.0.1/", "/dns4/localhost/");
+    assert_ne!(by_name, masked.addr());
+    let ca = certs.file("ca.pem");
+    for addr in [masked.addr(), &by_name] {
+        let plain = Launch::new().args(&["--masking-ca", &ca, "--bootstrap", addr]).start().await;
+        plain.until_connected_to(masked.peer()).await;
+        for connection in plain.connections().await {
+            assert!(connection.contains("/tls/"), "{connection}");
+        }
+    }
+    // Who does not trust the authority is not taken in.
+    let stranger = Launch::new().start().await;
+    assert_ne!(stranger.command(&["peers", "connect", masked.addr()]).await.code, Some(0));
+}
+
 #[tokio::test]
 async fn a_restart_keeps_the_path() {
     let (certs, home) = (Certificates::new(), tempdir());

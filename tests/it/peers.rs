@@ -151,3 +151,25 @@ async fn what_is_heard_of_outlives_whoever_told() {
     assert!(info["record"]["seq"].as_u64().is_some(), "{info}");
     second.until_connected_to(first.peer()).await;
 }
+
+/// Three daemons of which two know a rendezvous point and nobody else.
+#[tokio::test]
+async fn nodes_that_share_a_rendezvous_point_find_each_other() {
+    let point = Launch::new().args(&["--rendezvous-server"]).start().await;
+    let at = ["--rendezvous", point.addr()];
+    let nodes = [Launch::new().args(&at).start().await, Launch::new().args(&at).start().await];
+    nodes[0].until_connected_to(nodes[1].peer()).await;
+    nodes[1].until_connected_to(nodes[0].peer()).await;
+    let held = async || (point.metric("quelea_rendezvous_registrations", "").await >= 2.0).then_some(());
+    until("both to be registered", held).await;
+    for node in &nodes {
+        assert!(node.metric("quelea_rpc_requests_total", "protocol=\"rendezvous\"").await >= 1.0);
+    }
+}
+
+#[tokio::test]
+async fn more_points_than_a_node_goes_to_are_refused() {
+    let point = "/ip4/203.0.113.7/tcp/8468/p2p/12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA";
+    let ended = Launch::new().args(&["--rendezvous", &[point; 9].join(",")]).fails().await.expect(2);
+    assert!(ended.stderr.contains("at most 8 points"), "{}", ended.stderr);
+}

@@ -34,17 +34,24 @@ pub enum Source {
     Bootstrap,
     /// It answered on the local network.
     Mdns,
-    /// Kademlia told of it.
+    /// A lookup in Kademlia led to it.
     Dht,
     /// It connected to us.
     Inbound,
     /// Another peer told of it.
     Exchange,
+    /// A rendezvous point told of it.
+    Rendezvous,
     /// Anything else, or written by a later version.
     Other,
 }
 
 impl Source {
+    /// Whether another peer told of it, who may lie.
+    fn is_hearsay(self) -> bool {
+        matches!(self, Self::Exchange | Self::Rendezvous)
+    }
+
     /// For people and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -54,6 +61,7 @@ impl Source {
             Self::Dht => "dht",
             Self::Inbound => "inbound",
             Self::Exchange => "exchange",
+            Self::Rendezvous => "rendezvous",
             Self::Other => "other",
         }
     }
@@ -193,14 +201,14 @@ impl Book {
             });
             return false;
         }
-        if claimed.is_empty() && told.source == Source::Exchange {
+        if claimed.is_empty() && told.source.is_hearsay() {
             return false;
         }
         let known = Known {
             group: group_of(&claimed),
             addrs: claimed,
             source: told.source,
-            teller: told.teller.filter(|_| told.source == Source::Exchange),
+            teller: told.teller.filter(|_| told.source.is_hearsay()),
             first_seen_ms: now.unix_ms,
             last_seen_ms: None,
             conduct: 0,

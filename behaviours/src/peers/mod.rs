@@ -20,6 +20,7 @@ pub mod policy;
 pub mod trim;
 pub mod uses;
 
+use libp2p::{identity::Keypair, swarm::behaviour::toggle::Toggle};
 use quelea_exchange::Reach;
 
 pub use self::{
@@ -34,4 +35,20 @@ use crate::{Config, scope};
 pub(crate) fn exchange_config(config: &Config) -> quelea_exchange::Config {
     let reach = Reach { may_tell: scope::may_tell, may_name: scope::may_record };
     quelea_exchange::Config { network: config.network, agent: config.agent.clone(), reach, seed: rand::random() }
+}
+
+/// Both sides of rendezvous, as far as the operator wants them; addresses go, and are believed, as in the exchange.
+pub(crate) fn rendezvous(keypair: &Keypair, config: &Config) -> Toggle<quelea_rendezvous::Behaviour> {
+    let wanted = config.rendezvous_server || !config.rendezvous.is_empty();
+    Toggle::from(wanted.then(|| {
+        let reach = quelea_rendezvous::Reach { may_tell: scope::may_tell, may_name: scope::may_record };
+        let config = quelea_rendezvous::Config {
+            network: config.network,
+            points: config.rendezvous.clone(),
+            server: config.rendezvous_server,
+            reach,
+            seed: rand::random(),
+        };
+        quelea_rendezvous::Behaviour::new(keypair.clone(), config)
+    }))
 }

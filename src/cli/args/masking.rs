@@ -16,8 +16,8 @@ pub(crate) struct MaskingArgs {
     /// The certificate's private key (PEM)
     #[arg(long, value_name = "FILE", requires = "masking")]
     pub(crate) masking_key: Option<PathBuf>,
-    /// Trust these certificates (PEM) as well as those that browsers do, for private swarms
-    #[arg(long, value_name = "FILE", requires = "masking")]
+    /// Trust these certificates (PEM) as well as those that browsers do, for private swarms; also to dial masked nodes unmasked
+    #[arg(long, value_name = "FILE")]
     pub(crate) masking_ca: Option<PathBuf>,
     /// What the front shows to visitors (HTML) [default: what a fresh web server shows]
     #[arg(long, value_name = "FILE", requires = "masking")]

@@ -15,5 +15,6 @@ pub(super) mod peers;
 pub(super) mod ping;
 pub(super) mod probe;
 pub(super) mod record;
+pub(super) mod rendezvous;
 pub(super) mod shard;
 pub(super) mod weights;
