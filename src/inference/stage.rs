@@ -309,13 +309,13 @@ impl StageTable {
                 [Some(Event::Failed { code: engine_code(&error), about: None, detail: error.to_string() }), None]
             }
         };
-        if let Some(held) = &entry.held {
+        if let Some(held) = &mut entry.held {
             let forgot = Event::Forgot { log_from: held.log.from() };
             if entry.machine.survives() {
                 // Has no answer.
                 let _ = entry.machine.on(Instant::now(), forgot);
             }
-            if held.out.is_behind(held.log.end()) {
+            if held.out.goes_on(held.log.end()) {
                 failover::replay(plane, runtime, key, entry.machine.open().epoch);
             }
         }

@@ -5,6 +5,7 @@
 //! | `swarm` | is a split model's answer the unsplit model's, whatever the spans and transports |
 //! | `prefix` | do prompts that begin alike cost only their new rows |
 //! | `failover` | does an answer go on, with the same tokens, when another worker can take over |
+//! | `losses` | does it also when the loss comes while a prompt or what was lost is being computed, or tokens are guessed |
 //! | `failure` | does a request end in time, and named, when a worker or its caller goes away |
 //! | `lifecycle` | do daemons start, stop and come back as documented |
 //! | `bad_input` | is every mistake answered by a clear error and a documented exit code |
@@ -37,6 +38,7 @@ mod harness;
 mod hostile;
 mod interop;
 mod lifecycle;
+mod losses;
 mod masking;
 mod measure;
 mod peers;

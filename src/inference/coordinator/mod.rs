@@ -8,6 +8,7 @@
 
 mod opening;
 mod recover;
+mod replay;
 mod wait;
 
 use std::{

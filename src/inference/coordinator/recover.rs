@@ -2,7 +2,7 @@
 //!
 //! The epoch is raised. Who is left of the chain gets other neighbours and keeps its rows; who comes new is opened with
 //! none. When all have said how many rows they have, each is told where the next one stands, and hands on from there what
-//! it kept. What is not kept is computed again, by as few stages as possible: they are trimmed back, and get their rows
+//! it kept ([`replay`](super::replay)). What is not kept is computed again, by as few stages as possible: they are trimmed back, and get their rows
 //! from the one before, at worst from here, where the tokens are.
 
 use std::{
@@ -12,15 +12,13 @@ use std::{
 
 use libp2p::PeerId;
 use quelea_shard::{
-    frame::{Cancel, Frame, MAX_BATCH_ROWS, Prefix, Reroute, Resume, StreamKind, Trim},
+    frame::{Cancel, Frame, Prefix, Reroute, StreamKind, Trim},
     reassembly::Expect,
 };
 use quelea_wire::{ErrorCode, SpanRange};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::{
-    CHUNKS, ChainSession, How, OPEN_TIMEOUT, Stage, route_hop, unreachable_hop, wait::PROBE_TIMEOUT, wait::Trouble,
-};
+use super::{ChainSession, OPEN_TIMEOUT, Stage, route_hop, unreachable_hop, wait::PROBE_TIMEOUT, wait::Trouble};
 use crate::inference::{
     discover::{self, Found},
     links::FromStage,
@@ -28,17 +26,17 @@ use crate::inference::{
     types::{InferError, Recovery},
 };
 
-/// How long a session may be without one of its stages, all attempts together.
-const RECOVERY: Duration = Duration::from_secs(30);
+/// How long a session may be without one of its stages, all attempts together, while no rows are handed on again.
+pub(super) const RECOVERY: Duration = Duration::from_secs(30);
 
 /// Of the time that a step may take, the part for which others are looked for at most: half.
 const LOOK_SHARE: u32 = 2;
 
 /// Where a stage stands: the position of its next row, and the first row that it can hand on again.
 #[derive(Debug, Clone, Copy)]
-struct Stand {
-    pos: u32,
-    log_from: u32,
+pub(super) struct Stand {
+    pub(super) pos: u32,
+    pub(super) log_from: u32,
 }
 
 impl ChainSession {
@@ -49,14 +47,14 @@ impl ChainSession {
             other => return Err(other.into()),
         };
         let started = Instant::now();
-        let deadline = started + RECOVERY;
+        let mut deadline = started + RECOVERY;
         let (mut lost, mut taken_over_by) = (Vec::new(), Vec::new());
         tracing::warn!(session = %self.id, "a stage is lost: {first}");
         let went_on = loop {
             self.dead.insert(peer);
             lost.push(peer);
             // Boxed: this is rare, and what waits for a token is small without it.
-            match Box::pin(self.go_on(deadline, &mut taken_over_by)).await {
+            match Box::pin(self.go_on(&mut deadline, &mut taken_over_by)).await {
                 Ok(computes_from) => {
                     taken_over_by.retain(|hop: &Hop| !self.dead.contains(&hop.peer));
                     taken_over_by.sort_by_key(|hop| hop.span.start());
@@ -86,12 +84,12 @@ impl ChainSession {
     }
 
     /// One attempt: from where on each stage computes. Who comes in is added to `new`.
-    async fn go_on(&mut self, deadline: Instant, new: &mut Vec<Hop>) -> Result<Vec<u32>, Trouble> {
+    async fn go_on(&mut self, deadline: &mut Instant, new: &mut Vec<Hop>) -> Result<Vec<u32>, Trouble> {
         new.extend(self.replace().await?);
         self.connect_again(self.results.plane.handle.local()).await?;
-        let mut stands = self.standing(deadline.min(Instant::now() + OPEN_TIMEOUT)).await?;
+        let mut stands = self.standing((*deadline).min(Instant::now() + OPEN_TIMEOUT)).await?;
         self.trim_back(&mut stands).await?;
-        self.resume(&stands)?;
+        self.replay(&stands, deadline).await?;
         Ok(stands.iter().map(|stand| stand.pos).collect())
     }
 
@@ -277,7 +275,7 @@ impl ChainSession {
     }
 
     /// What is still to come back begins here.
-    fn wanted_from(&self) -> u32 {
+    pub(super) fn wanted_from(&self) -> u32 {
         let first = self.expected.front().map(|e| e.pos.saturating_add(rows_of(&e.data, self.spec.width)));
         first.unwrap_or(self.sent)
     }
@@ -312,25 +310,6 @@ impl ChainSession {
                 Ok(None) => return Err(InferError::new(ErrorCode::Internal, "the session's events have ended").into()),
                 Err(_) => return Err(self.lost(peer, ErrorCode::HopSilent, "does not go back to the rows it has")),
             }
-        }
-        Ok(())
-    }
-
-    /// Tells every stage where the next one stands, and gives the first what it lacks.
-    fn resume(&mut self, stands: &[Stand]) -> Result<(), Trouble> {
-        let mut from = self.wanted_from();
-        for (stage, stand) in self.stages.iter().zip(stands).rev() {
-            let (session, epoch, roots_from) = (self.id, self.epoch, self.kept_rows);
-            let resume = Resume { session, epoch, from, until: u32::MAX, roots_from };
-            let peer = stage.hop.peer;
-            stage.control.sender.send(resume).map_err(|e| self.lost(peer, ErrorCode::HopLost, &e.to_string()))?;
-            from = stand.pos;
-        }
-        let deadline = Instant::now() + self.spec.step_timeout.saturating_mul(CHUNKS + 1);
-        while from < self.sent {
-            let until = self.sent.min(from.saturating_add(u32::from(MAX_BATCH_ROWS)));
-            self.give(from, until, How { kind: StreamKind::Bulk, last_row_only: false, rewind: false, deadline })?;
-            from = until;
         }
         Ok(())
     }

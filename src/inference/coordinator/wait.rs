@@ -183,7 +183,7 @@ impl ChainSession {
 
     /// No result came in time. Whom to name: the first stage that does not answer; else the first that holds rows back;
     /// else the first that rows did not reach.
-    fn blame(&self, states: &HashMap<PeerId, State>, limit: Duration) -> Trouble {
+    pub(super) fn blame(&self, states: &HashMap<PeerId, State>, limit: Duration) -> Trouble {
         let waited = format!("within {:.1} s", limit.as_secs_f64());
         let mut given = self.sent;
         let mut held_back = None;
@@ -204,7 +204,7 @@ impl ChainSession {
         self.lost(peer, ErrorCode::DeadlineExceeded, &what)
     }
 
-    fn link_ended(&self, end: &LinkEnd) -> Trouble {
+    pub(super) fn link_ended(&self, end: &LinkEnd) -> Trouble {
         self.first_hop_lost(end.code().unwrap_or(ErrorCode::HopLost), &end.to_string())
     }
 

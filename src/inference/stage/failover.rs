@@ -66,9 +66,13 @@ impl Out {
         self.state = Handing::Held;
     }
 
-    /// Whether a task has to be started that hands on what is kept up to `end`.
-    pub(super) fn is_behind(&self, end: u32) -> bool {
-        self.state == Handing::Paused && self.next_pos < self.until.min(end)
+    /// Whether a task has to be started, now that rows up to `end` are kept: it hands on as many of them as may be.
+    pub(super) fn goes_on(&mut self, end: u32) -> bool {
+        let starts = self.state == Handing::Paused && self.next_pos < self.until.min(end);
+        if starts {
+            self.state = Handing::Replaying;
+        }
+        starts
     }
 
     fn resume(&mut self, from: u32, until: u32) -> bool {
@@ -184,6 +188,12 @@ fn next_kept(plane: &Plane, key: (PeerId, SessionId), epoch: u32) -> Option<(Dat
     if out.state != Handing::Replaying {
         return None;
     }
+    if out.next_pos < log.from() && out.next_pos < out.until {
+        let detail = format!("rows from {} are not kept any more", out.next_pos);
+        let step = machine.on(Instant::now(), Event::Failed { code: ErrorCode::BadPosition, about: None, detail });
+        tables.done(key, step);
+        return None;
+    }
     let data = log.read(out.next_pos, out.until, batch_rows(log));
     let rows = u16::try_from(data.len() / log.width()).unwrap_or(u16::MAX);
     if rows == 0 {
@@ -211,4 +221,24 @@ fn next_kept(plane: &Plane, key: (PeerId, SessionId), epoch: u32) -> Option<(Dat
 fn batch_rows(log: &Log) -> usize {
     let by_bytes = usize::try_from(MAX_BATCH_BYTES).unwrap_or(usize::MAX) / size_of::<f32>() / log.width();
     by_bytes.clamp(1, usize::from(MAX_BATCH_ROWS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_computed_after_a_pause_is_handed_on() {
+        let mut out = Out::opened(2);
+        assert_eq!(out.begins(0), None, "nothing before it is told");
+        assert!(out.resume(0, 256));
+        // Nothing is kept yet: the task ends.
+        out.state = Handing::Paused;
+        assert!(out.goes_on(128), "there is something now");
+        assert!(!out.goes_on(256) && !out.resume(256, 512), "that task is at it");
+        out.next_pos = 256;
+        out.state = Handing::Paused;
+        assert!(!out.goes_on(256), "all that there is was handed on");
+        assert!(out.resume(512, u32::MAX) && out.state == Handing::Replaying && out.next_pos == 256);
+    }
 }

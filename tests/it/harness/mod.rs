@@ -1,6 +1,7 @@
 //! Processes under test: commands with a deadline, and daemons that are killed when dropped.
 
 mod daemon;
+mod model;
 mod process;
 
 use std::{path::PathBuf, time::Duration};
@@ -9,6 +10,7 @@ use serde_json::Value;
 
 pub use self::{
     daemon::{Daemon, Launch, Swarm, draining, streaming, swarm},
+    model::{digits, long_model},
     process::{Ended, Process, quelea},
 };
 
