@@ -7,6 +7,7 @@
 //! | `quelea.sock`  | the daemon's unix socket, for companion commands                      |
 //! | `api.token`    | the token for loopback HTTP, mode 0600                                |
 //! | `daemon.json`  | where the running daemon listens, for companion commands              |
+//! | `models/`      | models that were pulled or imported (see `weights`)                   |
 //! | `daemon.lock`  | held by the running daemon; says which process, since when, as what   |
 
 use std::{
@@ -191,6 +192,11 @@ impl Home {
     /// The token for loopback HTTP.
     pub fn api_token(&self) -> PathBuf {
         self.dir.join("api.token")
+    }
+
+    /// The folder of models that were pulled or imported.
+    pub fn models(&self) -> PathBuf {
+        self.dir.join("models")
     }
 
     /// The secret from which the path of masked connections comes.

@@ -8,6 +8,11 @@ pub(crate) fn local() -> ClientBuilder {
     builder().tls_certs_only([]).no_proxy()
 }
 
+/// A client for the web: the system's certificates, and its proxy if the environment names one.
+pub(crate) fn web() -> ClientBuilder {
+    builder().user_agent(concat!("quelea/", env!("CARGO_PKG_VERSION")))
+}
+
 #[expect(clippy::disallowed_methods, reason = "the one place where clients are made")]
 fn builder() -> ClientBuilder {
     // Fails when it is installed already, which is as good.

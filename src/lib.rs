@@ -13,6 +13,8 @@
 //! | `events` | what happened, for those who follow it |
 //! | `api`, `cli` | the ways in |
 //! | `netcheck` | how this node can be reached, in words |
+//! | `hub` | model files from the web |
+//! | `weights` | models on disk, given to peers and fetched from them |
 //! | `masking` | the web front behind which a masked node stands |
 //! | `bench` | what `quelea bench` measures |
 //! | `demo` | the embedded model and three nodes in one process |
@@ -27,6 +29,7 @@ mod demo;
 mod events;
 mod home;
 mod http;
+mod hub;
 mod identity;
 mod inference;
 mod masking;
@@ -36,6 +39,7 @@ mod storage;
 mod swarm;
 mod telemetry;
 mod text;
+mod weights;
 
 pub use inference::{
     FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, Objective, PlanHop, PlanLeftOut,

@@ -18,14 +18,15 @@ use crate::{
 /// What stands first in the canonical form, so that its hash can be nothing else's.
 const DOMAIN: &str = "quelea.manifest";
 /// Version of the canonical form.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
-/// Some tensors that belong together.
+/// Some tensors that belong together, or the tokenizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Part {
-    /// BLAKE3 of the canonical CBOR array of `[name, ggml type, shape, BLAKE3 of the data]` of each tensor, by name.
+    /// BLAKE3 of the canonical CBOR array of `[name, ggml type, shape, BLAKE3 of the data]` of each tensor, by name; the
+    /// tokenizer's is that of its bytes.
     pub root: [u8; 32],
-    /// Bytes of the tensors' data.
+    /// Bytes of the data.
     pub bytes: u64,
 }
 
@@ -46,11 +47,12 @@ pub struct Manifest {
     pub context_length: usize,
     /// The other hyper-parameters.
     pub hparams: Hparams,
-    /// BLAKE3 over all `tokenizer.*` metadata, by key. A folder and the GGUF file made of it differ here, so that they are
+    /// BLAKE3 and length of all `tokenizer.*` metadata, by key ([`crate::outline::tokenizer_blob`]): with both, chunks of it that
+    /// somebody sends can be checked one by one. A folder and the GGUF file made of it differ here, so that they are
     /// two models with the same parts: a `tokenizer.json` cuts words by its own expressions and normalises text where
     /// the file names a family's way, and the two give some texts other ids. Peers that hold different ones must not
     /// share a chain or a prefix.
-    pub tokenizer: [u8; 32],
+    pub tokenizer: Part,
     /// The quantisation's name, such as `Q4_K_M`.
     pub quantisation: String,
     /// `token_embd.weight`.
@@ -100,7 +102,7 @@ impl Manifest {
             hidden: hparams.hidden,
             vocab: hparams.vocab,
             context_length: hparams.context_length,
-            tokenizer: *outline.tokenizer().hash(),
+            tokenizer: Part { root: *outline.tokenizer().hash(), bytes: outline.tokenizer().bytes() },
             quantisation: quantisation(gguf, outline.tensors()),
             embedding: part(Place::Embedding),
             layers: (0..hparams.n_layers).map(|i| part(Place::Layer(i))).collect(),
@@ -143,8 +145,7 @@ impl<C> Encode<C> for Manifest {
         if !plain {
             e.encode(&h.variant)?;
         }
-        e.bytes(&self.tokenizer)?.str(&self.quantisation)?;
-        e.encode(self.embedding)?;
+        e.encode(self.tokenizer)?.str(&self.quantisation)?.encode(self.embedding)?;
         e.array(self.layers.len() as u64)?;
         for layer in &self.layers {
             e.encode(layer)?;

@@ -12,6 +12,7 @@
 //! | `POST /api/v1/plan` | what a request would be answered by, and why |
 //! | `/api/v1/dht/*` | see `dht` |
 //! | `POST /api/v1/store/backup` | see `store` |
+//! | `/api/v1/models*` | see `models` |
 //! | `/api/v1/peers*`, `/api/v1/bootstrap*` | see `peers` |
 //! | `POST /api/v1/ping` | a stream of replies, one JSON object a line |
 //! | `GET /api/v1/netcheck` | how this node can be reached |
@@ -24,10 +25,11 @@ mod bans;
 mod broadcast;
 mod dht;
 mod events;
+pub(crate) mod models;
 mod nat;
 mod peers;
 mod plan;
-mod shape;
+pub(crate) mod shape;
 mod stats;
 pub(crate) mod store;
 
@@ -89,6 +91,7 @@ fn router(state: ApiState) -> Router {
         .route("/api/v1/infer", post(infer))
         .route("/api/v1/plan", post(plan::plan))
         .merge(dht::routes())
+        .merge(models::routes())
         .merge(bans::routes())
         .merge(peers::routes())
         .route("/api/v1/ping", post(nat::ping))

@@ -4,7 +4,7 @@ use quelea_wire::time::unix_ms;
 use serde_json::{Value, json};
 
 /// A list as the API gives it, made now.
-pub(super) fn list(schema: &str, items: Vec<Value>) -> Value {
+pub(crate) fn list(schema: &str, items: Vec<Value>) -> Value {
     json!({ "schema": schema, "generated_at": rfc3339(unix_ms()), "items": items })
 }
 

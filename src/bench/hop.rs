@@ -155,6 +155,8 @@ impl End {
             keypair,
             db: None,
             inbound,
+            // Nobody asks for weights here.
+            weights: crate::weights::shelf::desk().0,
             telemetry,
             bans: Vec::new(),
             kad_mode: KadMode::Client,

@@ -11,6 +11,7 @@ mod rendezvous;
 mod sampling;
 mod store;
 mod swarm;
+mod weights;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -29,6 +30,7 @@ pub(crate) use self::{
     sampling::SamplingArgs,
     store::StoreCommand,
     swarm::{BroadcastArgs, EventsArgs},
+    weights::{PullArgs, WeightsArgs},
 };
 use crate::{
     address::{PeerAddress, parse_multiaddr, parse_peer_address},
@@ -126,7 +128,7 @@ pub(crate) enum Command {
     /// Copies of what the node keeps on disk
     #[command(subcommand)]
     Store(StoreCommand),
-    /// Look into model files
+    /// Fetch, keep and look into models
     #[command(subcommand)]
     Model(ModelCommand),
     /// Measure this machine
@@ -172,8 +174,9 @@ pub(crate) struct DaemonArgs {
     /// Where the control API is served besides the unix socket [default: 127.0.0.1:8469, or a free port]
     #[arg(long, value_name = "ADDR")]
     pub(crate) api_listen: Option<SocketAddr>,
-    /// Serve layers of this model: a GGUF file, a folder of safetensors, or 'demo' for the embedded one
-    #[arg(long, value_name = "FILE|demo")]
+    /// Serve layers of this model: a GGUF file, a folder of safetensors, 'demo' for the embedded one, or a model id, of
+    /// which the missing layers are pulled from peers
+    #[arg(long, value_name = "FILE|ID|demo")]
     pub(crate) model: Option<String>,
     /// Quantise the weights while the model opens, like q8_0 or q4_k_m (a folder of safetensors, or a GGUF of floats)
     #[arg(long, value_name = "MIX", requires = "model", value_parser = super::make::parse_mix)]
@@ -186,6 +189,8 @@ pub(crate) struct DaemonArgs {
     pub(crate) memory: Option<u64>,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
+    #[command(flatten)]
+    pub(crate) weights: WeightsArgs,
     #[command(flatten)]
     pub(crate) nat: NatArgs,
     /// Count loopback and private addresses in the limits per address, too (not behind a proxy: all would be one)
@@ -351,6 +356,29 @@ pub(crate) enum ModelCommand {
     /// Write a GGUF of a real model's shape with random weights, for measuring speed
     #[command(after_help = SYNTH_EXAMPLES)]
     Synth(super::make::SynthArgs),
+    /// Fetch a model: by id from peers (or some of its layers), from Hugging Face, a URL, or a file
+    Pull(PullArgs),
+    /// The models on this machine's disk, whole or in part
+    #[command(after_help = "Examples:\n  quelea model list\n  quelea model list --json")]
+    List,
+    /// Remove a model from the disk
+    #[command(after_help = "Examples:\n  quelea model rm 3f2a…\n  quelea model rm 3f2a… --json")]
+    Rm {
+        /// Its id, or the first digits of it
+        id: String,
+    },
+    /// Copy a GGUF file into the store of models
+    #[command(after_help = "Examples:\n  quelea model import model.gguf\n  quelea model import model.gguf --json")]
+    Import {
+        /// A GGUF file
+        path: PathBuf,
+        /// Disk that all models may take, like 200G
+        #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+        models_quota: Option<u64>,
+    },
+    /// What the daemon has loaded: layers, sessions, memory
+    #[command(after_help = "Examples:\n  quelea model ps\n  quelea model ps --json")]
+    Ps,
     /// Write a model of floats as a GGUF of smaller types
     #[command(after_help = QUANTIZE_EXAMPLES)]
     Quantize(super::make::QuantizeArgs),
@@ -373,7 +401,7 @@ fn parse_layers(text: &str) -> Result<LayerChoice, String> {
     }
 }
 
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let factor: u64 = match text[digits.len()..].to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
         "" => 1,

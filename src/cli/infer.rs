@@ -14,6 +14,7 @@ use super::{
     output::{data, data_line, note, printable},
 };
 use crate::{
+    home::Home,
     inference::{
         FinishReason, InferError, InferEvent, InferRequest, LikelyToken, PromptForm, Route, RouteHop, Speculate,
         Speculation, Summary, TokenLogprobs, models::quantised,
@@ -28,7 +29,7 @@ pub(super) async fn run(global: &Global, args: InferArgs) -> Result<ExitCode, Cl
     let request = request(&args)?;
     let show = Show { as_json: global.json };
     if !args.bootstrap.is_empty() || (args.route == RouteArg::Local && global.api.is_none()) {
-        return Box::pin(as_passing_peer(args, request, show)).await;
+        return Box::pin(as_passing_peer(global, args, request, show)).await;
     }
     let daemon = Daemon::find(global)?;
     through_daemon(&daemon, &request, show).await.map_err(|error| match error.code {
@@ -92,9 +93,16 @@ pub(super) fn absolute(model: &str) -> String {
     }
 }
 
-async fn as_passing_peer(args: InferArgs, request: InferRequest, show: Show) -> Result<ExitCode, CliError> {
+async fn as_passing_peer(
+    global: &Global,
+    args: InferArgs,
+    request: InferRequest,
+    show: Show,
+) -> Result<ExitCode, CliError> {
     let mut settings = Settings::passing(&args.network, args.bootstrap.clone());
     settings.compute = args.compute.options();
+    // Where what a model known by its id needs here is kept; made when there is something to keep.
+    settings.models = Home::locate(global.data_dir.clone()).ok().map(|home| home.models());
     settings.masking = super::masking::of_passing(&args.masked, &args.bootstrap)?;
     let node = Node::start(settings).await?;
     let reached =
@@ -153,7 +161,7 @@ async fn through_daemon(daemon: &Daemon, request: &InferRequest, show: Show) -> 
     show.until_interrupted(next).await
 }
 
-async fn interrupted() {
+pub(super) async fn interrupted() {
     // Without a handler for the signal the process just ends, which cancels as well.
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;

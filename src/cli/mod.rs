@@ -22,6 +22,7 @@ mod plan;
 mod stats;
 mod status;
 mod store;
+mod weights;
 
 use std::process::ExitCode;
 

@@ -14,6 +14,7 @@ use super::{
     exit::CliError,
     make,
     output::{data_line, printable},
+    weights,
 };
 use crate::inference::models::{open_gguf, unusable};
 
@@ -22,6 +23,11 @@ pub(super) async fn run(global: &Global, command: ModelCommand) -> Result<ExitCo
         ModelCommand::Show { file } => show(global, &file),
         ModelCommand::Tokenize { file, text, special } => tokenize(global, &file, &text, special),
         ModelCommand::Logits(args) => logits(global, &args),
+        ModelCommand::Pull(args) => Box::pin(weights::pull(global, args)).await,
+        ModelCommand::List => weights::list(global).await,
+        ModelCommand::Rm { id } => weights::rm(global, &id).await,
+        ModelCommand::Import { path, models_quota } => weights::import(global, path, models_quota).await,
+        ModelCommand::Ps => weights::ps(global).await,
         ModelCommand::Synth(args) => make::synth(global, args).await,
         ModelCommand::Quantize(args) => make::quantize(global, args).await,
     }
@@ -29,10 +35,16 @@ pub(super) async fn run(global: &Global, command: ModelCommand) -> Result<ExitCo
 }
 
 fn show(global: &Global, file: &str) -> Result<(), CliError> {
-    let gguf = open_gguf(file)?;
-    // What is shown should be what can be run; looking at shapes is cheap beside hashing.
-    Stage::check_file(&gguf).map_err(|e| unusable(file, &e))?;
-    let manifest = Manifest::from_gguf(&gguf).map_err(|e| unusable(file, &e))?;
+    let manifest = match weights::kept(global, file)? {
+        // Of a model of the store the hashes are known, whatever is there of it.
+        Some(kept) => Manifest::clone(&kept.manifest),
+        None => {
+            let gguf = open_gguf(file)?;
+            // What is shown should be what can be run; looking at shapes is cheap beside hashing.
+            Stage::check_file(&gguf).map_err(|e| unusable(file, &e))?;
+            Manifest::from_gguf(&gguf).map_err(|e| unusable(file, &e))?
+        }
+    };
     let id = hex::encode(manifest.id());
     let bytes: u64 = manifest.layers.iter().map(|part| part.bytes).sum();
     if global.json {

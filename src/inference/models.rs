@@ -7,7 +7,7 @@ use std::{
 };
 
 use quelea_engine::{
-    Gguf, GgufError, Hparams, Manifest, Runner, Span, Stage, StageOptions,
+    Gguf, GgufError, Hparams, Manifest, Outline, Runner, Span, Stage, StageOptions,
     huggingface::{self, HfError},
     quantize::{Mix, QuantizeError},
     runner::{PrefixKeys, pages_for},
@@ -15,14 +15,20 @@ use quelea_engine::{
     tokenizer::Tokenizer,
 };
 use quelea_wire::{ErrorCode, ModelId};
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::{Mutex, OnceCell, watch};
 
 use super::{
     memory::{self, Needed},
     serve::{self, Served},
     types::InferError,
 };
-use crate::demo::DEMO_GGUF;
+use crate::{
+    demo::DEMO_GGUF,
+    weights::{
+        Parts,
+        fetch::{Progress, Puller, STALL_OF_REQUEST, blocking},
+    },
+};
 
 /// The name of the embedded model.
 pub(crate) const DEMO: &str = "demo";
@@ -37,15 +43,20 @@ pub(crate) struct ModelFile {
     pub(crate) gguf: Gguf,
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) id: ModelId,
+    /// Its tensors and their hashes.
+    pub(crate) outline: Arc<Outline>,
 }
 
 impl ModelFile {
     /// Opens `demo` or a GGUF file and hashes it. Blocking: takes a second per gigabyte or so.
     pub(crate) fn open(reference: &str) -> Result<Self, InferError> {
         let gguf = open_gguf(reference)?;
-        let manifest = Manifest::from_gguf(&gguf).map_err(|e| unusable(reference, &e))?;
+        // What cannot be computed need not be read.
+        Hparams::from_gguf(&gguf).map_err(|e| unusable(reference, &e))?;
+        let outline = Outline::of(&gguf).map_err(|e| unusable(reference, &e))?;
+        let manifest = Manifest::from_outline(&outline, &gguf).map_err(|e| unusable(reference, &e))?;
         let id = ModelId(manifest.id());
-        Ok(Self { name: reference.into(), gguf, manifest: Arc::new(manifest), id })
+        Ok(Self { name: reference.into(), gguf, manifest: Arc::new(manifest), id, outline: Arc::new(outline) })
     }
 
     /// Number of layers.
@@ -139,29 +150,51 @@ pub(crate) struct Ends {
     ends: OnceCell<Runner>,
     /// The whole model, for requests that run here.
     whole: OnceCell<Runner>,
+    /// Fetches what is missing of a model of the store: its file may have holes where its layers would be.
+    stored: Option<Puller>,
 }
 
 impl Ends {
     /// Loads tokenizer and template. Blocking.
-    fn load(file: ModelFile, compute: StageOptions, salt: [u8; 32]) -> Result<Self, InferError> {
+    fn load(
+        file: ModelFile,
+        compute: StageOptions,
+        salt: [u8; 32],
+        stored: Option<Puller>,
+    ) -> Result<Self, InferError> {
         let tokenizer = Tokenizer::from_gguf(&file.gguf).map_err(|e| unusable(&file.name, &e))?;
         let template = ChatTemplate::from_gguf(&file.gguf, &tokenizer).map_err(|e| unusable(&file.name, &e))?;
         let hparams = Hparams::from_gguf(&file.gguf).map_err(|e| unusable(&file.name, &e))?;
         let (ends, whole) = (OnceCell::new(), OnceCell::new());
-        Ok(Self { file, tokenizer, template, hparams, salt, compute, ends, whole })
+        Ok(Self { file, tokenizer, template, hparams, salt, compute, ends, whole, stored })
     }
 
     /// A stage with embedding and head: the whole model where that is loaded anyway.
     pub(crate) async fn ends(&self) -> Result<&Runner, InferError> {
         match self.whole.get() {
             Some(whole) => Ok(whole),
-            None => self.ends.get_or_try_init(|| self.start(Span::ends())).await,
+            None => self.ends.get_or_try_init(|| self.start(self.file.gguf.clone(), Span::ends())).await,
         }
     }
 
     /// A stage with all of the model.
     pub(crate) async fn whole(&self) -> Result<&Runner, InferError> {
-        self.whole.get_or_try_init(|| self.start(Span::whole(self.hparams.n_layers))).await
+        let start = async || {
+            let mut gguf = self.file.gguf.clone();
+            if let Some(puller) = &self.stored {
+                let (progress, _) = watch::channel(Progress::default());
+                let kept = puller.pull(self.file.id, Parts::All, STALL_OF_REQUEST, &progress).await?;
+                // A file that was damaged is another one now.
+                gguf = blocking(move || kept.gguf()).await??;
+            }
+            self.start(gguf, Span::whole(self.hparams.n_layers)).await
+        };
+        self.whole.get_or_try_init(start).await
+    }
+
+    /// Whether all layers are on this machine: of a model of the store some may not have been fetched.
+    pub(crate) fn has_layers(&self) -> bool {
+        self.stored.as_ref().is_none_or(|puller| puller.shelf.is_whole(self.file.id))
     }
 
     /// Whether the whole model is in memory.
@@ -174,8 +207,8 @@ impl Ends {
         PrefixKeys::new(&self.salt, &self.file.id.0, profile, prompt)
     }
 
-    async fn start(&self, span: Span) -> Result<Runner, InferError> {
-        let (gguf, name, compute) = (self.file.gguf.clone(), self.file.name.clone(), self.compute);
+    async fn start(&self, gguf: Gguf, span: Span) -> Result<Runner, InferError> {
+        let (name, compute) = (self.file.name.clone(), self.compute);
         memory::check(&name, Needed::of(&self.file, &span))?;
         let start = move || {
             let stage = Stage::load_with(&gguf, span, &compute).map_err(|e| unusable(&name, &e))?;
@@ -198,19 +231,28 @@ pub(crate) struct Models {
     served: std::sync::Mutex<Vec<(ModelFile, Option<Runner>)>>,
     /// The secret of the node's own user.
     salt: [u8; 32],
+    /// Models by id, on disk and from peers.
+    puller: Puller,
 }
 
 /// Where a model came from, and which edition of the file it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Source {
     Demo,
-    File { path: PathBuf, mix: Option<Mix>, len: u64, modified: Option<std::time::SystemTime> },
+    /// In the store of models.
+    Stored(ModelId),
+    File {
+        path: PathBuf,
+        mix: Option<Mix>,
+        len: u64,
+        modified: Option<std::time::SystemTime>,
+    },
 }
 
 impl Models {
     /// No models yet; those to come are computed like this, and what is kept of prompts named with this secret.
-    pub(crate) fn new(compute: StageOptions, salt: [u8; 32]) -> Self {
-        Self { compute, open: Mutex::default(), served: std::sync::Mutex::default(), salt }
+    pub(crate) fn new(compute: StageOptions, salt: [u8; 32], puller: Puller) -> Self {
+        Self { compute, open: Mutex::default(), served: std::sync::Mutex::default(), salt, puller }
     }
 
     /// Remembers a file that this node serves layers of.
@@ -238,7 +280,11 @@ impl Models {
 
     async fn opened(&self, reference: &str) -> Result<Arc<Ends>, InferError> {
         let reference = self.resolve(reference).await?;
-        let source = source_of(&reference).await?;
+        let stored = reference.parse::<ModelId>().ok();
+        let source = match stored {
+            Some(id) => Source::Stored(id),
+            None => source_of(&reference).await?,
+        };
         let mut open = self.open.lock().await;
         if let Some(at) = open.iter().position(|(known, _)| *known == source) {
             let entry = open.remove(at);
@@ -247,7 +293,13 @@ impl Models {
             return Ok(ends);
         }
         let (compute, salt) = (self.compute, self.salt);
-        let ends = tokio::task::spawn_blocking(move || Ends::load(ModelFile::open(&reference)?, compute, salt))
+        let shelf = self.puller.shelf.clone();
+        let puller = stored.map(|_| self.puller.clone());
+        let find = move || match stored {
+            None => ModelFile::open(&reference),
+            Some(id) => shelf.model(id)?.ok_or_else(|| missing(&reference)),
+        };
+        let ends = tokio::task::spawn_blocking(move || Ends::load(find()?, compute, salt, puller))
             .await
             .map_err(|e| InferError::new(ErrorCode::Internal, format!("loading the model failed: {e}")))??;
         let ends = Arc::new(ends);
@@ -261,7 +313,8 @@ impl Models {
     /// Turns an id into the name of the file it belongs to.
     async fn resolve(&self, reference: &str) -> Result<String, InferError> {
         let Ok(id) = reference.parse::<ModelId>() else { return Ok(reference.into()) };
-        if let Some((file, _)) = self.served(id) {
+        // What is served by its id may be some layers of it, without the ends.
+        if let Some((file, _)) = self.served(id).filter(|(file, _)| file.name.parse::<ModelId>().is_err()) {
             return Ok(file.name);
         }
         let demo = tokio::task::spawn_blocking(|| ModelFile::open(DEMO))
@@ -270,13 +323,24 @@ impl Models {
         if demo.id == id {
             return Ok(DEMO.into());
         }
-        Err(InferError::new(
-            ErrorCode::ModelFileNeeded,
-            format!(
-                "model {id} is known by its id only: this node needs its GGUF file for tokenizer, embedding and head"
-            ),
-        )
-        .hint("pass the file: --model path/to/model.gguf"))
+        // Tokenizer, embedding and head are what a request needs here; the layers run where they are.
+        let (progress, _) = watch::channel(Progress::default());
+        match self.puller.pull(id, Parts::Ends, STALL_OF_REQUEST, &progress).await {
+            Ok(_) => Ok(reference.into()),
+            Err(error) if error.error_code() == ErrorCode::NoRoute => Err(InferError::new(
+                ErrorCode::ModelFileNeeded,
+                format!(
+                    "model {id} is known by its id only, and no peer gives its tokenizer, embedding and head, which this node needs"
+                ),
+            )
+            .hint("pass the file: --model path/to/model.gguf, or join peers that have it")),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the models are pulled with.
+    pub(crate) fn puller(&self) -> &Puller {
+        &self.puller
     }
 }
 

@@ -283,10 +283,14 @@ impl Asker {
     }
 }
 
-/// Whether the whole model could be run here: it is loaded, or there is room.
+/// Whether the whole model could be run here: it is loaded, or all of it is on the disk and there is room.
 fn fits_here(ends: &Ends) -> Result<(), InferError> {
     if ends.is_loaded() {
         return Ok(());
+    }
+    if !ends.has_layers() {
+        return Err(InferError::new(ErrorCode::LayersNotHeld, "not all of its layers are on this machine")
+            .hint(format!("'quelea model pull {}' fetches them", ends.file.id)));
     }
     memory::check(&ends.file.name, Needed::of(&ends.file, &Span::whole(ends.hparams.n_layers)))
 }

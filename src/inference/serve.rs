@@ -10,7 +10,7 @@ use quelea_engine::{
     KV_PAGE_ROWS, MAX_ROWS, Manifest, Span, Stage, StageOptions,
     runner::{Runner, RunnerConfig},
 };
-use quelea_wire::{ErrorCode, Profile, SpanRange};
+use quelea_wire::{ErrorCode, ModelId, Profile, SpanRange};
 
 use super::{
     discover,
@@ -109,20 +109,8 @@ pub(crate) async fn load(
     memory: Option<u64>,
     compute: &StageOptions,
 ) -> Result<Arc<Served>, InferError> {
-    let layers = file.layers();
     let budget = memory.unwrap_or_else(half_of_free_memory);
-    let span = match choice {
-        LayerChoice::Exactly(span) if span.end() <= layers => span,
-        LayerChoice::Exactly(span) => {
-            let message = format!("layers {span} were asked for, but the model has only 0..{layers}");
-            return Err(InferError::new(ErrorCode::Usage, message));
-        }
-        LayerChoice::All => range(0, layers)?,
-        LayerChoice::Auto => {
-            let others = discover::spans_served(&plane.handle, &plane.experience, file.id).await;
-            thinnest(&file.manifest, &others, budget, own_pick(plane))?
-        }
-    };
+    let span = choose(plane, &file.manifest, file.id, choice, memory).await?;
     let started = Instant::now();
     let (gguf, compute) = (file.gguf.clone(), *compute);
     // A node with all layers answers its own requests with them: it needs embedding and head as well.
@@ -151,6 +139,30 @@ pub(crate) async fn load(
     let queue = config.queue;
     let runner = Runner::spawn(stage, config).map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?;
     Ok(Arc::new(Served { file, span, profile, width, queue, runner, meter: Meter::default() }))
+}
+
+/// The span that a node is to serve of a model.
+pub(crate) async fn choose(
+    plane: &Arc<Plane>,
+    manifest: &Manifest,
+    model: ModelId,
+    choice: LayerChoice,
+    memory: Option<u64>,
+) -> Result<SpanRange, InferError> {
+    let layers = u16::try_from(manifest.n_layers).unwrap_or(u16::MAX);
+    let budget = memory.unwrap_or_else(half_of_free_memory);
+    match choice {
+        LayerChoice::Exactly(span) if span.end() <= layers => Ok(span),
+        LayerChoice::Exactly(span) => {
+            let message = format!("layers {span} were asked for, but the model has only 0..{layers}");
+            Err(InferError::new(ErrorCode::Usage, message))
+        }
+        LayerChoice::All => range(0, layers),
+        LayerChoice::Auto => {
+            let others = discover::spans_served(&plane.handle, &plane.experience, model).await;
+            thinnest(manifest, &others, budget, own_pick(plane))
+        }
+    }
 }
 
 /// The bounds of a stage loop within `budget` bytes for weights, keys and values.

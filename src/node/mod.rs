@@ -3,6 +3,7 @@
 mod bootstrap;
 mod builder;
 mod ports;
+mod serving;
 pub(crate) mod settings;
 
 use std::{
@@ -14,7 +15,7 @@ use std::{
 
 use libp2p::identity::Keypair;
 use quelea_behaviours::{build_masked_swarm, build_swarm};
-use quelea_wire::{ErrorCode, NetworkId};
+use quelea_wire::{ErrorCode, ModelId, NetworkId};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot, watch},
@@ -22,7 +23,10 @@ use tokio::{
 };
 
 pub use self::builder::{NodeBuilder, StartError};
-use self::settings::{Bind, Keep, Settings};
+use self::{
+    serving::Serving,
+    settings::{Bind, Keep, Settings},
+};
 use crate::{
     address::PeerAddress,
     api,
@@ -34,7 +38,6 @@ use crate::{
         plane::{INBOUND_QUEUE, Plane},
         prefix,
         publish::Publisher,
-        serve,
     },
     masking::{self, Certificates, Front, Prepared},
     storage::{Db, ReadError},
@@ -42,6 +45,12 @@ use crate::{
     telemetry::{
         Component, Status, Telemetry,
         server::{self, TelemetryState},
+    },
+    weights::{
+        fetch::Puller,
+        provide,
+        shelf::{self, Librarian, Shelf},
+        store::Store,
     },
 };
 
@@ -147,8 +156,10 @@ impl Node {
             None => Vec::new(),
         };
         let (inbound, streams) = mpsc::channel(INBOUND_QUEUE);
+        let (desk, questions) = shelf::desk();
         let driver_config = DriverConfig {
             network,
+            weights: desk,
             keypair: keypair.clone(),
             db: db.clone(),
             inbound,
@@ -193,8 +204,23 @@ impl Node {
         tokio::spawn(plane.clone().run(streams));
         let own = Arc::default();
         let salt = prefix::salt(&keypair, prefix::OWN_TENANT);
-        let asker = Arc::new(Asker { models: Models::new(settings.compute, salt), plane: plane.clone(), own });
+        let folder = match &settings.keep {
+            Keep::In { home, .. } => Some(home.models()),
+            Keep::Nothing => settings.models.clone(),
+        };
+        let store = folder.map(|folder| Store::new(folder, settings.models_quota));
+        let puller = Puller { handle: handle.clone(), shelf: Arc::new(Shelf::new(store)) };
+        let computing = plane.clone();
+        let busy = Box::new(move || computing.served().iter().any(|served| served.runner.load().sessions > 0));
+        Librarian::new(puller.shelf.clone(), handle.clone(), settings.upload, busy)
+            .start(questions)
+            .map_err(|e| StartError::internal(format!("no thread for weights: {e}")))?;
+        let models = Models::new(settings.compute, salt, puller.clone());
+        let asker = Arc::new(Asker { models, plane: plane.clone(), own });
         let (life, stopping) = watch::channel(Life::Running);
+        if !matches!(settings.keep, Keep::Nothing) || settings.serve.is_some() {
+            tokio::spawn(provide::run(handle.clone(), puller.shelf.clone(), stopping.clone()));
+        }
         bootstrap::spawn(&handle, &telemetry, bootstrap, notices, stopping.clone());
 
         let mut node = Self {
@@ -249,6 +275,32 @@ impl Node {
             return Ok(());
         };
         self.telemetry.health.set(Component::Model, Status::Starting, format!("loading {}", spec.model));
+        let publisher =
+            Publisher { plane: self.plane.clone(), keypair, db: self.db.clone(), current: self.asker.own.clone() };
+        let work = Serving { asker: self.asker.clone(), telemetry: self.telemetry.clone(), spec: spec.clone() };
+        if let Ok(id) = spec.model.parse::<ModelId>() {
+            // What is missing may take hours to come; meanwhile the node is up, though not ready.
+            let (bootstrap, compute) = (settings.bootstrap.clone(), settings.compute);
+            let handle = self.handle.clone();
+            self.publisher = Some(tokio::spawn(async move {
+                if !bootstrap.is_empty() {
+                    bootstrap::wait(&handle, &bootstrap).await;
+                }
+                let mut gone = stopping.clone();
+                let pulled = tokio::select! {
+                    pulled = work.pulled(id, &compute) => pulled,
+                    _ = gone.wait_for(|life| *life != Life::Running) => return,
+                };
+                match pulled {
+                    Ok(()) => publisher.run(stopping).await,
+                    Err(error) => {
+                        tracing::error!(%error, "the model is not served");
+                        work.telemetry.health.set(Component::Model, Status::Failed, error.to_string());
+                    }
+                }
+            }));
+            return Ok(());
+        }
         let name = spec.model.clone();
         let file = tokio::task::spawn_blocking(move || ModelFile::open(&name))
             .await
@@ -257,12 +309,8 @@ impl Node {
             // `--layers auto` asks around, and our announcement wants somebody to hear it.
             bootstrap::wait(&self.handle, &settings.bootstrap).await;
         }
-        let served = serve::load(&self.plane, file.clone(), spec.layers, spec.memory, &settings.compute).await?;
-        self.telemetry.ok(Component::Model, format!("layers {} of {}", served.span, served.file.id.short()));
-        self.asker.models.add_served(&served);
-        self.plane.add_served(served);
-        let publisher =
-            Publisher { plane: self.plane.clone(), keypair, db: self.db.clone(), current: self.asker.own.clone() };
+        self.asker.models.puller().shelf.add(&file);
+        work.load(file, spec.layers, &settings.compute).await?;
         self.publisher = Some(tokio::spawn(publisher.run(stopping)));
         Ok(())
     }
@@ -354,6 +402,11 @@ impl Node {
     /// When the model is not known here. That there is no plan is part of the report.
     pub async fn plan(&self, request: &PlanRequest) -> Result<PlanReport, InferError> {
         self.asker.plan(request).await
+    }
+
+    /// What pulls models for this node.
+    pub(crate) fn puller(&self) -> &Puller {
+        self.asker.models.puller()
     }
 
     /// Waits until this node has a connection to one of the peers it was told to start from.

@@ -6,7 +6,10 @@ use libp2p::Multiaddr;
 use quelea_behaviours::{KadMode, RelayServer};
 use quelea_engine::StageOptions;
 
-use crate::{address::PeerAddress, home::Home, inference::serve::LayerChoice, masking::settings::MaskingSettings};
+use crate::{
+    address::PeerAddress, home::Home, inference::serve::LayerChoice, masking::settings::MaskingSettings,
+    weights::shelf::UPLOAD,
+};
 
 /// Where a node keeps what it knows.
 #[derive(Debug, Clone)]
@@ -78,6 +81,12 @@ pub(crate) struct Settings {
     pub(crate) serve: Option<ServeSpec>,
     /// On what stages compute, and how.
     pub(crate) compute: StageOptions,
+    /// Where models are kept by a node that keeps nothing else.
+    pub(crate) models: Option<PathBuf>,
+    /// Bytes that all models on disk may take.
+    pub(crate) models_quota: Option<u64>,
+    /// Bytes of weights that peers get per second.
+    pub(crate) upload: u64,
     /// Where metrics and health are served.
     pub(crate) metrics: Option<Bind>,
     /// Where the control API is served besides the socket in the data directory.
@@ -105,6 +114,9 @@ impl Settings {
             trust: None,
             serve: None,
             compute: StageOptions::default(),
+            models: None,
+            models_quota: None,
+            upload: UPLOAD,
             metrics: None,
             api: None,
         }

@@ -9,12 +9,13 @@ use quelea_behaviours::{
     conduct::Deed,
 };
 use quelea_shard::ShardStream;
+use quelea_weights::{Answer, ReplyId, Request};
 use quelea_wire::ModelId;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
     dht::{Ask, DhtStats, Waiter},
-    handle::{AnnouncementError, BroadcastError, ConnectError, Heard, OpenStreamError, PingFailure},
+    handle::{AnnouncementError, BroadcastError, ConnectError, Heard, OpenStreamError, PingFailure, WeightsError},
     nat::{NatView, Pong},
     state::{KnownView, Snapshot},
 };
@@ -60,6 +61,10 @@ pub(super) enum Command {
     Announced { reply: oneshot::Sender<Vec<SignedAnnouncement>> },
     /// Who serves layers of this model, and who has said goodbye, as far as gossip and fetches tell.
     Heard { model: ModelId, reply: oneshot::Sender<Heard> },
+    /// Ask a connected peer about weights.
+    AskWeights { peer: PeerId, request: Request, reply: oneshot::Sender<Result<Answer, WeightsError>> },
+    /// Answer a peer's question about weights.
+    AnswerWeights { id: ReplyId, answer: Answer },
     /// A peer did something on a stream of ours.
     Deed { peer: PeerId, deed: Deed },
     /// Refuse a peer or a range from now on.

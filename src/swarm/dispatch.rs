@@ -33,6 +33,8 @@ pub(super) fn command(driver: &mut Driver, command: Command) {
         Command::Snapshot { reply } => on::connection::snapshot(driver, reply),
         Command::ListenFor { model } => on::gossip::listen_for(driver, &model),
         Command::Broadcast { text, reply } => on::gossip::broadcast(driver, &text, reply),
+        Command::AskWeights { peer, request, reply } => on::weights::ask(driver, peer, request, reply),
+        Command::AnswerWeights { id, answer } => on::weights::answer(driver, id, answer),
         Command::Announced { reply } => on::announce::announced(driver, reply),
         Command::Heard { model, reply } => on::announce::heard(driver, &model, reply),
     }

@@ -43,6 +43,8 @@ pub(crate) struct DriverConfig {
     pub(crate) db: Option<Db>,
     /// Where inbound shard streams go.
     pub(crate) inbound: mpsc::Sender<(PeerId, ShardStream)>,
+    /// Where others' questions about weights go.
+    pub(crate) weights: crate::weights::shelf::Desk,
     /// Where figures and health go.
     pub(crate) telemetry: Telemetry,
     /// Bans of earlier runs.

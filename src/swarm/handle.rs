@@ -9,6 +9,7 @@ use quelea_behaviours::{
     conduct::Deed,
 };
 use quelea_shard::ShardStream;
+use quelea_weights::{ReplyId, Request};
 use quelea_wire::ModelId;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -118,6 +119,20 @@ pub(crate) struct Heard {
     pub(crate) issued_ms: Vec<(PeerId, u64)>,
     /// Peers that have said goodbye, whatever they served.
     pub(crate) left: Vec<PeerId>,
+}
+
+/// Why a question about weights brought nothing.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum WeightsError {
+    #[error("{peer}: {reason}")]
+    Failed { peer: PeerId, reason: String },
+    #[error("{peer} did not answer in time")]
+    Timeout { peer: PeerId },
+    #[error("too many questions are under way")]
+    Busy,
+    #[error("the swarm has stopped")]
+    Stopped,
 }
 
 /// Why nobody was banned.
@@ -255,6 +270,21 @@ impl Handle {
     /// A peer did something on a stream of ours. Never waits; a deed that finds the queue full is not counted.
     pub(crate) fn deed(&self, peer: PeerId, deed: Deed) {
         let _ = self.commands.try_send(Command::Deed { peer, deed });
+    }
+
+    /// Asks a connected peer about weights. The answer's bytes are not checked.
+    pub(crate) async fn ask_weights(
+        &self,
+        peer: PeerId,
+        request: Request,
+    ) -> Result<quelea_weights::Answer, WeightsError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::AskWeights { peer, request, reply }, answer).await.unwrap_or(Err(WeightsError::Stopped))
+    }
+
+    /// Answers a peer's question about weights. Waits for room: not from an async thread.
+    pub(crate) fn answer_weights(&self, id: ReplyId, answer: quelea_weights::Answer) {
+        let _ = self.commands.blocking_send(Command::AnswerWeights { id, answer });
     }
 
     /// Refuses a peer or a range of addresses for so long.

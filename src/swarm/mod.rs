@@ -9,6 +9,7 @@
 //! |---|---|---|---|
 //! | commands: handles → loop | 256 | the caller waits, up to its own deadline | – |
 //! | inbound shard streams: loop → plane | 64 | the stream is reset; its opener sees a broken stream | `shard_inbound` |
+//! | questions about weights: loop → librarian | 32 | the peer is told to come back | `weights` |
 //! | answers: loop → caller | 1 (oneshot) | cannot be full | – |
 //! | providers found: loop → caller | 64, as many as one look-up takes | cannot be full | – |
 //! | questions to the DHT | 32 | the caller is told to come back | `queries` |
@@ -36,7 +37,7 @@ mod validation;
 
 pub(crate) use driver::{Driver, DriverConfig};
 pub use events::SwarmNotice;
-pub(crate) use handle::{BroadcastError, ConnectError, Handle, OpenStreamError, PingFailure};
+pub(crate) use handle::{BroadcastError, ConnectError, Handle, OpenStreamError, PingFailure, WeightsError};
 pub(crate) use nat::{NatView, Pong, Upnp};
 pub(crate) use on::peers::Remembered;
 pub(crate) use state::{KnownView, PeerView};

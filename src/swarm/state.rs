@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     dht::Questions,
-    handle::{AnnouncementError, ConnectError, OpenStreamError, PingFailure},
+    handle::{AnnouncementError, ConnectError, OpenStreamError, PingFailure, WeightsError},
     nat::{NatState, Pong},
     on::{keep::Kept, record::Published},
     pending::Pending,
@@ -159,6 +159,7 @@ pub(super) struct State {
     pub(super) bootstrap: HashSet<PeerId>,
     pub(super) opens: Pending<quelea_shard::OpenId, Result<ShardStream, OpenStreamError>>,
     pub(super) fetches: Pending<quelea_announce::FetchId, Result<Option<SignedAnnouncement>, AnnouncementError>>,
+    pub(super) weights: Pending<quelea_weights::AskId, Result<quelea_weights::Answer, WeightsError>>,
     pub(super) queries: HashMap<QueryId, ProviderQuery>,
     pub(super) dht: Questions,
     pub(super) kept: Kept,
@@ -196,6 +197,7 @@ impl State {
             bootstrap: HashSet::new(),
             opens: Pending::new(MAX_PENDING),
             fetches: Pending::new(MAX_PENDING),
+            weights: Pending::new(quelea_weights::MAX_ASKS),
             queries: HashMap::new(),
             dht: Questions::default(),
             kept: Kept::default(),
@@ -333,6 +335,7 @@ impl State {
         self.opens.expire(now);
         self.pings.expire(now);
         self.fetches.expire(now);
+        self.weights.expire(now);
     }
 
     /// Look-ups whose time is over, or that nobody waits for any more. They are forgotten here.

@@ -20,6 +20,7 @@
 //! | `watch` | do health and metrics tell what happened |
 //! | `hostile` | does a worker go on serving, right and in time, while it is attacked |
 //! | `dht` | are values, providers and peers found through others, and given up |
+//! | `weights` | do models come from peers as they are, whatever happens on the way |
 //! | `demo` | does the demo work with nothing at hand |
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say what they expect by failing loudly, helpers too")]
@@ -48,3 +49,4 @@ mod speculate;
 mod store;
 mod swarm;
 mod watch;
+mod weights;

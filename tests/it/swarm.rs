@@ -3,7 +3,9 @@
 use futures::future::join_all;
 use serde_json::Value;
 
-use crate::harness::{DEMO, Daemon, Launch, Process, Swarm, fixture, ids, numbers, quelea, route, spans, swarm, until};
+use crate::harness::{
+    DEMO, Daemon, Launch, Process, Swarm, fixture, ids, numbers, quelea, route, spans, swarm, tempdir, until,
+};
 
 const GREEDY: &[&str] = &[];
 const SEEDED: &[&str] = &["--temperature", "0.8", "--seed", "7"];
@@ -191,17 +193,25 @@ async fn missing_layers_are_named_with_those_who_were_counted() {
 }
 
 #[tokio::test]
-async fn a_model_id_needs_its_file() {
+async fn a_model_id_is_enough_where_somebody_has_the_model() {
     let Some(model) = fixture("llama-Q8_0.gguf") else { return };
     let id = quelea(&["model", "show", &model, "--json"]).await.expect(0).json()["id"].as_str().unwrap().to_owned();
     let swarm = swarm(&model, &["0..2", "2..4"]).await;
-    swarm.ask(&id, &["hi"]).await.expect(5).says(&[&id, "QUE-4008", "GGUF file"]);
-    let bare = swarm.boot.command(&["infer", "--model", &id, "hi"]).await;
-    bare.expect(5).says(&[&id, "QUE-4008", "hint: pass the file"]);
-    // Those who serve it have the file.
-    let args = ["--model", &id, "--max-tokens", "8", "hi"];
-    let split = swarm.workers[0].command(&[&["infer", "--json"], &args[..]].concat()).await.expect(0).json();
-    assert_same(&split, &unsplit(&model, &args[2..]).await, "by its id");
+    let args = ["--max-tokens", "8", "hi"];
+    let whole = unsplit(&model, &args).await;
+    // Tokenizer, embedding and head come from those who serve it; the layers stay there.
+    let home = tempdir();
+    let kept = ["--data-dir", home.path().to_str().unwrap()];
+    let split = swarm.ask(&id, &[&kept[..], &args].concat()).await.expect(0).json();
+    assert_same(&split, &whole, "by its id");
+    let listed = quelea(&[&["model", "list", "--json"], &kept[..]].concat()).await.expect(0).json();
+    assert_eq!((&listed["items"][0]["model"], &listed["items"][0]["whole"]), (&id.as_str().into(), &false.into()));
+    let split = swarm.workers[0].command(&[&["infer", "--json", "--model", &id], &args[..]].concat()).await;
+    assert_same(&split.expect(0).json(), &whole, "by the id of its own file");
+
+    let alone = Launch::new().start().await;
+    let nobody = alone.command(&["infer", "--model", &id, "hi"]).await;
+    nobody.expect(5).says(&[&id, "QUE-4008", "hint: pass the file"]);
 }
 
 #[tokio::test]

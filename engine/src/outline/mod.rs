@@ -2,8 +2,8 @@
 //!
 //! Who holds the outline and the tokenizer can make the model's GGUF file with nothing in it but the header ([`Outline::file`]),
 //! and fill in the tensors of a span as they come, in chunks of 1 MiB that are checked one by one. Nothing in an outline needs to
-//! be believed but the tokenizer's length: [`Outline::manifest`] computes the model's id from it, in which the tokenizer has a hash
-//! only. Whoever fetches by an outline must take another one before it blames anybody for the tokenizer's bytes.
+//! be believed: [`Outline::manifest`] computes the model's id from it, and the id holds every hash and every length by which
+//! chunks are checked.
 //!
 //! Chunks are numbered through the whole model: the tokenizer's first, then those of each tensor, in the order of [`Place`] and
 //! the tensors' names. A chunk never crosses a tensor's end.
@@ -264,7 +264,7 @@ impl Outline {
         let (blob, tree, index) = self.locate(chunk)?;
         let mut start = usize::try_from(index.checked_mul(CHUNK)?).ok()?;
         let len = usize::try_from(tree.chunk_len(index)).ok()?;
-        let Blob::Tensor(i) = blob else { return tokenizer.get(start..start.checked_add(len)?).map(<[u8]>::to_vec) };
+        let Blob::Tensor(i) = blob else { return self.read_tokenizer(tokenizer, chunk).map(<[u8]>::to_vec) };
         let tensor = gguf.tensor(&self.tensors.get(i)?.name).ok()?;
         let mut out = Vec::with_capacity(len);
         for piece in tensor.pieces() {
@@ -274,6 +274,13 @@ impl Outline {
             out.extend_from_slice(here.get(..wanted)?);
         }
         (out.len() == len).then_some(out)
+    }
+
+    /// The bytes of a chunk of the tokenizer, of which these are all.
+    pub fn read_tokenizer<'a>(&self, tokenizer: &'a [u8], chunk: u32) -> Option<&'a [u8]> {
+        let (Blob::Tokenizer, tree, index) = self.locate(chunk)? else { return None };
+        let start = usize::try_from(index.checked_mul(CHUNK)?).ok()?;
+        tokenizer.get(start..start.checked_add(usize::try_from(tree.chunk_len(index)).ok()?)?)
     }
 
     /// The model's file with nothing in it but its header. `tokenizer` is the [`tokenizer_blob`].

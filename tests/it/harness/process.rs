@@ -54,12 +54,18 @@ impl Output {
 impl Process {
     /// Starts `quelea` with these arguments, apart from the settings of whoever runs the tests.
     pub fn spawn<S: AsRef<str>>(args: &[S]) -> Self {
+        Self::spawn_with(args, &[])
+    }
+
+    /// The same with more of an environment.
+    pub fn spawn_with<S: AsRef<str>>(args: &[S], env: &[(&str, &str)]) -> Self {
         let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
         let mut command = Command::new(env!("CARGO_BIN_EXE_quelea"));
-        for variable in ["QUELEA_DATA_DIR", "QUELEA_API", "XDG_DATA_HOME", "RUST_LOG"] {
+        for variable in ["QUELEA_DATA_DIR", "QUELEA_API", "XDG_DATA_HOME", "RUST_LOG", "HF_TOKEN", "HF_ENDPOINT"] {
             command.env_remove(variable);
         }
         command.args(&args).env("HOME", env!("CARGO_TARGET_TMPDIR")).kill_on_drop(true);
+        command.envs(env.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();

@@ -1,0 +1,78 @@
+//! Who may have weights of a model.
+
+use std::{collections::HashMap, time::Duration};
+
+use futures::{StreamExt as _, future, stream::FuturesUnordered};
+use libp2p::PeerId;
+use quelea_announce::model_key;
+use quelea_weights::weights_key;
+use quelea_wire::ModelId;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, timeout_at},
+};
+
+use super::picker::MAX_PEERS;
+use crate::swarm::Handle;
+
+/// Between two look-ups of providers, and between two questions of one peer what it has: those that pull themselves get more.
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
+
+/// Between two looks at who is connected. A node that has just started meets its peers one by one.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How long one look-up of providers is followed.
+const ONE_LOOK: Duration = Duration::from_secs(2);
+
+/// Names those who may have weights of a model, again and again, until nobody listens: whoever is connected, and providers.
+pub(super) async fn run(handle: Handle, id: ModelId, found: mpsc::Sender<PeerId>) {
+    future::join(connected(&handle, &found), providers(&handle, id, &found)).await;
+}
+
+async fn connected(handle: &Handle, found: &mpsc::Sender<PeerId>) {
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut named: HashMap<PeerId, Instant> = HashMap::new();
+    loop {
+        look.tick().await;
+        let now = Instant::now();
+        named.retain(|_, at| now.saturating_duration_since(*at) < LOOK_AGAIN);
+        let peers = handle.snapshot().await.map(|s| s.peers).unwrap_or_default();
+        for peer in peers.iter().map(|view| view.peer).take(2 * MAX_PEERS) {
+            if !named.contains_key(&peer) {
+                named.insert(peer, now);
+                if found.send(peer).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn providers(handle: &Handle, id: ModelId, found: &mpsc::Sender<PeerId>) {
+    let mut look = interval(LOOK_AGAIN);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        let mut strangers = Vec::new();
+        for key in [weights_key(&id), model_key(&id)] {
+            let mut providers = handle.find_providers(key).await;
+            let until = Instant::now() + ONE_LOOK;
+            while let Ok(Some(peer)) = timeout_at(until, providers.recv()).await {
+                if peer != handle.local() && !strangers.contains(&peer) && strangers.len() < MAX_PEERS {
+                    strangers.push(peer);
+                }
+            }
+        }
+        // All at once: those that cannot be reached take their time to show it. Who is connected already is named anyhow.
+        let connect = |peer| async move { handle.connect(peer, Vec::new()).await.is_ok().then_some(peer) };
+        let mut dialling: FuturesUnordered<_> = strangers.into_iter().map(connect).collect();
+        while let Some(reached) = dialling.next().await {
+            if let Some(peer) = reached
+                && found.send(peer).await.is_err()
+            {
+                return;
+            }
+        }
+    }
+}
