@@ -24,7 +24,6 @@ use futures::{AsyncRead, AsyncWrite, Stream, channel::mpsc, future};
 use libp2p::{
     Multiaddr, Transport, TransportError,
     core::{
-        muxing::StreamMuxerBox,
         transport::{Boxed, DialOpts, ListenerId, TransportEvent},
         upgrade,
     },
@@ -34,7 +33,8 @@ use libp2p::{
 
 use crate::{
     BuildError, muxing,
-    swarm::{MAX_WEBSOCKET_FRAME, Muxed, with_names},
+    swarm::{MAX_WEBSOCKET_FRAME, Muxed, shown, with_names},
+    traffic::Traffic,
 };
 
 /// Tunnels that wait for the swarm to take them. It takes each as soon as it turns, so more than a few mean that it does not.
@@ -91,7 +91,12 @@ pub fn is_masked(addr: &Multiaddr) -> bool {
 }
 
 /// The transport of a masked swarm.
-pub(crate) fn transport(masking: Masking, noise: noise::Config, muxer: muxing::Config) -> Result<Muxed, BuildError> {
+pub(crate) fn transport(
+    masking: Masking,
+    noise: noise::Config,
+    muxer: muxing::Config,
+    traffic: &Traffic,
+) -> Result<Muxed, BuildError> {
     let mut tls = websocket::tls::Config::builder();
     for cert in masking.trust {
         let cert = websocket::tls::Certificate::new(cert);
@@ -103,12 +108,7 @@ pub(crate) fn transport(masking: Masking, noise: noise::Config, muxer: muxing::C
         .boxed();
     let mut web = websocket::Config::new(Streams { dialler, tunnels: masking.tunnels, listeners: Vec::new(), told: 0 });
     web.set_max_data_size(MAX_WEBSOCKET_FRAME).set_tls_config(tls.finish());
-    let inner = web
-        .upgrade(upgrade::Version::V1Lazy)
-        .authenticate(noise)
-        .multiplex(muxer)
-        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
-        .boxed();
+    let inner = web.upgrade(upgrade::Version::V1Lazy).authenticate(noise).multiplex(muxer).map(shown(traffic)).boxed();
     Ok(Masked { inner, listeners: HashMap::new() }.boxed())
 }
 
@@ -276,7 +276,7 @@ mod tests {
 
     fn masked(tunnels: Option<mpsc::Receiver<Tunnel>>) -> Muxed {
         let noise = noise::Config::new(&libp2p::identity::Keypair::generate_ed25519()).unwrap();
-        transport(Masking { trust: Vec::new(), tunnels }, noise, muxing::Config::new(8)).unwrap()
+        transport(Masking { trust: Vec::new(), tunnels }, noise, muxing::Config::new(8), &Traffic::default()).unwrap()
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! Yamux, read no faster than its streams are.
+//! What every connection's streams go through: they are counted, and with Yamux read no faster than they are taken.
 //!
 //! Yamux itself bounds what waits in each stream, by its window. It reads on for streams that nobody reads, and for frames of
 //! streams that have ended or never were, which have no window at all: a peer that sends those makes us decrypt as fast as its
@@ -7,14 +7,13 @@
 //! sender waits.
 //!
 //! A connection that is read gives way after [`TURN`] bytes: many that send at once take turns with those that send little.
+//!
+//! QUIC bounds all of that by itself, and is only counted.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -26,30 +25,36 @@ use futures::{
 };
 use futures_timer::Delay;
 use libp2p::{
+    PeerId,
     core::{
-        muxing::{StreamMuxer, StreamMuxerEvent},
+        muxing::{StreamMuxer, StreamMuxerBox, StreamMuxerEvent},
         upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, UpgradeInfo},
     },
     yamux,
 };
 
-/// Bytes that may wait in a connection's streams, or have been for none: two of Yamux's windows. The receivers of bulk
-/// fragments acknowledge them, so that honest senders are far below.
-pub(crate) const FREE: u64 = 512 << 10;
+use crate::traffic::{Counts, Line, Traffic};
+
+/// Bytes that may wait in a connection's streams, or have been for none: two of Yamux's windows. The receivers of bulk fragments
+/// acknowledge them, so that honest senders are far below.
+const FREE: u64 = 512 << 10;
 /// Bytes a second beyond those that streams take: headers (12 bytes a frame), and what was on its way when a stream was closed.
 /// A hundred connections that send nothing else cost 25 MiB a second, 3 % of a core.
-pub(crate) const FORGIVEN: u64 = 256 << 10;
+const FORGIVEN: u64 = 256 << 10;
 /// Bytes read of a connection before others have their turn: a tenth of a millisecond's decryption.
 const TURN: usize = 64 << 10;
 /// Of so many bytes read from a stream one is a header's: 12 for a frame of 16 KiB at most.
 const HEADERS: u64 = 1024;
+/// What is forgiven at least before a connection that has to wait is looked at again. A hundred of them that were looked at for
+/// each frame of 2 KiB cost a quarter of a core in timers and switches between threads.
+const PORTION: u64 = 16 << 10;
 /// The longest wait before looking again.
 const WAIT: Duration = Duration::from_millis(250);
 
-/// What the streams of a connection have taken.
+/// What is counted of a connection, and who waits for its streams to take something.
 #[derive(Debug, Default)]
 struct Taken {
-    bytes: AtomicU64,
+    counts: Arc<Counts>,
     reader: AtomicWaker,
 }
 
@@ -83,7 +88,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> InboundConnectionUpgrad
     fn upgrade_inbound(self, io: C, info: Self::Info) -> Self::Future {
         let (io, taken) = Metered::new(io);
         let inner = self.0.upgrade_inbound(io, info).now_or_never();
-        future::ready(inner.unwrap_or_else(unready).map(|inner| Muxer { inner, taken }))
+        future::ready(inner.unwrap_or_else(unready).map(|inner| Muxer::new(inner, taken)))
     }
 }
 
@@ -95,7 +100,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> OutboundConnectionUpgra
     fn upgrade_outbound(self, io: C, info: Self::Info) -> Self::Future {
         let (io, taken) = Metered::new(io);
         let inner = self.0.upgrade_outbound(io, info).now_or_never();
-        future::ready(inner.unwrap_or_else(unready).map(|inner| Muxer { inner, taken }))
+        future::ready(inner.unwrap_or_else(unready).map(|inner| Muxer::new(inner, taken)))
     }
 }
 
@@ -114,25 +119,39 @@ pub(crate) struct Metered<C> {
     turn: usize,
     forgiven_at: Instant,
     wait: Delay,
+    /// Whether that is for something.
+    waits: bool,
 }
 
 impl<C> Metered<C> {
     fn new(inner: C) -> (Self, Arc<Taken>) {
         let taken = Arc::new(Taken::default());
         let wait = Delay::new(Duration::ZERO);
-        let metered = Self { inner, taken: Arc::clone(&taken), came: 0, turn: 0, forgiven_at: Instant::now(), wait };
+        let metered = Self {
+            inner,
+            taken: Arc::clone(&taken),
+            came: 0,
+            turn: 0,
+            forgiven_at: Instant::now(),
+            wait,
+            waits: false,
+        };
         (metered, taken)
     }
 
-    /// Bytes past [`FREE`] at `now`.
-    fn excess(&mut self, now: Instant) -> u64 {
+    /// Bytes past [`FREE`]. Asks for the time only when there may be some.
+    fn excess(&mut self, now: impl FnOnce() -> Instant) -> u64 {
+        let received = self.taken.counts.received.load(Ordering::Acquire);
+        let surplus = self.came.saturating_sub(received.saturating_add(received / HEADERS));
+        if surplus <= FREE {
+            return 0;
+        }
+        let now = now();
         let passed = now.saturating_duration_since(self.forgiven_at);
-        let taken = self.taken.bytes.load(Ordering::Acquire);
-        let surplus = self.came.saturating_sub(taken);
         let micros = u64::try_from(passed.as_micros()).unwrap_or(u64::MAX);
         let forgiven = micros.saturating_mul(FORGIVEN) / 1_000_000;
         // Less than a byte is not lost: time goes on from where the last one was forgiven.
-        if forgiven > 0 || surplus == 0 {
+        if forgiven > 0 {
             self.forgiven_at = now;
             self.came = self.came.saturating_sub(forgiven.min(surplus));
         }
@@ -140,9 +159,9 @@ impl<C> Metered<C> {
     }
 }
 
-/// How long so many bytes take to be forgiven.
+/// How long so many bytes, and a [`PORTION`] besides, take to be forgiven.
 fn until_forgiven(excess: u64) -> Duration {
-    Duration::from_micros(excess.saturating_mul(1_000_000) / FORGIVEN).clamp(Duration::from_millis(1), WAIT)
+    Duration::from_micros(excess.saturating_add(PORTION).saturating_mul(1_000_000) / FORGIVEN).min(WAIT)
 }
 
 impl<C: AsyncRead + Unpin> AsyncRead for Metered<C> {
@@ -153,18 +172,23 @@ impl<C: AsyncRead + Unpin> AsyncRead for Metered<C> {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let now = Instant::now();
-        if this.excess(now) > 0 {
+        if this.excess(Instant::now) > 0 {
             // Looked at once more, so that a stream that is read meanwhile is not missed.
             this.taken.reader.register(cx.waker());
-        }
-        let excess = this.excess(now);
-        if excess > 0 {
-            this.wait.reset(until_forgiven(excess));
-            if this.wait.poll_unpin(cx).is_ready() {
-                cx.waker().wake_by_ref();
+            let excess = this.excess(Instant::now);
+            if excess > 0 {
+                this.turn = 0;
+                // Once for each wait, however often the connection is polled meanwhile: it wakes the timers' thread.
+                if !this.waits {
+                    this.waits = true;
+                    this.wait.reset(until_forgiven(excess));
+                }
+                if this.wait.poll_unpin(cx).is_ready() {
+                    this.waits = false;
+                    cx.waker().wake_by_ref();
+                }
+                return Poll::Pending;
             }
-            return Poll::Pending;
         }
         let Poll::Ready(read) = Pin::new(&mut this.inner).poll_read(cx, buf)? else {
             this.turn = 0;
@@ -198,15 +222,43 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Metered<C> {
     }
 }
 
-/// Yamux whose streams tell what they take.
+/// A muxer whose streams are counted.
 pub(crate) struct Muxer<M> {
     inner: M,
     taken: Arc<Taken>,
+    /// Its place in the table of traffic.
+    line: Option<Line>,
 }
 
-impl<M: StreamMuxer + Unpin> Muxer<M> {
-    fn metered(&self, stream: M::Substream) -> Stream<M::Substream> {
-        Stream { inner: stream, taken: Arc::clone(&self.taken) }
+impl<M> Muxer<M> {
+    fn new(inner: M, taken: Arc<Taken>) -> Self {
+        Self { inner, taken, line: None }
+    }
+
+    /// One whose bytes are none of our business.
+    pub(crate) fn unmetered(inner: M) -> Self {
+        Self::new(inner, Arc::default())
+    }
+
+    fn counted(&self, inner: M::Substream) -> Stream<M::Substream>
+    where
+        M: StreamMuxer,
+    {
+        self.taken.counts.streams.fetch_add(1, Ordering::Relaxed);
+        Stream { inner, taken: Arc::clone(&self.taken) }
+    }
+}
+
+impl<M> Muxer<M>
+where
+    M: StreamMuxer + Send + Unpin + 'static,
+    M::Substream: Send + Unpin + 'static,
+    M::Error: Send + Sync + 'static,
+{
+    /// Of a connection to `peer`, which `traffic` shows.
+    pub(crate) fn to(mut self, peer: PeerId, traffic: &Traffic) -> (PeerId, StreamMuxerBox) {
+        self.line = Some(traffic.line(peer, Arc::clone(&self.taken.counts)));
+        (peer, StreamMuxerBox::new(self))
     }
 }
 
@@ -220,12 +272,12 @@ where
 
     fn poll_inbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Self::Substream, Self::Error>> {
         let stream = ready!(Pin::new(&mut self.inner).poll_inbound(cx))?;
-        Poll::Ready(Ok(self.metered(stream)))
+        Poll::Ready(Ok(self.counted(stream)))
     }
 
     fn poll_outbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Self::Substream, Self::Error>> {
         let stream = ready!(Pin::new(&mut self.inner).poll_outbound(cx))?;
-        Poll::Ready(Ok(self.metered(stream)))
+        Poll::Ready(Ok(self.counted(stream)))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -237,129 +289,72 @@ where
     }
 }
 
-/// A stream that tells what it takes.
+/// A stream that is counted.
 pub(crate) struct Stream<S> {
     inner: S,
     taken: Arc<Taken>,
 }
 
 impl<S> Stream<S> {
-    fn took(&self, read: usize) {
-        let read = read as u64;
-        let bytes = read.saturating_add(read / HEADERS);
-        if bytes > 0 {
-            self.taken.bytes.fetch_add(bytes, Ordering::AcqRel);
+    fn took(&self, read: usize) -> usize {
+        if read > 0 {
+            self.taken.counts.received.fetch_add(read as u64, Ordering::AcqRel);
             self.taken.reader.wake();
         }
+        read
+    }
+
+    fn sent(&self, written: usize) -> usize {
+        self.taken.counts.sent.fetch_add(written as u64, Ordering::Relaxed);
+        written
+    }
+}
+
+impl<S> Drop for Stream<S> {
+    fn drop(&mut self) {
+        self.taken.counts.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Stream<S> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let read = ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
-        this.took(read);
-        Poll::Ready(Ok(read))
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        read.map_ok(|bytes| self.took(bytes))
     }
 
     fn poll_read_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let read = ready!(Pin::new(&mut this.inner).poll_read_vectored(cx, bufs))?;
-        this.took(read);
-        Poll::Ready(Ok(read))
+        let read = Pin::new(&mut self.inner).poll_read_vectored(cx, bufs);
+        read.map_ok(|bytes| self.took(bytes))
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Stream<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write(cx, buf)
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.inner).poll_write(cx, buf);
+        written.map_ok(|bytes| self.sent(bytes))
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        written.map_ok(|bytes| self.sent(bytes))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
     }
 
-    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_close(cx)
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_close(cx)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use futures::{io::Cursor, task::noop_waker_ref};
-
-    use super::*;
-
-    /// Reads as much as there is at once; a turn that ends is followed by the next.
-    fn read(metered: &mut Metered<Cursor<Vec<u8>>>, most: usize) -> usize {
-        let (mut all, mut ended) = (0, 0);
-        let mut buf = vec![0; 16 << 10];
-        while all < most && ended < 2 {
-            match Pin::new(&mut *metered).poll_read(&mut Context::from_waker(noop_waker_ref()), &mut buf) {
-                Poll::Ready(read) => (all, ended) = (all + read.unwrap(), 0),
-                Poll::Pending => ended += 1,
-            }
-        }
-        all
-    }
-
-    #[test]
-    fn what_no_stream_takes_is_read_up_to_a_bound() {
-        let free = usize::try_from(FREE).unwrap();
-        let (mut metered, taken) = Metered::new(Cursor::new(vec![7; 4 * free]));
-        let first = read(&mut metered, usize::MAX);
-        // A reading more, and what is forgiven while this test runs.
-        assert!((free..2 * free).contains(&first), "{first}");
-        let stream = Stream { inner: (), taken };
-        stream.took(free);
-        let second = read(&mut metered, usize::MAX);
-        assert!((free / 2..2 * free).contains(&second), "{second}");
-    }
-
-    #[test]
-    fn time_forgives() {
-        let (mut metered, _) = Metered::new(());
-        let start = metered.forgiven_at;
-        metered.came = FREE + FORGIVEN;
-        assert_eq!(metered.excess(start), FORGIVEN);
-        assert_eq!(metered.excess(start + Duration::from_millis(500)), FORGIVEN / 2);
-        for micros in 0..1000 {
-            metered.excess(start + Duration::from_micros(500_000 + micros));
-        }
-        let left = metered.excess(start + Duration::from_millis(501));
-        assert!(left < FORGIVEN / 2 && left > FORGIVEN / 2 - 1024, "steps of less than a byte count, too: {left}");
-        assert_eq!(metered.excess(start + Duration::from_secs(2)), 0);
-        metered.excess(start + Duration::from_secs(100));
-        assert_eq!(metered.came, 0, "no more than there is");
-    }
-
-    #[test]
-    fn a_turn_ends() {
-        let (mut metered, _) = Metered::new(Cursor::new(vec![7; 1 << 20]));
-        let mut buf = vec![0; 1 << 20];
-        let waker = noop_waker_ref();
-        let mut poll = || Pin::new(&mut metered).poll_read(&mut Context::from_waker(waker), &mut buf[..TURN]);
-        assert!(poll().is_ready());
-        assert!(poll().is_pending());
-        assert!(poll().is_ready());
-    }
-
-    #[test]
-    fn waits_are_short() {
-        assert_eq!(until_forgiven(1), Duration::from_millis(1));
-        assert_eq!(until_forgiven(FORGIVEN / 8), Duration::from_millis(125));
-        assert_eq!(until_forgiven(u64::MAX), WAIT);
-    }
-}
+mod tests;

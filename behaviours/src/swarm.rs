@@ -7,7 +7,7 @@ use libp2p::{
     connection_limits::{self, ConnectionLimits},
     core::{
         ConnectedPoint,
-        muxing::StreamMuxerBox,
+        muxing::{StreamMuxer, StreamMuxerBox},
         transport::{Boxed, MemoryTransport, timeout::TransportTimeout},
         upgrade,
     },
@@ -32,6 +32,7 @@ use crate::{
     muxing, nat,
     peers::{self, Watched},
     prefixes, probe,
+    traffic::Traffic,
 };
 
 /// Why no swarm could be built.
@@ -123,13 +124,13 @@ pub fn build_memory_swarm(
 ) -> Result<Swarm<Behaviour>, BuildError> {
     let (relay_transport, relay_client) = relay::client::new(keypair.public().to_peer_id());
     let behaviour = behaviour(&keypair, &config, relay_client, registry)?;
-    let muxer = muxing::Config::new(config.limits.streams_per_connection);
+    let (muxer, traffic) = (muxing::Config::new(config.limits.streams_per_connection), config.traffic.clone());
     let transport = relay_transport
         .or_transport(MemoryTransport::new())
         .upgrade(upgrade::Version::V1Lazy)
         .authenticate(noise::Config::new(&keypair)?)
         .multiplex(muxer)
-        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+        .map(move |(peer, muxer), _| muxer.to(peer, &traffic));
     let transport = TransportTimeout::new(as_named(transport.boxed()), CONNECTION_TIMEOUT).boxed();
     Ok(Swarm::new(transport, behaviour, keypair.public().to_peer_id(), swarm_config(&config)))
 }
@@ -155,35 +156,30 @@ fn transport(
         let plain = || tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
         let mut web = websocket::Config::new(plain());
         web.set_max_data_size(MAX_WEBSOCKET_FRAME);
-        let web = web
-            .upgrade(upgrade::Version::V1Lazy)
-            .authenticate(noise.clone())
-            .multiplex(muxer())
-            .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+        let web =
+            web.upgrade(upgrade::Version::V1Lazy).authenticate(noise.clone()).multiplex(muxer()).map(shown(&traffic));
         let tcp = plain()
             .upgrade(upgrade::Version::V1Lazy)
             .authenticate(noise.clone())
             .multiplex(muxer())
-            .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
-        let quic = quic::tokio::Transport::new(quic_config(keypair, limits))
-            .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+            .map(shown(&traffic));
+        let quic = quic::tokio::Transport::new(quic_config(keypair, limits)).map({
+            let traffic = traffic.clone();
+            move |(peer, muxer), _| muxing::Muxer::unmetered(muxer).to(peer, &traffic)
+        });
         let streams = web.or_transport(tcp).map(|either, _| either.into_inner());
         quic.or_transport(streams).map(|either, _| either.into_inner()).boxed()
     };
     let direct = match masking {
-        Some(masking) => masking::transport(masking, noise.clone(), muxer())?,
+        Some(masking) => masking::transport(masking, noise.clone(), muxer(), &traffic)?,
         None => {
             // Masked nodes are dialled as they dial each other; everything else the others take.
             let web = Masking { trust: config.trust.clone(), tunnels: None };
-            let web = masking::transport(web, noise.clone(), muxer())?;
+            let web = masking::transport(web, noise.clone(), muxer(), &traffic)?;
             web.or_transport(with_names(direct)).map(|either, _| either.into_inner()).boxed()
         }
     };
-    let relayed = relay
-        .upgrade(upgrade::Version::V1Lazy)
-        .authenticate(noise)
-        .multiplex(muxer())
-        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    let relayed = relay.upgrade(upgrade::Version::V1Lazy).authenticate(noise).multiplex(muxer()).map(shown(&traffic));
     let all = as_named(relayed.or_transport(direct).map(|either, _| either.into_inner()).boxed());
     let all = Handshakes::new(all, limits.pending_inbound).boxed();
     let counted = match registry {
@@ -192,9 +188,21 @@ fn transport(
         }
         None => all,
     };
-    let counted = counted.map(move |(peer, muxer), _| (peer, traffic.counted(peer, muxer))).boxed();
     Ok(TransportTimeout::new(TransportTimeout::with_outgoing_timeout(counted, DIAL_TIMEOUT), CONNECTION_TIMEOUT)
         .boxed())
+}
+
+/// Has a connection be counted for its peer.
+pub(crate) fn shown<M>(
+    traffic: &Traffic,
+) -> impl FnOnce((PeerId, muxing::Muxer<M>), ConnectedPoint) -> (PeerId, StreamMuxerBox) + Clone + Send + 'static
+where
+    M: StreamMuxer + Send + Unpin + 'static,
+    M::Substream: Send + Unpin + 'static,
+    M::Error: Send + Sync + 'static,
+{
+    let traffic = traffic.clone();
+    move |(peer, muxer), _| muxer.to(peer, &traffic)
 }
 
 /// Lets an address that another peer answers fail on its own, while the dial goes on with the others. Left to the swarm, the

@@ -4,6 +4,7 @@ use libp2p::{
 };
 use proptest::prelude::*;
 use quelea_record::{PeerRecord, peer_key};
+use quelea_wire::envelope::Signed;
 
 use super::*;
 
@@ -391,6 +392,52 @@ fn notes_of_changes_are_bounded_and_then_everything_is_told() {
     assert_eq!(store.take_changes(9, now, 0), told[1..]);
     store.not_taken(&told[0]);
     assert_eq!(store.take_changes(9, now, 0), told);
+}
+
+/// A life is a number of a stranger's: as long as the wire can say, none, over, of a second. Ours are the limits, and a signed
+/// value that claims more than a day is none.
+#[test]
+fn absurd_lives_are_cut_and_what_is_over_is_not_held() {
+    let now = Instant::now();
+    let longest = SECOND * u32::MAX;
+    let ends = [
+        None,
+        Some(now),
+        now.checked_sub(SECOND),
+        Some(now + SECOND),
+        Some(now + longest),
+        now.checked_add(longest * 1000),
+    ];
+    for ends in ends {
+        let (mut store, _) = store();
+        let (peer, over) = (PeerId::random(), ends.is_some_and(|ends| ends <= now));
+        let put = store.put_from(peer, Record { expires: ends, ..value(1) }, now);
+        let provided = store.provide_from(ProviderRecord { expires: ends, ..provider(1, peer) }, now);
+        assert_eq!((put.is_err(), provided.is_err()), (over, over), "{ends:?}");
+        assert!(!over || (put, provided) == (Err(Refusal::Expired), Err(Refusal::Expired)));
+        let held = store
+            .records()
+            .filter_map(|held| held.expires)
+            .chain(store.providers(&key(1)).iter().filter_map(|held| held.expires))
+            .collect::<Vec<_>>();
+        assert_eq!(held.len(), if over { 0 } else { 2 });
+        assert!(held.iter().all(|end| *end <= now + store.limits.value_ttl && *end > now), "{held:?}");
+        // Whatever they said: after a day nothing is left.
+        store.sweep(now + store.limits.value_ttl);
+        assert_eq!((store.stats().values, store.stats().providers), (0, 0));
+    }
+    let (mut store, _) = store();
+    let keypair = Keypair::generate_ed25519();
+    let peer = keypair.public().to_peer_id();
+    let signed_ms = unix_ms();
+    for ends in [u64::MAX, signed_ms + quelea_record::MAX_LIFETIME_MS + 1, signed_ms - 1, 0] {
+        // As `PeerRecord` has it: sequence, end, no addresses. It would never sign that itself.
+        let body = [&signed_ms.to_le_bytes()[..], &ends.to_le_bytes(), &[0]].concat();
+        let signed = Signed::seal(&keypair, &network(), quelea_record::DOMAIN, 1, &body).unwrap();
+        let record = Record::new(RecordKey::from(peer_key(&peer)), signed.raw().to_vec());
+        assert_eq!(store.put_from(peer, record, now), Err(Refusal::Invalid), "{ends}");
+    }
+    assert_eq!(store.stats().values, 0);
 }
 
 /// Threat 13: one peer puts a hundred thousand values, as fast as it can and with lives as long as the wire can say.

@@ -140,7 +140,7 @@ impl Net {
         }
         let (peer, at) = (self.nodes[asker].peer, self.nodes[asker].addr.clone());
         let entries = match self.nodes[n].kind {
-            Kind::Silent => return,
+            Kind::Silent | Kind::Liar => return,
             Kind::Inventor => {
                 let count = usize::from(want.min(MAX_RECORDS));
                 let told = self.rng.pick(&(0..self.invented.len()).collect::<Vec<_>>(), count);

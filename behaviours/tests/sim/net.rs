@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use libp2p::{PeerId, swarm::ConnectionId};
+use libp2p::{PeerId, kad::KBucketKey, swarm::ConnectionId};
 use quelea_behaviours::{
     config::{DIAL_TIMEOUT, ESTABLISHED_INBOUND, IDLE_CONNECTION_TIMEOUT, PING_INTERVAL, PING_TIMEOUT},
     eviction::{self, Candidate},
@@ -31,6 +31,9 @@ use crate::{
 pub const SECOND: u64 = 1_000_000;
 pub const MINUTE: u64 = 60 * SECOND;
 
+/// Networks (IPv4 /24) of an attacker that has many names.
+pub const ECLIPSING: usize = 5;
+
 /// What a swarm is like.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
@@ -38,6 +41,12 @@ pub struct Setting {
     pub nodes: usize,
     pub silent: usize,
     pub inventors: usize,
+    /// Liars like any node but for their answers, each with an address of its own.
+    pub liars: usize,
+    /// Liars besides that are nothing but names in [`ECLIPSING`] networks, and knock at every honest node.
+    pub eclipsers: usize,
+    /// Whether these two kinds of liars know of each other.
+    pub collusion: bool,
     pub seed: u64,
     /// Time over which they come, in microseconds.
     pub joining: u64,
@@ -47,11 +56,26 @@ pub struct Setting {
     pub churn: f64,
     /// Whether nodes have routing tables and fill them.
     pub tables: bool,
+    /// Disjoint paths of a lookup.
+    pub paths: usize,
 }
 
 impl Setting {
     pub const fn calm(nodes: usize) -> Self {
-        Self { nodes, silent: 0, inventors: 0, seed: 1, joining: 20 * SECOND, loss: 0.0, churn: 0.0, tables: false }
+        Self {
+            nodes,
+            silent: 0,
+            inventors: 0,
+            liars: 0,
+            eclipsers: 0,
+            collusion: false,
+            seed: 1,
+            joining: 20 * SECOND,
+            loss: 0.0,
+            churn: 0.0,
+            tables: false,
+            paths: 1,
+        }
     }
 }
 
@@ -101,6 +125,8 @@ pub struct Net {
     pub lookups: Vec<Lookup>,
     /// Peers that inventors have made up, with records that they signed for them.
     pub invented: Vec<SignedRecord>,
+    /// Who answers lookups with each other, and where they are in Kademlia's space.
+    pub liars: Vec<(usize, KBucketKey<PeerId>)>,
     /// gossipsub's settings, as the product has them.
     pub mesh: libp2p::gossipsub::Config,
     /// Whether even and odd nodes cannot reach each other.
@@ -117,14 +143,22 @@ impl Net {
     pub fn new(setting: Setting) -> Self {
         let mut rng = Rng::new(setting.seed);
         let common = Common::new(setting.tables);
-        let count = setting.nodes + setting.silent + setting.inventors;
+        let own = setting.nodes + setting.silent + setting.inventors + setting.liars;
+        let count = own + setting.eclipsers;
         let kind = |n| match n {
             n if n < setting.nodes => Kind::Honest,
             n if n < setting.nodes + setting.silent => Kind::Silent,
-            _ => Kind::Inventor,
+            n if n < setting.nodes + setting.silent + setting.inventors => Kind::Inventor,
+            _ => Kind::Liar,
         };
         let world = World::new(count, &mut rng);
-        let nodes: Vec<Node> = (0..count).map(|n| common.node(kind(n), &mut rng)).collect();
+        let mut nodes: Vec<Node> = (0..count).map(|n| common.node(kind(n), &mut rng)).collect();
+        for (n, node) in nodes.iter_mut().skip(own).enumerate() {
+            node.addr = format!("/ip4/95.9.{}.{}/tcp/8468", n % ECLIPSING, 1 + n / ECLIPSING % 254).parse().unwrap();
+            // It answers whoever asks, and is no node otherwise.
+            (node.up, node.table) = (true, None);
+        }
+        let liars = (own - setting.liars..count).map(|n| (n, KBucketKey::from(nodes[n].peer))).collect();
         let by_peer = nodes.iter().enumerate().map(|(n, node)| (node.peer, n)).collect();
         let inventions = if setting.inventors > 0 { 1000 } else { 0 };
         let invented =
@@ -140,6 +174,7 @@ impl Net {
             lines: Vec::new(),
             lookups: Vec::new(),
             invented,
+            liars,
             mesh,
             cut: false,
             trace: Trace(setting.seed),
@@ -149,7 +184,7 @@ impl Net {
             questions: 0,
             rng,
         };
-        for n in 0..count {
+        for n in 0..own {
             let after = if n == 0 { 0 } else { net.rng.below(setting.joining as usize) as u64 };
             net.queue.plan(after, Event::Start(n));
         }
@@ -242,6 +277,7 @@ impl Net {
         let phase = self.rng.below(LOOK.as_micros() as usize) as u64;
         self.queue.plan(phase, Event::Look(n, start));
         self.first_beat(n);
+        self.eclipse(n);
         self.look(n);
         if self.setting.churn > 0.0 && n > 0 && self.nodes[n].kind == Kind::Honest {
             // Exponentially distributed.

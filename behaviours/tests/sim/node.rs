@@ -31,6 +31,8 @@ pub enum Kind {
     Honest,
     /// Connects, takes everything, and says nothing: no lines, no advertisements, no answers.
     Silent,
+    /// Answers every lookup with the nearest of its like, and nothing else.
+    Liar,
     /// Tells of peers that do not exist, with their signatures, as often as it is asked; its own filters claim to know all.
     Inventor,
 }

@@ -2,10 +2,11 @@
 //!
 //! Each node has a real routing table (libp2p's, with [`kad::insert`] before it). It comes in by a lookup of itself and of
 //! two random keys, and notes whom it is connected to, asks, or is asked by. Lookups are Kademlia's: of the k closest heard
-//! of, alpha are asked at a time; who is down, or beyond a cut, does not answer. (The product's lookups also run over
-//! disjoint paths; that costs questions and is for liars, of whom these tables have none.)
+//! of, alpha are asked at a time; who is down, or beyond a cut, does not answer. They run over as many disjoint paths as the
+//! setting says, by libp2p's rule: all begin with the same peers, and what a peer answers is heard by the path that asked it
+//! first. (The product has alpha of them; that costs questions and is for liars, of whom most of these swarms have none.)
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use libp2p::{
     PeerId,
@@ -19,6 +20,7 @@ use quelea_behaviours::{
 use crate::{
     engine::quantile,
     net::{Event, Net},
+    node::Kind,
 };
 
 pub enum Step {
@@ -37,24 +39,67 @@ impl Step {
     }
 }
 
-pub struct Lookup {
-    from: usize,
-    start: u32,
-    target: KBucketKey<PeerId>,
+/// One of the ways of a lookup.
+#[derive(Clone, Default)]
+struct Path {
     /// Who was heard of, by distance, and after how many questions one after the other.
     heard: BTreeMap<KBucketDistance, (usize, u64)>,
     asked: HashSet<usize>,
     answered: HashSet<usize>,
     flying: HashSet<usize>,
+}
+
+impl Path {
+    /// Whom to ask next.
+    fn next(&self) -> Option<usize> {
+        if self.flying.len() >= ALPHA.get() {
+            return None;
+        }
+        let alive = self.heard.values().map(|(n, _)| *n);
+        let alive = alive.filter(|n| !self.asked.contains(n) || self.answered.contains(n) || self.flying.contains(n));
+        alive.take(K.get()).find(|n| !self.asked.contains(n))
+    }
+}
+
+/// A peer that a path has asked, for the others.
+#[derive(Clone, Copy)]
+struct Contact {
+    by: usize,
+    /// Whether it answered, once that is known.
+    answered: Option<bool>,
+}
+
+pub struct Lookup {
+    from: usize,
+    start: u32,
+    target: KBucketKey<PeerId>,
+    paths: Vec<Path>,
+    contacted: HashMap<usize, Contact>,
     began: u64,
     /// How many microseconds it took.
     took: Option<u64>,
 }
 
 impl Lookup {
+    /// Has all paths know whether a peer answered. Returns the one that asked it.
+    fn answer(&mut self, peer: usize, answered: bool) -> Option<usize> {
+        let contact = self.contacted.get_mut(&peer)?;
+        contact.answered = Some(answered);
+        for path in &mut self.paths {
+            if path.flying.remove(&peer) && answered {
+                path.answered.insert(peer);
+            }
+        }
+        Some(contact.by)
+    }
+
     /// The closest that answered, and after how many questions it was.
     fn closest(&self) -> Option<(usize, u64)> {
-        self.heard.values().find(|(n, _)| self.answered.contains(n)).map(|(n, depth)| (*n, depth + 1))
+        let of = |path: &Path| {
+            let mut heard = path.heard.iter();
+            heard.find(|(_, (n, _))| path.answered.contains(n)).map(|(far, (n, depth))| (*far, *n, depth + 1))
+        };
+        self.paths.iter().filter_map(of).min().map(|(_, n, depth)| (n, depth))
     }
 }
 
@@ -86,7 +131,31 @@ impl Net {
         }
     }
 
+    /// Who has many names in few networks connects to an honest node under each of them.
+    pub fn eclipse(&mut self, n: usize) {
+        if self.nodes[n].kind == Kind::Honest {
+            (self.nodes.len() - self.setting.eclipsers..self.nodes.len()).for_each(|m| self.note_route(n, m));
+        }
+    }
+
+    /// How many places of a node's table such names have.
+    pub fn eclipsed(&mut self, n: usize) -> usize {
+        let first = self.nodes.len() - self.setting.eclipsers;
+        let by_peer = &self.by_peer;
+        let is_one = |peer: &PeerId| by_peer.get(peer).is_some_and(|m| *m >= first);
+        let Some(table) = self.nodes[n].table.as_mut() else { return 0 };
+        table.kbuckets().map(|bucket| bucket.iter().filter(|e| is_one(e.node.key.preimage())).count()).sum()
+    }
+
     fn closest_of(&mut self, n: usize, target: &KBucketKey<PeerId>) -> Vec<usize> {
+        if self.nodes[n].kind == Kind::Liar {
+            let eclipsers = self.nodes.len() - self.setting.eclipsers;
+            let alike = |m: &usize| self.setting.collusion || (*m < eclipsers) == (n < eclipsers);
+            let liars = self.liars.iter().filter(|(m, _)| alike(m));
+            let mut liars: Vec<_> = liars.map(|(m, key)| (key.distance(target), *m)).collect();
+            liars.sort_unstable();
+            return liars.into_iter().take(K.get()).map(|(_, m)| m).collect();
+        }
         let by_peer = &self.by_peer;
         let Some(table) = self.nodes[n].table.as_mut() else { return Vec::new() };
         let closest = table.get_closest_local_peers(target);
@@ -109,39 +178,49 @@ impl Net {
             from: n,
             start: self.nodes[n].start,
             target,
-            heard: BTreeMap::new(),
-            asked: HashSet::new(),
-            answered: HashSet::new(),
-            flying: HashSet::new(),
+            paths: Vec::new(),
+            contacted: HashMap::new(),
             began: self.queue.now,
             took: None,
         };
+        let mut path = Path::default();
         for m in self.closest_of(n, &target) {
-            lookup.heard.insert(key(self.nodes[m].peer).distance(&target), (m, 0));
+            path.heard.insert(key(self.nodes[m].peer).distance(&target), (m, 0));
         }
+        lookup.paths = vec![path; self.setting.paths];
         self.lookups.push(lookup);
         self.go_on(self.lookups.len() - 1);
     }
 
-    /// Asks the closest that have not been asked, as far as there is room.
+    /// On each path, asks the closest that have not been asked, as far as there is room.
     fn go_on(&mut self, id: usize) {
         let lookup = &self.lookups[id];
         if lookup.took.is_some() || !self.is_current(lookup.from, lookup.start) {
             return;
         }
-        let room = ALPHA.get() - lookup.flying.len().min(ALPHA.get());
-        let alive = lookup.heard.values().map(|(n, _)| *n);
-        let alive =
-            alive.filter(|n| !lookup.asked.contains(n) || lookup.answered.contains(n) || lookup.flying.contains(n));
-        let ask: Vec<usize> = alive.take(K.get()).filter(|n| !lookup.asked.contains(n)).take(room).collect();
-        if ask.is_empty() && lookup.flying.is_empty() {
-            self.lookups[id].took = Some(self.queue.now - self.lookups[id].began);
+        let (from, mut ask) = (lookup.from, Vec::new());
+        let lookup = &mut self.lookups[id];
+        for (by, path) in lookup.paths.iter_mut().enumerate() {
+            while let Some(to) = path.next() {
+                path.asked.insert(to);
+                match lookup.contacted.get(&to).map(|contact| contact.answered) {
+                    // What it answers, or has answered, is for whoever asked it.
+                    Some(Some(true)) => drop(path.answered.insert(to)),
+                    Some(Some(false)) => {}
+                    Some(None) => drop(path.flying.insert(to)),
+                    None => {
+                        path.flying.insert(to);
+                        lookup.contacted.insert(to, Contact { by, answered: None });
+                        ask.push(to);
+                    }
+                }
+            }
+        }
+        if ask.is_empty() && lookup.paths.iter().all(|path| path.flying.is_empty()) {
+            lookup.took = Some(self.queue.now - lookup.began);
             return;
         }
-        let from = lookup.from;
         for to in ask {
-            self.lookups[id].asked.insert(to);
-            self.lookups[id].flying.insert(to);
             if self.can_reach(from, to) && !self.rng.chance(self.setting.loss) {
                 // Whom it is not connected to it dials first.
                 let trips = if self.nodes[from].links.contains_key(&to) { 1 } else { 4 };
@@ -171,14 +250,14 @@ impl Net {
                 self.queue.plan(after, Event::Lookup(Step::Told { lookup, from: to, closer }));
             }
             Step::Told { lookup: id, from, closer } => {
-                let depth = self.lookups[id].heard.values().find(|(n, _)| *n == from).map_or(0, |(_, depth)| *depth);
-                for m in closer {
-                    let distance = key(self.nodes[m].peer).distance(&self.lookups[id].target);
-                    self.lookups[id].heard.entry(distance).or_insert((m, depth + 1));
-                }
+                let closer: Vec<_> = closer.into_iter().map(|m| (m, key(self.nodes[m].peer))).collect();
                 let lookup = &mut self.lookups[id];
-                lookup.flying.remove(&from);
-                lookup.answered.insert(from);
+                let Some(by) = lookup.answer(from, true) else { return };
+                let path = &mut lookup.paths[by];
+                let depth = path.heard.values().find(|(n, _)| *n == from).map_or(0, |(_, depth)| *depth);
+                for (m, key) in closer {
+                    path.heard.entry(key.distance(&lookup.target)).or_insert((m, depth + 1));
+                }
                 let (asker, start) = (lookup.from, lookup.start);
                 if self.is_current(asker, start) {
                     self.note_route(asker, from);
@@ -186,7 +265,7 @@ impl Net {
                 self.go_on(id);
             }
             Step::Silent { lookup, from } => {
-                self.lookups[lookup].flying.remove(&from);
+                self.lookups[lookup].answer(from, false);
                 self.go_on(lookup);
             }
         }
@@ -213,7 +292,7 @@ impl Net {
                 hops.push(depth);
             }
             times.push(lookup.took.unwrap_or(u64::MAX) / 1000);
-            asked += lookup.asked.len();
+            asked += lookup.contacted.len();
         }
         self.lookups.truncate(first);
         hops.sort_unstable();

@@ -3,11 +3,14 @@
 use std::collections::BTreeSet;
 
 use libp2p::PeerId;
-use quelea_behaviours::peers::{book::MAX_PER_TELLER as BOOK_SHARE, dialler::OUTBOUND};
+use quelea_behaviours::{
+    kad::{ALPHA, diversity::GROUP_PER_TABLE},
+    peers::{book::MAX_PER_TELLER as BOOK_SHARE, dialler::OUTBOUND},
+};
 use quelea_exchange::MAX_PER_TELLER as RECORDS_SHARE;
 
 use crate::{
-    net::{MINUTE, Net, SECOND, Setting},
+    net::{ECLIPSING, MINUTE, Net, SECOND, Setting},
     node::Kind,
 };
 
@@ -157,6 +160,28 @@ fn lookups_find_whom_they_look_for_and_grow_like_the_logarithm() {
     net.run_until(5 * MINUTE);
     let found = net.look_around(100);
     assert!(found.success >= 0.9, "with every fifth gone: {found:?}");
+}
+
+/// Threat 12: at each of 60 honest nodes knock five hundred names out of five networks, before anybody else does, and three of
+/// ten of the other nodes lie, too. Liars answer every lookup with the nearest of their like; when both kinds know of each
+/// other, with the nearest of five hundred and more.
+#[test]
+fn neither_five_hundred_names_of_five_networks_nor_three_liars_of_ten_hide_anybody() {
+    for (collusion, success) in [(false, 0.95), (true, 0.95)] {
+        let eclipse =
+            Setting { tables: true, liars: 26, eclipsers: 500, collusion, paths: ALPHA.get(), ..Setting::calm(60) };
+        let mut net = Net::new(eclipse);
+        net.run_until(MINUTE);
+        let honest = net.up(Kind::Honest);
+        assert_eq!(honest.len(), 60);
+        for n in honest {
+            let places = net.eclipsed(n);
+            assert!((1..=GROUP_PER_TABLE * ECLIPSING).contains(&places), "{places} places at node {n}");
+        }
+        let found = net.look_around(200);
+        println!("colluding: {collusion}: {found:?}");
+        assert!(found.success >= success, "colluding: {collusion}: {found:?}");
+    }
 }
 
 #[test]
