@@ -9,6 +9,7 @@ mod harness;
 mod lines;
 mod nat;
 mod own;
+mod relay;
 mod rendezvous;
 mod scale;
 mod spam;
