@@ -92,7 +92,10 @@ fn registered(event: Event) -> Option<u64> {
     }
 }
 
-fn discovered(event: Event) -> Option<(Vec<(PeerId, Vec<Multiaddr>)>, usize)> {
+/// Who was told of, where, and how many others could not be believed.
+type Found = (Vec<(PeerId, Vec<Multiaddr>)>, usize);
+
+fn discovered(event: Event) -> Option<Found> {
     match event {
         Event::Discovered { peers, invalid, .. } => Some((peers, invalid)),
         _ => None,
@@ -312,7 +315,7 @@ async fn a_client_that_registers_and_asks_without_end() {
     let record = said(&key, 8).raw().to_vec();
     let mut hostile = raw(&key);
     hostile.dial(at.1.clone()).unwrap();
-    let mut honest = node(&[at.clone()], false);
+    let mut honest = node(std::slice::from_ref(&at), false);
     listen(&mut honest).await;
     let (mut sent, mut answered, mut limited, mut kept) = (0_u32, 0_u32, 0_u32, false);
     let ask = |n: u32| match n % 4 {
