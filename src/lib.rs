@@ -42,8 +42,8 @@ mod text;
 mod weights;
 
 pub use inference::{
-    FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, Objective, PlanHop, PlanLeftOut,
-    PlanMissing, PlanReport, PlanRequest, PlanView, Prediction, PromptForm, Recovery, Route, RouteHop, Source,
-    Speculate, Speculation, Summary, TokenLogprobs,
+    CoverageHolder, CoverageReport, FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken,
+    Objective, PlanHop, PlanLeftOut, PlanMissing, PlanReport, PlanRequest, PlanView, Prediction, PromptForm, Recovery,
+    Route, RouteHop, Source, Speculate, Speculation, Summary, TokenLogprobs,
 };
 pub use node::{Node, NodeBuilder, StartError};

@@ -9,6 +9,7 @@
 //! | `GET /api/v1/events` | a stream of events (SSE), with replay; see [`events`] |
 //! | `POST /api/v1/broadcast` | says a line to every node; see [`broadcast`] |
 //! | `POST /api/v1/infer` | a stream of [`InferEvent`]s, one JSON object a line |
+//! | `GET /api/v1/coverage` | who holds which layers of a model |
 //! | `POST /api/v1/plan` | what a request would be answered by, and why |
 //! | `/api/v1/dht/*` | see `dht` |
 //! | `POST /api/v1/store/backup` | see `store` |
@@ -23,6 +24,7 @@
 mod access;
 mod bans;
 mod broadcast;
+mod coverage;
 mod dht;
 mod events;
 pub(crate) mod models;
@@ -90,6 +92,7 @@ fn router(state: ApiState) -> Router {
         .route("/api/v1/broadcast", post(broadcast::broadcast))
         .route("/api/v1/infer", post(infer))
         .route("/api/v1/plan", post(plan::plan))
+        .route("/api/v1/coverage", get(coverage::coverage))
         .merge(dht::routes())
         .merge(models::routes())
         .merge(bans::routes())

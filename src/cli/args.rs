@@ -2,6 +2,7 @@
 
 mod bench;
 mod compute;
+mod coverage;
 mod dht;
 mod masking;
 mod nat;
@@ -21,6 +22,7 @@ use libp2p::Multiaddr;
 pub(crate) use self::{
     bench::{BenchCommand, BenchModelArgs, TransportArg},
     compute::{ComputeArgs, LogitsArgs},
+    coverage::CoverageArgs,
     dht::DhtCommand,
     masking::{MaskedArgs, MaskingArg, MaskingArgs},
     nat::{NatArgs, NetcheckArgs, PingArgs},
@@ -187,6 +189,9 @@ pub(crate) struct DaemonArgs {
     /// Memory for weights and caches, like 2G or 500M [default: half of what is free]
     #[arg(long, value_name = "SIZE", requires = "model", value_parser = parse_size)]
     pub(crate) memory: Option<u64>,
+    /// How long what a worker announces is believed after its last word, 10s to 10m; records of it half as long again
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_announce_ttl)]
+    pub(crate) announce_ttl: Duration,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
     #[command(flatten)]
@@ -334,6 +339,8 @@ pub(crate) enum ModelCommand {
         /// A GGUF file, a folder of safetensors, or 'demo'; @MIX behind it quantises it, as in folder@q8_0
         file: String,
     },
+    /// Who holds which layers of a model in the swarm, as bars
+    Coverage(Box<CoverageArgs>),
     /// Token ids of a text
     #[command(
         after_help = "Examples:\n  quelea model tokenize model.gguf --text 'Hello' --json\n  quelea model tokenize vocab.gguf --special --text '<|im_start|>user'"
@@ -429,6 +436,13 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     } else {
         Err(format!("{text:?} is out of range: between 10ms and 60m"))
     }
+}
+
+/// Shorter would be announced more often than gossip carries it; longer is not believed by others.
+fn parse_announce_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = parse_duration(text)?;
+    let range = Duration::from_secs(10)..=Duration::from_millis(quelea_announce::MAX_LIFETIME_MS);
+    if range.contains(&ttl) { Ok(ttl) } else { Err(format!("{text:?} is out of range: between 10s and 10m")) }
 }
 
 #[cfg(test)]

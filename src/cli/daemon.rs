@@ -136,6 +136,7 @@ fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
         models: None,
         models_quota: args.weights.models_quota,
         upload: args.weights.upload_limit,
+        announce_ttl: args.announce_ttl,
         compute: args.compute.options(),
         metrics: Some(bind(args.metrics_listen, METRICS_PORT)),
         api: Some(loopback_only(bind(args.api_listen, API_PORT))?),

@@ -5,6 +5,7 @@ mod bans;
 mod bench;
 mod broadcast;
 mod client;
+mod coverage;
 mod daemon;
 mod demo;
 mod dht;

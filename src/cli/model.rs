@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::{
     args::{Global, LogitsArgs, ModelCommand},
+    coverage,
     exit::CliError,
     make,
     output::{data_line, printable},
@@ -21,6 +22,7 @@ use crate::inference::models::{open_gguf, unusable};
 pub(super) async fn run(global: &Global, command: ModelCommand) -> Result<ExitCode, CliError> {
     match command {
         ModelCommand::Show { file } => show(global, &file),
+        ModelCommand::Coverage(args) => coverage::run(global, *args).await,
         ModelCommand::Tokenize { file, text, special } => tokenize(global, &file, &text, special),
         ModelCommand::Logits(args) => logits(global, &args),
         ModelCommand::Pull(args) => Box::pin(weights::pull(global, args)).await,

@@ -152,7 +152,7 @@ pub(crate) async fn find(handle: &Handle, wanted: Wanted<'_>, found: &mut Found)
     let model = wanted.model;
     // Nobody need be asked for what is here.
     if !wanted.why
-        && let Ok(planned) = wanted.plan(handle, found).await
+        && let Ok(planned) = wanted.plan_with(handle, found, Full::LeftOut).await
         && let [only] = planned.chosen.hops.as_slice()
         && only.hop.peer == handle.local()
     {
@@ -165,11 +165,6 @@ pub(crate) async fn find(handle: &Handle, wanted: Wanted<'_>, found: &mut Found)
     loop {
         wanted.look(handle, model_key(&model), found, one_look(), who).await;
         let missing = match wanted.plan(handle, found).await {
-            // A stage that is full may let somebody's idle session give way to ours: it decides, where there is no other.
-            Err(missing) if missing.full && !wanted.why => match wanted.plan_with(handle, found, Full::Asked).await {
-                Ok(planned) => return Ok(planned),
-                Err(_) => missing,
-            },
             Err(missing) => missing,
             planned => return planned,
         };
@@ -242,7 +237,14 @@ impl Wanted<'_> {
 
     /// Chooses among everything known now.
     pub(crate) async fn plan(&self, handle: &Handle, found: &Found) -> Result<Planned, NoPlan> {
-        self.plan_with(handle, found, Full::LeftOut).await
+        match self.plan_with(handle, found, Full::LeftOut).await {
+            // A stage that is full may let somebody's idle session give way to ours: it decides, where there is no other. Who
+            // has refused this very request is not asked again.
+            Err(missing) if missing.full && !self.why => {
+                self.plan_with(handle, found, Full::Asked).await.map_err(|_| missing)
+            }
+            planned => planned,
+        }
     }
 
     async fn plan_with(&self, handle: &Handle, found: &Found, full: Full) -> Result<Planned, NoPlan> {
@@ -315,7 +317,7 @@ impl Wanted<'_> {
                     price_decode: offer.price_decode,
                     price_prefill: offer.price_prefill,
                     kv_pages_free: refused.map_or(offer.kv_pages_free, |most| most.min(offer.kv_pages_free)),
-                    kv_is_old: refused.is_none() && (!is_fresh || full == Full::Asked),
+                    kv_is_old: full == Full::Asked || (refused.is_none() && !is_fresh),
                     shunned: shunned.contains_key(&peer),
                 });
             }

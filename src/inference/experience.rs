@@ -10,7 +10,7 @@ use libp2p::PeerId;
 use quelea_announce::SignedAnnouncement;
 use quelea_wire::time::unix_ms;
 
-use super::planner::{marks::Marks, observed::Observed, refusals::Refusals};
+use super::planner::{beside::Beside, marks::Marks, observed::Observed, refusals::Refusals};
 
 /// Peers whose words are kept: at most 1 KiB signed and about as much decoded each.
 const MAX_SAID: usize = 1024;
@@ -26,6 +26,7 @@ pub(crate) struct Said {
 #[derive(Debug, Default)]
 pub(crate) struct Experience {
     observed: Mutex<Observed>,
+    beside: Mutex<Beside>,
     marks: Mutex<Marks>,
     refusals: Mutex<Refusals>,
     said: Mutex<HashMap<PeerId, Said>>,
@@ -35,6 +36,11 @@ impl Experience {
     /// The measurements.
     pub(crate) fn observed(&self) -> MutexGuard<'_, Observed> {
         self.observed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What requests take beside their chains.
+    pub(crate) fn beside(&self) -> MutexGuard<'_, Beside> {
+        self.beside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn marks(&self) -> MutexGuard<'_, Marks> {

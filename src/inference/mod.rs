@@ -13,9 +13,12 @@
 //! | `coordinator` | one session over a chain, from the side that asks |
 //! | `plane`, `links`, `stage` | everything on shard streams: tasks, outgoing links, sessions served |
 //! | `fair` | who gives way when a stage is full |
+//! | `coverage` | who holds which layers of a model |
+//! | `rebalance` | moving to layers that are thinner |
 //! | `serve`, `publish`, `figures` | layers this node serves, their announcement, and when it is made anew |
 
 mod coordinator;
+mod coverage;
 mod discover;
 mod experience;
 mod fair;
@@ -31,6 +34,7 @@ pub(crate) mod planner;
 mod planning;
 pub(crate) mod prefix;
 pub(crate) mod publish;
+pub(crate) mod rebalance;
 mod sampling;
 pub(crate) mod serve;
 mod speculate;
@@ -46,13 +50,8 @@ use quelea_announce::SignedAnnouncement;
 use quelea_wire::{ErrorCode, ModelId};
 use tokio::sync::mpsc;
 
-use self::{
-    models::{Ends, Models},
-    pipeline::{LocalLayers, Pipeline},
-    plane::Plane,
-    speculate::{Draft, Speculator, same_vocabulary},
-};
 pub use self::{
+    coverage::{CoverageHolder, CoverageReport},
     planner::{
         Objective, Source,
         report::{PlanHop, PlanLeftOut, PlanMissing, PlanReport, PlanView},
@@ -61,6 +60,13 @@ pub use self::{
         FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PlanRequest, Prediction,
         PromptForm, Recovery, Route, RouteHop, Speculate, Speculation, Summary, TokenLogprobs,
     },
+};
+use self::{
+    models::{Ends, Models},
+    pipeline::{LocalLayers, Pipeline},
+    plane::Plane,
+    planner::beside::Sample,
+    speculate::{Draft, Speculator, same_vocabulary},
 };
 
 /// Events of one request that may be unread.
@@ -133,7 +139,11 @@ impl Asker {
         let answered = generate::generate(&ends, &mut pipeline, request, &prompt, events, started, speculator).await;
         let mut summary = answered.inspect_err(|error| self.note_failure(error))?;
         self.learn(&ends, pipeline.took(), &summary.hops).await;
-        summary.predicted = predicted;
+        let guesses = request.speculate != Speculate::Off;
+        let mut beside = self.plane.experience.beside();
+        summary.predicted = predicted.map(|chain| beside.with(ends.file.id, guesses, chain));
+        beside.learn(ends.file.id, Sample::of(&summary, pipeline.took()));
+        drop(beside);
         Ok(summary)
     }
 

@@ -25,9 +25,9 @@ use quelea_shard::{
     reassembly::Expect,
 };
 use quelea_wire::{ErrorCode, NetworkId};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
-use super::{experience::Experience, links::Links, serve::Served, stage::StageTable};
+use super::{experience::Experience, links::Links, rebalance::Coming, serve::Served, stage::StageTable};
 use crate::{swarm::Handle, telemetry::Telemetry};
 
 /// Inbound streams that wait for a task: as many as the behaviour lets in, so that no stranger's burst costs a stream of
@@ -103,6 +103,9 @@ pub(crate) struct Plane {
     /// What was learnt of peers.
     pub(super) experience: Experience,
     served: RwLock<Vec<Arc<Served>>>,
+    coming: Mutex<Option<Coming>>,
+    /// Told when what is served, or will be, has changed.
+    pub(super) changed: Notify,
     awaited: Mutex<HashMap<(PeerId, SessionId), Awaited>>,
     draining: AtomicBool,
     /// Memory of batches that have not arrived whole.
@@ -131,6 +134,8 @@ impl Plane {
             stages: StageTable::default(),
             experience: Experience::default(),
             served: RwLock::default(),
+            coming: Mutex::default(),
+            changed: Notify::new(),
             awaited: Mutex::default(),
             draining: AtomicBool::new(false),
             unfinished: Budget::new(UNFINISHED_BYTES),
@@ -190,6 +195,24 @@ impl Plane {
     /// Adds layers that this node serves.
     pub(crate) fn add_served(&self, served: Arc<Served>) {
         self.served.write().unwrap_or_else(PoisonError::into_inner).push(served);
+        self.changed.notify_one();
+    }
+
+    /// Takes layers back. What still runs in them ends by itself.
+    pub(super) fn remove_served(&self, old: &Arc<Served>) {
+        self.served.write().unwrap_or_else(PoisonError::into_inner).retain(|served| !Arc::ptr_eq(served, old));
+        self.changed.notify_one();
+    }
+
+    /// Says which layers will be served.
+    pub(super) fn set_coming(&self, coming: Option<Coming>) {
+        *self.coming.lock().unwrap_or_else(PoisonError::into_inner) = coming;
+        self.changed.notify_one();
+    }
+
+    /// Which layers will be served, if others than now.
+    pub(super) fn coming(&self) -> Option<Coming> {
+        self.coming.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// From now on no session is taken.

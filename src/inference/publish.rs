@@ -1,12 +1,13 @@
 //! Telling the swarm what this node serves: provider records, and the signed announcement that says the rest.
 
 use std::{
+    collections::HashSet,
     net::Ipv4Addr,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
-use libp2p::{Multiaddr, identity::Keypair, multiaddr::Protocol};
+use libp2p::{Multiaddr, PeerId, identity::Keypair, multiaddr::Protocol};
 use quelea_announce::{Announcement, Offer, SignedAnnouncement, State, bucket_key, buckets, model_key, next_seq};
 use quelea_behaviours::scope::{self, Scope};
 use quelea_wire::{envelope, time::unix_ms};
@@ -18,12 +19,20 @@ use tokio::{
 use super::{
     figures::{Figures, LOOK_EVERY, News, To},
     plane::Plane,
+    rebalance::Coming,
     serve::Served,
 };
-use crate::{node::Life, storage::Db, swarm::SwarmNotice};
+use crate::{
+    node::Life,
+    storage::Db,
+    swarm::{PeerView, SwarmNotice},
+};
 
-/// Between two announcements of an unchanged node: a third of their lifetime, so that two may be lost.
-const ANNOUNCE_EVERY: Duration = Duration::from_secs(180);
+/// An unchanged node announces so many times in the lifetime of an announcement, so that two may be lost.
+const PER_LIFETIME: u32 = 3;
+
+/// Announcements are made a little earlier than that, in parts of ten: their way takes time.
+const EARLIER: u32 = 1;
 
 /// When provider records are put again after a first contact: the routing table fills during the first seconds, and records
 /// that reached nobody would otherwise wait for Kademlia's own repetition, five minutes later.
@@ -36,13 +45,15 @@ pub(crate) struct Publisher {
     pub(crate) db: Option<Db>,
     /// The current announcement, for this node's own chains.
     pub(crate) current: Arc<RwLock<Option<SignedAnnouncement>>>,
+    /// How long an announcement is believed.
+    pub(crate) ttl: Duration,
 }
 
 impl Publisher {
     /// Publishes until the node stops; says so when it drains, and leaves a tombstone at the end.
     pub(crate) async fn run(self, mut life: watch::Receiver<Life>) {
         let mut notices = self.plane.handle.watch();
-        let keys = self.keys();
+        let mut keys = self.keys();
         self.provide(&keys).await;
         let mut again: Vec<Instant> = moments();
         let mut seq = self.last_seq().await;
@@ -58,11 +69,19 @@ impl Publisher {
             };
             let mut news = News::new(self.figures(), Instant::now().into_std());
             self.publish(seq, Some(state), To::Everybody).await;
-            let next = Instant::now() + ANNOUNCE_EVERY;
+            let next = Instant::now() + self.ttl * (10 - EARLIER) / (10 * PER_LIFETIME);
             loop {
                 let provide_at = again.first().copied();
                 tokio::select! {
                     () = sleep_until(next) => break,
+                    () = self.plane.changed.notified() => {
+                        let before = std::mem::replace(&mut keys, self.keys());
+                        for key in before.into_iter().filter(|key| !keys.contains(key)) {
+                            self.plane.handle.stop_providing(key).await;
+                        }
+                        self.provide(&keys).await;
+                        break;
+                    }
                     _ = look.tick() => match news.due(self.figures(), Instant::now().into_std(), rand::random()) {
                         Some(To::Everybody) => break,
                         Some(To::WhoAsks) => {
@@ -100,16 +119,37 @@ impl Publisher {
         self.plane.served().iter().map(|served| Figures::of(served)).collect()
     }
 
+    /// Round trips to the nearest of those who serve the same models: what a planner cannot measure from afar.
+    async fn round_trips(&self, peers: &[PeerView]) -> Vec<(PeerId, u16)> {
+        let mut serving = HashSet::new();
+        for served in self.plane.served() {
+            let heard = self.plane.handle.heard(served.file.id).await;
+            serving.extend(heard.issued_ms.into_iter().map(|(peer, _)| peer));
+        }
+        let of = |view: &PeerView| {
+            let ms = u16::try_from(view.rtt?.as_millis()).unwrap_or(u16::MAX);
+            serving.contains(&view.peer).then_some((view.peer, ms))
+        };
+        let mut trips: Vec<(PeerId, u16)> = peers.iter().filter_map(of).collect();
+        trips.sort_unstable_by_key(|(peer, ms)| (*ms, *peer));
+        trips.truncate(quelea_announce::MAX_RTT);
+        trips
+    }
+
     /// The provider keys of everything served.
     fn keys(&self) -> Vec<Vec<u8>> {
         let mut keys = Vec::new();
         for served in self.plane.served() {
             let model = self.plane.telemetry.stats.model(&served.file.id.short());
-            model.layers_hosted.set(u64::from(served.span.count()));
+            if !served.leaves() {
+                model.layers_hosted.set(u64::from(served.span.count()));
+            }
             model.kv_pages_capacity.set(u64::from(served.runner.load().kv_pages_total));
             keys.push(model_key(&served.file.id));
             keys.extend(buckets(&served.span).map(|bucket| bucket_key(&served.file.id, bucket)));
         }
+        keys.sort_unstable();
+        keys.dedup();
         keys
     }
 
@@ -134,11 +174,20 @@ impl Publisher {
             None => Announcement::tombstone(peer, seq, unix_ms()),
             Some(state) => {
                 let mut announcement = Announcement::new(peer, seq, unix_ms());
-                let snapshot = self.plane.handle.snapshot().await;
-                announcement.addrs =
-                    snapshot.map(|s| best_first([s.external, s.listeners].concat())).unwrap_or_default();
+                let lifetime = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
+                announcement.expires_ms =
+                    announcement.issued_ms.saturating_add(lifetime.min(quelea_announce::MAX_LIFETIME_MS));
+                let (addrs, peers) = match self.plane.handle.snapshot().await {
+                    Some(s) => (best_first([s.external, s.listeners].concat()), s.peers),
+                    None => Default::default(),
+                };
+                announcement.addrs = addrs;
                 announcement.addrs.truncate(quelea_announce::MAX_ADDRS);
+                announcement.rtt = self.round_trips(&peers).await;
                 announcement.offers = self.plane.served().iter().map(|served| offer(served, state)).collect();
+                if let Some(Coming { of, span }) = self.plane.coming() {
+                    announcement.offers.push(Offer { span, kv_pages_free: 0, ..offer(&of, State::Loading) });
+                }
                 announcement.shrink_to(quelea_announce::MAX_BYTES.saturating_sub(envelope::OVERHEAD));
                 announcement
             }
@@ -174,7 +223,7 @@ fn offer(served: &Served, state: State) -> Offer {
         profile: served.profile,
         span: served.span,
         layers_total: served.file.layers(),
-        state,
+        state: if served.leaves() { State::Draining } else { state },
         // 0 until something was computed here.
         decode_rows_per_s,
         prefill_rows_per_s,

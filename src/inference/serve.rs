@@ -2,7 +2,10 @@
 
 use std::{
     ops::Range,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -66,6 +69,8 @@ pub(crate) struct Served {
     pub(crate) runner: Runner,
     /// How fast it turns out to be.
     pub(crate) meter: Meter,
+    /// Whether it takes no more sessions.
+    leaves: AtomicBool,
 }
 
 impl Served {
@@ -73,6 +78,15 @@ impl Served {
     pub(crate) fn is_whole(&self) -> bool {
         let span = self.runner.stage().span();
         span.embedding && span.head && self.span.as_usize() == (0..self.file.manifest.n_layers)
+    }
+
+    /// From now on no session is taken here.
+    pub(crate) fn leave(&self) {
+        self.leaves.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn leaves(&self) -> bool {
+        self.leaves.load(Ordering::Relaxed)
     }
 
     /// Bytes of one KV page.
@@ -138,7 +152,16 @@ pub(crate) async fn load(
     );
     let queue = config.queue;
     let runner = Runner::spawn(stage, config).map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?;
-    Ok(Arc::new(Served { file, span, profile, width, queue, runner, meter: Meter::default() }))
+    Ok(Arc::new(Served {
+        file,
+        span,
+        profile,
+        width,
+        queue,
+        runner,
+        meter: Meter::default(),
+        leaves: AtomicBool::new(false),
+    }))
 }
 
 /// The span that a node is to serve of a model.
@@ -181,7 +204,7 @@ fn range(start: u16, end: u16) -> Result<SpanRange, InferError> {
 
 /// The span of the most layers that fit `budget`, placed where the fewest others serve: first where nobody does.
 fn thinnest(manifest: &Manifest, others: &[SpanRange], budget: u64, pick: u64) -> Result<SpanRange, InferError> {
-    let for_weights = budget - budget / KV_SHARE;
+    let for_weights = for_weights(budget);
     let bytes: Vec<u64> = manifest.layers.iter().map(|part| part.bytes).collect();
     let holdings: Vec<Holding> = others.iter().map(|span| Holding { span: *span, weight: 1 }).collect();
     placement::thinnest(&bytes, &holdings, for_weights, pick).ok_or_else(|| {
@@ -193,6 +216,11 @@ fn thinnest(manifest: &Manifest, others: &[SpanRange], budget: u64, pick: u64) -
         );
         InferError::new(ErrorCode::NoKvPages, message).hint("give more --memory")
     })
+}
+
+/// The part of a budget that weights may take, where a node chooses its layers.
+pub(super) fn for_weights(budget: u64) -> u64 {
+    budget - budget / KV_SHARE
 }
 
 /// A number of a node's own, for choices among equals.

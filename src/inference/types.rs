@@ -267,7 +267,7 @@ pub struct TokenLogprobs {
 pub struct Prediction {
     /// Tokens per second after the first one.
     pub tokens_per_s: f64,
-    /// Seconds until the first token, once the session is open.
+    /// Seconds from the request to the first token; of a model's first request without looking around and opening.
     pub first_token_s: f64,
     /// Micro-credits for the whole request.
     pub price: u64,

@@ -5,6 +5,8 @@ mod builder;
 mod ports;
 mod serving;
 pub(crate) mod settings;
+#[cfg(test)]
+mod tests;
 
 use std::{
     net::SocketAddr,
@@ -33,11 +35,13 @@ use crate::{
     home::HomeLock,
     identity,
     inference::{
-        Asker, EVENT_QUEUE, InferError, InferEvent, InferRequest, PlanReport, PlanRequest,
+        Asker, CoverageReport, EVENT_QUEUE, InferError, InferEvent, InferRequest, PlanReport, PlanRequest,
         models::{ModelFile, Models},
         plane::{INBOUND_QUEUE, Plane},
         prefix,
         publish::Publisher,
+        rebalance::Mover,
+        serve::{self, LayerChoice},
     },
     masking::{self, Certificates, Front, Prepared},
     storage::{Db, ReadError},
@@ -132,6 +136,7 @@ impl Node {
         config.rendezvous = settings.rendezvous.iter().map(point).collect();
         config.rendezvous_server = settings.rendezvous_server;
         config.trust = masking::trusted(settings.trust.as_deref())?;
+        config.provider_ttl = settings.announce_ttl * 3 / 2;
         config.kad_mode = settings.kad_mode;
         if settings.listen.is_empty() && matches!(settings.keep, Keep::Nothing) {
             // A passing peer asks and goes; it needs nobody but those it asks.
@@ -275,8 +280,15 @@ impl Node {
             return Ok(());
         };
         self.telemetry.health.set(Component::Model, Status::Starting, format!("loading {}", spec.model));
-        let publisher =
-            Publisher { plane: self.plane.clone(), keypair, db: self.db.clone(), current: self.asker.own.clone() };
+        let publisher = Publisher {
+            plane: self.plane.clone(),
+            keypair,
+            db: self.db.clone(),
+            current: self.asker.own.clone(),
+            ttl: settings.announce_ttl,
+        };
+        let memory = spec.memory.unwrap_or_else(serve::half_of_free_memory);
+        let spec = ServeSpec { memory: Some(memory), ..spec.clone() };
         let work = Serving { asker: self.asker.clone(), telemetry: self.telemetry.clone(), spec: spec.clone() };
         if let Ok(id) = spec.model.parse::<ModelId>() {
             // What is missing may take hours to come; meanwhile the node is up, though not ready.
@@ -310,7 +322,11 @@ impl Node {
             bootstrap::wait(&self.handle, &settings.bootstrap).await;
         }
         self.asker.models.puller().shelf.add(&file);
-        work.load(file, spec.layers, &settings.compute).await?;
+        let served = work.load(file.clone(), spec.layers, &settings.compute).await?;
+        if spec.layers == LayerChoice::Auto && !served.is_whole() {
+            let mover = Mover { plane: self.plane.clone(), file, memory, compute: settings.compute };
+            self.servers.push(tokio::spawn(mover.run(stopping.clone())));
+        }
         self.publisher = Some(tokio::spawn(publisher.run(stopping)));
         Ok(())
     }
@@ -385,6 +401,14 @@ impl Node {
     #[must_use]
     pub fn serves(&self) -> Vec<(String, String)> {
         self.plane.served().iter().map(|s| (s.file.id.to_string(), s.span.to_string())).collect()
+    }
+
+    /// Who holds which layers of a model: `demo`, a file, or a model id.
+    ///
+    /// # Errors
+    /// When the model is not known here.
+    pub async fn coverage(&self, model: &str) -> Result<CoverageReport, InferError> {
+        self.asker.coverage(model).await
     }
 
     /// Asks. The events end with exactly one `Done` or `Error`; dropping the receiver cancels the request.

@@ -11,7 +11,7 @@ use crate::{
     inference::{
         Asker, InferError,
         models::ModelFile,
-        serve::{self, LayerChoice},
+        serve::{self, LayerChoice, Served},
     },
     telemetry::{Component, Status, Telemetry},
     weights::{
@@ -37,13 +37,13 @@ impl Serving {
         file: ModelFile,
         layers: LayerChoice,
         compute: &StageOptions,
-    ) -> Result<(), InferError> {
+    ) -> Result<Arc<Served>, InferError> {
         let plane = &self.asker.plane;
         let served = serve::load(plane, file, layers, self.spec.memory, compute).await?;
         self.telemetry.ok(Component::Model, format!("layers {} of {}", served.span, served.file.id.short()));
         self.asker.models.add_served(&served);
-        plane.add_served(served);
-        Ok(())
+        plane.add_served(served.clone());
+        Ok(served)
     }
 
     /// Fetches what is missing of a model's layers, then serves them. Chunks that are here are given to others meanwhile.
@@ -88,6 +88,6 @@ impl Serving {
         let file = blocking(move || shelf.model(id))
             .await??
             .ok_or_else(|| InferError::new(quelea_wire::ErrorCode::Internal, "a model vanished while it was loaded"))?;
-        self.load(file, LayerChoice::Exactly(layers), compute).await
+        self.load(file, LayerChoice::Exactly(layers), compute).await.map(drop)
     }
 }

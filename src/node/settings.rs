@@ -1,6 +1,6 @@
 //! What a node is started with, checked and typed.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use libp2p::Multiaddr;
 use quelea_behaviours::{KadMode, RelayServer};
@@ -10,6 +10,9 @@ use crate::{
     address::PeerAddress, home::Home, inference::serve::LayerChoice, masking::settings::MaskingSettings,
     weights::shelf::UPLOAD,
 };
+
+/// How long announcements are believed unless said otherwise: as long as may be.
+pub(crate) const ANNOUNCE_TTL: Duration = Duration::from_millis(quelea_announce::MAX_LIFETIME_MS);
 
 /// Where a node keeps what it knows.
 #[derive(Debug, Clone)]
@@ -79,6 +82,8 @@ pub(crate) struct Settings {
     /// A file of certificates to trust at web servers besides those that browsers do.
     pub(crate) trust: Option<PathBuf>,
     pub(crate) serve: Option<ServeSpec>,
+    /// How long announcements are believed; provider records half as long again.
+    pub(crate) announce_ttl: Duration,
     /// On what stages compute, and how.
     pub(crate) compute: StageOptions,
     /// Where models are kept by a node that keeps nothing else.
@@ -113,6 +118,7 @@ impl Settings {
             rendezvous_server: false,
             trust: None,
             serve: None,
+            announce_ttl: ANNOUNCE_TTL,
             compute: StageOptions::default(),
             models: None,
             models_quota: None,

@@ -6,6 +6,7 @@
 //! | `search` | the shortest path over (boundary, peer) |
 //! | `choose` | the best plan, those as good as it, a spare, and the one that stays at home |
 //! | `explain` | who was left out and why; what is missing when there is no plan |
+//! | `beside` | what requests take beside their chains |
 //! | `observed` | how fast peers turned out to be |
 //! | `imagine` | plans over peers that are not there |
 //! | `placement` | which layers a node should hold |
@@ -17,6 +18,7 @@
 //! free KV pages for the whole session, unless what it says of them is old: then to ask in vain is part of its cost. Times are integers, nanoseconds in `u64`: two plans that cost the same compare
 //! as equal, whatever the order of the sums. Nothing here knows a clock, a socket or a random source.
 
+pub(crate) mod beside;
 mod choose;
 mod cost;
 mod explain;

@@ -1,13 +1,21 @@
 //! Which layers a node should hold: the thinnest, most wanted span that it can afford.
 //!
 //! Pure: who holds what goes in, a span comes out.
+//!
+//! A node that holds the wrong span moves: it says that another is coming, loads it, looks again, and only then gives up the
+//! old one. What keeps a crowd from moving together is that everybody says so first ([`Standing::Comes`]) and looks once more
+//! later than anybody's word takes: of those who come to one place, or leave one, the greater ids then think better of it.
 
 use std::ops::Range;
 
+use libp2p::PeerId;
 use quelea_wire::SpanRange;
 
 /// What a layer that nobody holds counts, beside one that somebody does. Without it there is no answer at all.
 const UNCOVERED: u64 = 1000;
+
+/// A move is worth it from this gain on, in parts of a hundred: loading costs everybody who takes weights or sessions.
+const GAIN_PERCENT: u64 = 25;
 
 /// Somebody holds this span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,3 +82,78 @@ fn is_flush(counts: &[u64], span: &Range<usize>) -> bool {
     let alike = before.iter().rev().take_while(|count| Some(*count) == own).count();
     alike.is_multiple_of(span.len().max(1))
 }
+
+/// What becomes of somebody's span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Standing {
+    /// It is served.
+    Stays,
+    /// It is served until another span of the same peer is loaded.
+    Leaves,
+    /// It is being loaded.
+    Comes,
+}
+
+/// Who holds a span, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Holder {
+    pub(crate) peer: PeerId,
+    pub(crate) span: SpanRange,
+    pub(crate) standing: Standing,
+}
+
+/// Whether `own` may be given up: each of its layers stays with somebody else. Of two who want to leave each other alone the one
+/// of the greater id stays.
+pub(crate) fn may_leave(own: SpanRange, here: PeerId, others: &[Holder]) -> bool {
+    let stays = |other: &&Holder| match other.standing {
+        Standing::Stays => true,
+        Standing::Leaves => other.peer > here,
+        Standing::Comes => false,
+    };
+    let staying: Vec<Holding> =
+        others.iter().filter(stays).map(|other| Holding { span: other.span, weight: 1 }).collect();
+    let counts = replicas(usize::from(own.end()), &staying);
+    counts.get(own.as_usize()).is_some_and(|counts| counts.iter().all(|count| *count > 0))
+}
+
+/// Which span to hold instead of `own`, if it is worth a move. `others` are without this node.
+pub(crate) fn better(
+    layer_bytes: &[u64],
+    own: SpanRange,
+    here: PeerId,
+    others: &[Holder],
+    budget: u64,
+    pick: u64,
+) -> Option<SpanRange> {
+    if !may_leave(own, here, others) {
+        return None;
+    }
+    let there = holdings(others, |_| true);
+    let span = thinnest(layer_bytes, &there, budget, pick).filter(|span| *span != own)?;
+    is_worth_it(layer_bytes.len(), own, span, &there).then_some(span)
+}
+
+/// Whether a move that was begun is to be ended: nobody has become dependent on `own` since, and `to` is still thin, counting
+/// those of smaller ids who come there as well.
+pub(crate) fn still_better(layers: usize, own: SpanRange, to: SpanRange, here: PeerId, others: &[Holder]) -> bool {
+    may_leave(own, here, others) && is_worth_it(layers, own, to, &holdings(others, |coming| coming < here))
+}
+
+/// Those who will be there, as far as those who come count.
+fn holdings(others: &[Holder], counts: impl Fn(PeerId) -> bool) -> Vec<Holding> {
+    let there = |other: &&Holder| match other.standing {
+        Standing::Stays => true,
+        Standing::Leaves => false,
+        Standing::Comes => counts(other.peer),
+    };
+    others.iter().filter(there).map(|other| Holding { span: other.span, weight: 1 }).collect()
+}
+
+fn is_worth_it(layers: usize, own: SpanRange, to: SpanRange, there: &[Holding]) -> bool {
+    let counts = replicas(layers, there);
+    let (now, then) = (worth(&counts, own.as_usize()), worth(&counts, to.as_usize()));
+    then >= now.saturating_add(now.saturating_mul(GAIN_PERCENT) / 100).max(now.saturating_add(1))
+}
+
+#[cfg(test)]
+mod tests;

@@ -87,7 +87,7 @@ fn fits(plane: &Plane, coordinator: PeerId, open: &Open) -> Result<Arc<Served>, 
         return Err((ErrorCode::Usage, "a chain passes a peer once".into()));
     }
     let served = plane.served();
-    let of_model: Vec<_> = served.iter().filter(|s| s.file.id == open.model).collect();
+    let of_model: Vec<_> = served.iter().filter(|s| s.file.id == open.model && !s.leaves()).collect();
     let Some(first) = of_model.first() else {
         return Err((ErrorCode::ModelUnknown, format!("{} is not served here", open.model.short())));
     };
