@@ -20,7 +20,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures::{AsyncRead, AsyncWrite, Stream, channel::mpsc, future};
+use futures::{AsyncRead, AsyncWrite, Stream, channel::mpsc, future, io::BufWriter};
 use libp2p::{
     Multiaddr, Transport, TransportError,
     core::{
@@ -39,6 +39,10 @@ use crate::{
 
 /// Tunnels that wait for the swarm to take them. It takes each as soon as it turns, so more than a few mean that it does not.
 pub const TUNNEL_QUEUE: usize = 64;
+
+/// Bytes that wait for a tunnel's next flush. A WebSocket frame's head is written by itself, which would be a packet: so heads,
+/// and the frames behind them that are written together, leave together.
+pub const SEND_BUFFER: usize = 32 << 10;
 
 /// A connection's bytes.
 pub trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -104,7 +108,7 @@ pub(crate) fn transport(
     }
     // Names are resolved beneath the WebSocket, which needs them for TLS.
     let dialler = with_names(|| tcp::tokio::Transport::new(tcp::Config::default().nodelay(true)))
-        .map(|stream, _| Box::new(stream) as Box<dyn Bytes>)
+        .map(|stream, _| Box::new(BufWriter::with_capacity(SEND_BUFFER, stream)) as Box<dyn Bytes>)
         .boxed();
     let mut web = websocket::Config::new(Streams { dialler, tunnels: masking.tunnels, listeners: Vec::new(), told: 0 });
     web.set_max_data_size(MAX_WEBSOCKET_FRAME).set_tls_config(tls.finish());

@@ -9,15 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, channel::mpsc};
+use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, channel::mpsc, io::BufWriter};
 use futures_rustls::TlsAcceptor;
-use quelea_behaviours::masking::{Bytes, Tunnel};
+use libp2p::tcp::tokio::TcpStream;
+use quelea_behaviours::masking::{Bytes, SEND_BUFFER, Tunnel};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     task::JoinSet,
     time::{MissedTickBehavior, interval_at, timeout},
 };
-use tokio_util::compat::TokioAsyncReadCompatExt as _;
 
 use super::{
     certs::{self, Certificates},
@@ -143,16 +143,18 @@ struct Guest {
 }
 
 impl Guest {
-    async fn welcome(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
+    async fn welcome(self, stream: tokio::net::TcpStream, tls: Option<TlsAcceptor>) {
         let _ = stream.set_nodelay(true);
+        // Unlike the adapter of tokio's own this one writes several records at once.
+        let stream = TcpStream(stream);
         let (from, stats) = (self.from, self.line.stats.clone());
         let failed = |error: io::Error| {
             stats.front.handshakes_failed.inc();
             Err(error)
         };
         let served = match tls {
-            None => self.serve(Box::new(stream.compat())).await,
-            Some(tls) => match timeout(DUE, tls.accept(stream.compat())).await {
+            None => self.serve(Box::new(stream)).await,
+            Some(tls) => match timeout(DUE, tls.accept(stream)).await {
                 Ok(Ok(stream)) => self.serve(Box::new(stream)).await,
                 Ok(Err(error)) => failed(error),
                 Err(_) => failed(io::ErrorKind::TimedOut.into()),
@@ -213,7 +215,8 @@ impl Guest {
         let from = SocketAddr::new(forwarded.unwrap_or(self.from.ip()), self.from.port());
         let stats = self.line.stats.clone();
         self.line.becomes(Line::Tunnel);
-        let stream = Box::new(Replayed { read, at: 0, stream, _line: Some(self.line) });
+        let stream = Replayed { read, at: 0, stream, _line: Some(self.line) };
+        let stream = Box::new(BufWriter::with_capacity(SEND_BUFFER, stream));
         if self.tunnels.try_send(Tunnel { stream, from }).is_err() {
             stats.front.closed(Closed::Swarm).inc();
             tracing::warn!(%from, "a connection was dropped: the swarm does not take it");
