@@ -195,6 +195,8 @@ pub struct Config {
     pub autonat_probe_interval: Duration,
     /// Time between gossip's heartbeats. Others than a second are for tests.
     pub gossip_heartbeat: Duration,
+    /// For measurements: how much later than written the bytes of its TCP connections leave, as if it were so far away.
+    pub line_delay: Duration,
     /// What it takes from strangers at most.
     pub limits: Limits,
     /// Where bytes and streams of each peer are counted.
@@ -221,6 +223,7 @@ impl Config {
             idle_timeout: IDLE_CONNECTION_TIMEOUT,
             autonat_probe_interval: AUTONAT_PROBE_INTERVAL,
             gossip_heartbeat: crate::gossip::HEARTBEAT,
+            line_delay: Duration::ZERO,
             limits: Limits::default(),
             traffic: Traffic::default(),
         }

@@ -32,6 +32,7 @@
 pub mod bans;
 pub mod conduct;
 pub mod config;
+mod delay;
 pub mod eviction;
 pub mod gossip;
 pub mod guard;

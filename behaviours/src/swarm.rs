@@ -25,6 +25,7 @@ use prometheus_client::registry::Registry;
 use crate::{
     Behaviour, Config, Limits, MemoryLimit,
     config::{CONNECTION_TIMEOUT, DIAL_TIMEOUT, PENDING_INBOUND_SLACK, PING_INTERVAL, PING_TIMEOUT},
+    delay::Delayed,
     gossip,
     handshakes::Handshakes,
     identify, inbound, kad,
@@ -153,7 +154,11 @@ fn transport(
     let muxer = || muxing::Config::new(limits.streams_per_connection);
     let noise = noise::Config::new(keypair)?;
     let direct = || {
-        let plain = || tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
+        let delay = config.line_delay;
+        let plain = || {
+            tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+                .map(move |stream, _| Delayed::new(stream, delay))
+        };
         let mut web = websocket::Config::new(plain());
         web.set_max_data_size(MAX_WEBSOCKET_FRAME);
         let web =

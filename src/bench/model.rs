@@ -190,7 +190,7 @@ fn runs(
 }
 
 impl Rates {
-    fn of(samples: Vec<f64>) -> Self {
+    pub(crate) fn of(samples: Vec<f64>) -> Self {
         let mut sorted = samples.clone();
         sorted.sort_by(f64::total_cmp);
         let at = |i: usize| sorted.get(i).copied().unwrap_or_default();

@@ -20,7 +20,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use libp2p::Multiaddr;
 
 pub(crate) use self::{
-    bench::{BenchCommand, BenchModelArgs, TransportArg},
+    bench::{BenchChainArgs, BenchCommand, BenchModelArgs, TransportArg},
     compute::{ComputeArgs, LogitsArgs},
     coverage::CoverageArgs,
     dht::DhtCommand,
@@ -201,6 +201,9 @@ pub(crate) struct DaemonArgs {
     /// Count loopback and private addresses in the limits per address, too (not behind a proxy: all would be one)
     #[arg(long)]
     pub(crate) limit_local: bool,
+    /// For measurements: send over TCP so much later, as if others were so far away (QUIC is not delayed)
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, hide_short_help = true)]
+    pub(crate) line_delay: Option<Duration>,
     #[command(flatten)]
     pub(crate) masking: MaskingArgs,
     #[command(flatten)]

@@ -6,11 +6,12 @@ use quelea_wire::ErrorCode;
 use serde_json::{Value, json};
 
 use super::{
-    args::{BenchModelArgs, Global, TransportArg},
-    exit::CliError,
+    args::{BenchChainArgs, BenchModelArgs, Global, TransportArg},
+    exit::{CliError, Exit},
     output::{data_line, note, printable},
 };
 use crate::bench::{
+    chain,
     hop::{self, Transport},
     masking,
     model::{self, ModelReport, Plan, TestReport},
@@ -80,6 +81,59 @@ pub(super) async fn masking(global: &Global, bytes: u64, turns: u32) -> Result<E
     }
     data_line(&format!("masked   {:>8.0} % of tcp", report.masked_to_tcp * 100.0))?;
     data_line(&format!("masked   {:>8.0} % of the bare socket", report.masked_to_socket * 100.0))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn chain(global: &Global, args: BenchChainArgs) -> Result<ExitCode, CliError> {
+    let program = std::env::current_exe()
+        .map_err(|e| CliError::new(ErrorCode::Internal, format!("cannot find this program's file: {e}")))?;
+    let plan = chain::Plan {
+        file: super::infer::absolute(&args.file),
+        program,
+        stages: args.stages,
+        sessions: args.sessions,
+        prompt: args.prompt_tokens,
+        tokens: args.tokens,
+        delay: args.delay.unwrap_or_default(),
+        threads: args.threads,
+        turns: args.turns,
+    };
+    let say = |test: &str| {
+        if !global.json {
+            note(&format!("{test} …"));
+        }
+    };
+    let report = tokio::select! {
+        report = chain::measure(&plan, say) => report?,
+        // The workers end with it.
+        _ = tokio::signal::ctrl_c() => return Ok(ExitCode::from(Exit::Interrupted as u8)),
+    };
+    if global.json {
+        let mut document = json!({ "schema": "quelea.bench.chain/v1" });
+        let report = serde_json::to_value(&report).map_err(|e| CliError::new(ErrorCode::Internal, e.to_string()))?;
+        if let (Value::Object(document), Value::Object(report)) = (&mut document, report) {
+            document.extend(report);
+        }
+        data_line(&document.to_string())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let chain::ChainReport { layers, delay_ms, sessions, prompt_tokens, tokens, turns, results } = report;
+    data_line(&format!(
+        "{layers} layers, {delay_ms} ms one way, medians of {turns} turns, tokens per second; {tokens} tokens of answer"
+    ))?;
+    data_line("workers  test           plain                       measured                        ratio")?;
+    for pair in results {
+        let (plain, measured) = match pair.test {
+            "decode" => ("unsplit".to_owned(), "split".to_owned()),
+            "sessions" => ("one answer".to_owned(), format!("{sessions} at once")),
+            "prefill" => (format!("{prompt_tokens} one by one"), "chunks in flight".to_owned()),
+            _ => ("one by one".to_owned(), "guessed".to_owned()),
+        };
+        data_line(&format!(
+            "{:>7}  {:<12} {:<16} {:>8.2}    {:<16} {:>8.2}  {:>8.2}×",
+            pair.stages, pair.test, plain, pair.plain.median, measured, pair.measured.median, pair.ratio
+        ))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

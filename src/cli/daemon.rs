@@ -128,6 +128,7 @@ fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
         rendezvous: args.rendezvous.rendezvous,
         rendezvous_server: args.rendezvous.rendezvous_server,
         trust: args.masking.masking_ca,
+        line_delay: args.line_delay.unwrap_or_default(),
         serve: args.model.map(|model| ServeSpec {
             model: quantised(&model, args.quantize),
             layers: args.layers,

@@ -87,6 +87,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Bench(BenchCommand::Masking { bytes, turns }) => {
                 Box::pin(bench::masking(global, bytes, turns)).await
             }
+            Command::Bench(BenchCommand::Chain(args)) => bench::chain(global, args).await,
             Command::Bench(BenchCommand::Model(args)) => bench::model(global, args),
         }
     });

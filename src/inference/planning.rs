@@ -97,6 +97,7 @@ impl Asker {
                 width: u32::try_from(ends.hparams.hidden).unwrap_or(u32::MAX),
                 max_rows,
                 step_timeout: request.step_timeout(),
+                window: request.prefill_window,
                 prefix: prefix::to_wire(&keys),
                 layers: ends.file.layers(),
                 ends: runner.clone(),

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::planner::Objective;
 
+/// Chunks of a prompt that may be on their way through a chain at once: enough to keep four stages busy.
+pub const PREFILL_WINDOW: u8 = 4;
+
 /// How the prompt is given to the model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -119,6 +122,10 @@ pub struct InferRequest {
     /// Where the layers are run.
     #[serde(default)]
     pub route: Route,
+    /// Chunks of the prompt that may be on their way through a chain at once, at most [`PREFILL_WINDOW`]; with 1 each is sent
+    /// when the one before has come back.
+    #[serde(default = "default_prefill_window")]
+    pub prefill_window: u8,
     /// Whether several tokens are guessed and verified in one pass.
     #[serde(default)]
     pub speculate: Speculate,
@@ -144,6 +151,10 @@ fn default_repeat_penalty() -> f32 {
 
 fn default_repeat_last_n() -> i64 {
     64
+}
+
+fn default_prefill_window() -> u8 {
+    PREFILL_WINDOW
 }
 
 fn default_step_timeout_ms() -> u64 {
@@ -175,6 +186,7 @@ impl InferRequest {
             ignore_eos: false,
             step_timeout_ms: default_step_timeout_ms(),
             route: Route::Auto,
+            prefill_window: default_prefill_window(),
             speculate: Speculate::Off,
             draft: None,
             objective: Objective::Latency,

@@ -131,6 +131,7 @@ impl Node {
         config.relay = settings.relay.clone();
         config.upnp = settings.upnp;
         config.limits.prefixes.exempt_local = !settings.limit_local;
+        config.line_delay = settings.line_delay;
         config.mdns = settings.mdns;
         let point = |of: &PeerAddress| quelea_rendezvous::Point { peer: of.peer, addr: of.addr.clone() };
         config.rendezvous = settings.rendezvous.iter().map(point).collect();

@@ -81,6 +81,8 @@ pub(crate) struct Settings {
     pub(crate) rendezvous_server: bool,
     /// A file of certificates to trust at web servers besides those that browsers do.
     pub(crate) trust: Option<PathBuf>,
+    /// For measurements: how far away it pretends to be, over TCP.
+    pub(crate) line_delay: Duration,
     pub(crate) serve: Option<ServeSpec>,
     /// How long announcements are believed; provider records half as long again.
     pub(crate) announce_ttl: Duration,
@@ -117,6 +119,7 @@ impl Settings {
             rendezvous: Vec::new(),
             rendezvous_server: false,
             trust: None,
+            line_delay: Duration::ZERO,
             serve: None,
             announce_ttl: ANNOUNCE_TTL,
             compute: StageOptions::default(),

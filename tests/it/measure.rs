@@ -53,3 +53,32 @@ async fn logits_are_the_same_on_every_path() {
         assert!(other != plain && best(&other) == best(&plain), "{way:?}");
     }
 }
+
+#[tokio::test]
+async fn a_chain_of_worker_processes_is_measured_beside_plain_ways() {
+    let how = ["--stages", "2", "--sessions", "2", "--prompt-tokens", "130", "--tokens", "6", "--turns", "1"];
+    let far = ["--delay", "10ms", "--threads", "1", "--json"];
+    let report = quelea(&[&["bench", "chain", DEMO], &how[..], &far[..]].concat()).await.expect(0).json();
+    assert_eq!((&report["schema"], &report["delay_ms"]), (&"quelea.bench.chain/v1".into(), &Value::from(10)));
+    let results = report["results"].as_array().unwrap();
+    let names: Vec<&str> = results.iter().map(|result| result["test"].as_str().unwrap()).collect();
+    assert_eq!(names, ["decode", "sessions", "prefill", "speculation"]);
+    for result in results {
+        assert_eq!(result["stages"], 2);
+        assert!(result["ratio"].as_f64().unwrap() > 0.0);
+        for side in ["plain", "measured"] {
+            assert_eq!(result[side]["samples"].as_array().unwrap().len(), 1);
+        }
+    }
+    // A token comes back after the way to the first worker, to the second, and back.
+    let split = results[0]["measured"]["best"].as_f64().unwrap();
+    assert!(split <= 1000.0 / 30.0, "{split} tokens per second at 10 ms one way");
+}
+
+#[tokio::test]
+async fn chains_that_cannot_be_are_refused() {
+    let refused = quelea(&["bench", "chain", DEMO, "--stages", "60"]).await.expect(2);
+    assert!(refused.stderr.contains("layers cannot be shared by 60 workers"), "{}", refused.stderr);
+    let refused = quelea(&["bench", "chain", DEMO, "--prompt-tokens", "1000000"]).await.expect(2);
+    assert!(refused.stderr.contains("do not fit the model's context"), "{}", refused.stderr);
+}

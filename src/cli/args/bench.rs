@@ -1,5 +1,7 @@
 //! What can be measured.
 
+use std::{num::NonZeroUsize, time::Duration};
+
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::compute::{ComputeArgs, IsaArg};
@@ -29,11 +31,43 @@ pub(crate) enum BenchCommand {
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
         turns: u32,
     },
+    /// What splitting a model over worker processes costs, and what distance does to it
+    #[command(
+        after_help = "Examples:\n  quelea model synth tinyllama-1.1b -o model.gguf && quelea bench chain model.gguf\n  quelea bench chain model.gguf --stages 3 --threads 1 --delay 50ms --prompt-tokens 1000 --json"
+    )]
+    Chain(BenchChainArgs),
     /// Tokens per second of a model on this machine alone, beside what its memory allows
     #[command(
         after_help = "Examples:\n  quelea bench model model.gguf\n  quelea bench model model.gguf --pp 128,512 --tg 64 --threads 2 --repeat 5 --json\n  quelea bench model model.gguf --tg 64 --sessions 1,8"
     )]
     Model(BenchModelArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchChainArgs {
+    /// A GGUF file, or 'demo'
+    pub(crate) file: String,
+    /// Numbers of workers, which share the layers equally
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "2,3", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) stages: Vec<u16>,
+    /// Answers at once
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) sessions: u16,
+    /// Tokens of the prompt whose reading is measured
+    #[arg(long, value_name = "N", default_value = "512", value_parser = parse_count)]
+    pub(crate) prompt_tokens: usize,
+    /// Tokens of each answer
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    pub(crate) tokens: u32,
+    /// How far apart all are, one way
+    #[arg(long, value_name = "DUR", value_parser = super::parse_duration)]
+    pub(crate) delay: Option<Duration>,
+    /// Threads of each worker, and of the unsplit model [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// Runs of each test that count, after one that does not
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) turns: u16,
 }
 
 #[derive(Debug, Args)]

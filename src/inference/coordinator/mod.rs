@@ -40,12 +40,11 @@ use super::{
     links::{Control, EVENTS, FromStage},
     plane::{Plane, RESULTS},
     planner::{Hop, Query},
-    types::{HopReport, InferError, Recovery, RouteHop},
+    types::{HopReport, InferError, PREFILL_WINDOW, Recovery, RouteHop},
 };
 
-/// Chunks of a prompt that may be on their way through the chain at once: enough to keep four stages busy.
-const CHUNKS: u32 = 4;
-const WINDOW: usize = CHUNKS as usize;
+/// Chunks of a prompt that may be on their way through the chain at once.
+const CHUNKS: u32 = PREFILL_WINDOW as u32;
 
 /// How long all stages may take to accept a session: a connection and a stream to the next peer, each.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(8);
@@ -66,6 +65,8 @@ pub(crate) struct SessionSpec {
     pub(crate) width: u32,
     pub(crate) max_rows: u32,
     pub(crate) step_timeout: Duration,
+    /// Chunks of the prompt that may be on their way at once, at most [`CHUNKS`].
+    pub(crate) window: u8,
     /// How the prompt begins, for stages to look up.
     pub(crate) prefix: Prefix,
     /// Layers of the model.
@@ -281,7 +282,8 @@ impl ChainSession {
 
     /// Sends a chunk of the prompt; waits only while the window is full.
     pub(crate) async fn push_chunk(&mut self, ids: &[u32], pos: u32) -> Result<(), InferError> {
-        while self.expected.len() >= WINDOW {
+        let window = usize::from(self.spec.window.clamp(1, PREFILL_WINDOW));
+        while self.expected.len() >= window {
             self.result().await?;
         }
         let deadline = Instant::now() + self.spec.step_timeout.saturating_mul(self.chunks_under_way() + 1);
