@@ -164,6 +164,7 @@ async fn tests(
 fn request(plan: &Plan, prompt: String) -> InferRequest {
     InferRequest {
         form: PromptForm::Raw,
+        route: Route::Swarm,
         max_tokens: plan.tokens,
         ignore_eos: true,
         step_timeout_ms: 120_000,

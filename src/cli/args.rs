@@ -319,7 +319,11 @@ fn parse_speculate(text: &str) -> Result<Speculate, String> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RouteArg {
+    /// By peers, or here where that is known to be faster
     Auto,
+    /// By peers
+    Swarm,
+    /// All layers here
     Local,
 }
 

@@ -75,6 +75,7 @@ fn request(args: &InferArgs) -> Result<InferRequest, CliError> {
         step_timeout_ms: u64::try_from(args.timeout.as_millis()).unwrap_or(u64::MAX),
         route: match args.route {
             RouteArg::Auto => Route::Auto,
+            RouteArg::Swarm => Route::Swarm,
             RouteArg::Local => Route::Local,
         },
         speculate: args.speculate.unwrap_or(if args.draft.is_some() { Speculate::Auto } else { Speculate::Off }),

@@ -121,7 +121,7 @@ impl Asker {
         let prompt = generate::prompt_ids(&ends, request)?;
         let max_rows = generate::max_rows(&ends, request, prompt.len());
         let (mut pipeline, predicted) = match request.route {
-            Route::Auto => self.open(&ends, request, &prompt, max_rows).await?,
+            Route::Auto | Route::Swarm => self.open(&ends, request, &prompt, max_rows).await?,
             Route::Local => {
                 let runner = ends.whole().await?;
                 let local = LocalLayers::new(&ends, runner, &prompt, max_rows, request.step_timeout())?;

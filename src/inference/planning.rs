@@ -27,7 +27,7 @@ use super::{
     },
     prefix,
     serve::{Served, profile_of},
-    types::{HopReport, InferError, InferRequest, PlanRequest, Prediction},
+    types::{HopReport, InferError, InferRequest, PlanRequest, Prediction, Route},
 };
 
 /// Chains that are tried for one request before its first token.
@@ -51,7 +51,8 @@ impl Asker {
         let mut query = self.query(ends, request.objective, prompt.len(), request.max_tokens, max_rows)?;
         let profile = profile_of(runner.stage());
         // Only what was measured counts against others.
-        let local = self.plane.experience.observed().unsplit(model).filter(|_| fits_here(ends).is_ok());
+        let alone = request.route != Route::Swarm && fits_here(ends).is_ok();
+        let local = self.plane.experience.observed().unsplit(model).filter(|_| alone);
         let mut found = Found::default();
         let mut first_error = None;
         for _ in 0..TRIES {

@@ -28,9 +28,11 @@ pub enum PromptForm {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Route {
-    /// By the peers that hold them.
+    /// By the peers that hold them, or all of them here where that is known to be faster.
     #[default]
     Auto,
+    /// By the peers that hold them.
+    Swarm,
     /// All of them here.
     Local,
 }

@@ -54,7 +54,7 @@ pub(crate) struct BenchChainArgs {
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) sessions: u16,
     /// Tokens of the prompt whose reading is measured
-    #[arg(long, value_name = "N", default_value = "512", value_parser = parse_count)]
+    #[arg(long, value_name = "N", default_value = "256", value_parser = parse_count)]
     pub(crate) prompt_tokens: usize,
     /// Tokens of each answer
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..=100_000))]
