@@ -89,7 +89,7 @@ impl Mover {
         match moved {
             Ok(()) => self.drained(&old).await,
             Err(why) => {
-                tracing::info!(model = %self.file.id.short(), layers = %old.span, why, "staying with the layers of before")
+                tracing::info!(model = %self.file.id.short(), layers = %old.span, why, "staying with the layers of before");
             }
         }
     }

@@ -27,7 +27,7 @@ use tokio::{
 pub use self::builder::{NodeBuilder, StartError};
 use self::{
     serving::Serving,
-    settings::{Bind, Keep, Settings},
+    settings::{Bind, Keep, ServeSpec, Settings},
 };
 use crate::{
     address::PeerAddress,

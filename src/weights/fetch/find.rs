@@ -1,6 +1,9 @@
 //! Who may have weights of a model.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    time::Duration,
+};
 
 use futures::{StreamExt as _, future, stream::FuturesUnordered};
 use libp2p::PeerId;
@@ -39,11 +42,10 @@ async fn connected(handle: &Handle, found: &mpsc::Sender<PeerId>) {
         named.retain(|_, at| now.saturating_duration_since(*at) < LOOK_AGAIN);
         let peers = handle.snapshot().await.map(|s| s.peers).unwrap_or_default();
         for peer in peers.iter().map(|view| view.peer).take(2 * MAX_PEERS) {
-            if !named.contains_key(&peer) {
-                named.insert(peer, now);
-                if found.send(peer).await.is_err() {
-                    return;
-                }
+            let Entry::Vacant(new) = named.entry(peer) else { continue };
+            new.insert(now);
+            if found.send(peer).await.is_err() {
+                return;
             }
         }
     }
