@@ -24,10 +24,8 @@ pub(crate) struct WeightsArgs {
 const PULL_EXAMPLES: &str = "Examples:
   quelea model pull 3f2a…                                   all of a model, from peers, by its id
   quelea model pull 3f2a… --layers 0..8 -b /ip4/203.0…      eight layers, without a daemon
-  quelea model pull hf:OWNER/REPO                           the only GGUF file of a repository, or its Q4_K_M
-  quelea model pull hf:OWNER/REPO:FILE.gguf                 another of its files; HF_TOKEN is used where it is set
-  quelea model pull https://example.org/model.gguf          a file from the web, going on where it stopped
-  quelea model pull model.gguf                              a file, copied into the store";
+  quelea model pull hf:OWNER/REPO:FILE.gguf                 from Hugging Face; HF_TOKEN is used where it is set
+  quelea model pull https://example.org/model.gguf          from the web, going on where it stopped";
 
 #[derive(Debug, Args)]
 #[command(after_help = PULL_EXAMPLES)]
