@@ -2,6 +2,7 @@
 
 mod bootstrap;
 mod builder;
+mod listening;
 mod ports;
 mod serving;
 pub(crate) mod settings;
@@ -17,39 +18,28 @@ use std::{
 
 use libp2p::identity::Keypair;
 use quelea_behaviours::{build_masked_swarm, build_swarm};
-use quelea_wire::{ErrorCode, ModelId, NetworkId};
+use quelea_wire::{ErrorCode, NetworkId};
 use tokio::{
-    net::TcpListener,
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
 };
 
 pub use self::builder::{NodeBuilder, StartError};
-use self::{
-    serving::Serving,
-    settings::{Bind, Keep, ServeSpec, Settings},
-};
+use self::settings::{Keep, Settings};
 use crate::{
     address::PeerAddress,
-    api,
     home::HomeLock,
     identity,
     inference::{
         Asker, CoverageReport, EVENT_QUEUE, InferError, InferEvent, InferRequest, PlanReport, PlanRequest,
-        models::{ModelFile, Models},
+        models::Models,
         plane::{INBOUND_QUEUE, Plane},
         prefix,
-        publish::Publisher,
-        rebalance::Mover,
-        serve::{self, LayerChoice},
     },
-    masking::{self, Certificates, Front, Prepared},
+    masking::{self, Certificates, Prepared},
     storage::{Db, ReadError},
     swarm::{Driver, DriverConfig, Handle, Remembered},
-    telemetry::{
-        Component, Status, Telemetry,
-        server::{self, TelemetryState},
-    },
+    telemetry::{Component, Telemetry},
     weights::{
         fetch::Puller,
         provide,
@@ -255,115 +245,6 @@ impl Node {
         Ok(node)
     }
 
-    fn serve_front(&mut self, front: Option<(Front, SocketAddr)>, stopping: watch::Receiver<Life>) {
-        let Some((front, addr)) = front else { return };
-        self.front_addr = Some(addr);
-        self.servers.push(tokio::spawn(front.run(stopped(stopping))));
-    }
-
-    async fn serve_metrics(&mut self, bind: Option<Bind>, stopping: watch::Receiver<Life>) -> Result<(), StartError> {
-        let Some(bind) = bind else { return Ok(()) };
-        let listener = listen_tcp(bind, "--metrics-listen").await?;
-        self.metrics_addr = listener.local_addr().ok();
-        let state = TelemetryState { health: self.telemetry.health.clone(), metrics: self.telemetry.metrics.clone() };
-        self.servers.push(tokio::spawn(server::serve(listener, state, stopped(stopping))));
-        Ok(())
-    }
-
-    async fn serve_layers(
-        &mut self,
-        settings: &Settings,
-        keypair: Keypair,
-        stopping: watch::Receiver<Life>,
-    ) -> Result<(), StartError> {
-        let Some(spec) = &settings.serve else {
-            self.telemetry.ok(Component::Model, "serves no layers");
-            return Ok(());
-        };
-        self.telemetry.health.set(Component::Model, Status::Starting, format!("loading {}", spec.model));
-        let publisher = Publisher {
-            plane: self.plane.clone(),
-            keypair,
-            db: self.db.clone(),
-            current: self.asker.own.clone(),
-            ttl: settings.announce_ttl,
-        };
-        let memory = spec.memory.unwrap_or_else(serve::half_of_free_memory);
-        let spec = ServeSpec { memory: Some(memory), ..spec.clone() };
-        let work = Serving { asker: self.asker.clone(), telemetry: self.telemetry.clone(), spec: spec.clone() };
-        if let Ok(id) = spec.model.parse::<ModelId>() {
-            // What is missing may take hours to come; meanwhile the node is up, though not ready.
-            let (bootstrap, compute) = (settings.bootstrap.clone(), settings.compute);
-            let handle = self.handle.clone();
-            self.publisher = Some(tokio::spawn(async move {
-                if !bootstrap.is_empty() {
-                    bootstrap::wait(&handle, &bootstrap).await;
-                }
-                let mut gone = stopping.clone();
-                let pulled = tokio::select! {
-                    pulled = work.pulled(id, &compute) => pulled,
-                    _ = gone.wait_for(|life| *life != Life::Running) => return,
-                };
-                match pulled {
-                    Ok(()) => publisher.run(stopping).await,
-                    Err(error) => {
-                        tracing::error!(%error, "the model is not served");
-                        work.telemetry.health.set(Component::Model, Status::Failed, error.to_string());
-                    }
-                }
-            }));
-            return Ok(());
-        }
-        let name = spec.model.clone();
-        let file = tokio::task::spawn_blocking(move || ModelFile::open(&name))
-            .await
-            .map_err(|e| StartError::internal(e.to_string()))??;
-        if !settings.bootstrap.is_empty() {
-            // `--layers auto` asks around, and our announcement wants somebody to hear it.
-            bootstrap::wait(&self.handle, &settings.bootstrap).await;
-        }
-        self.asker.models.puller().shelf.add(&file);
-        let served = work.load(file.clone(), spec.layers, &settings.compute).await?;
-        if spec.layers == LayerChoice::Auto && !served.is_whole() {
-            let mover = Mover { plane: self.plane.clone(), file, memory, compute: settings.compute };
-            self.servers.push(tokio::spawn(mover.run(stopping.clone())));
-        }
-        self.publisher = Some(tokio::spawn(publisher.run(stopping)));
-        Ok(())
-    }
-
-    async fn serve_api(&mut self, settings: &Settings, stopping: watch::Receiver<Life>) -> Result<(), StartError> {
-        let Keep::In { home, .. } = &settings.keep else { return Ok(()) };
-        let Some(bind) = settings.api else { return Ok(()) };
-        let masked = settings.masking.is_some();
-        let state = api::ApiState::new(self.asker.clone(), self.telemetry.clone(), self.db.clone(), masked);
-        let token = identity::load_or_create_token(&home.api_token()).map_err(StartError::identity)?;
-        let listener = listen_tcp(bind, "--api-listen").await?;
-        let addr = listener.local_addr().map_err(|e| StartError::internal(e.to_string()))?;
-        self.api_addr = Some(addr);
-        self.servers.push(tokio::spawn(api::serve_tcp(listener, state.clone(), &token, stopped(stopping.clone()))));
-        match home.socket() {
-            Ok(path) => {
-                let listener = api::bind_socket(&path).map_err(|e| {
-                    StartError::new(ErrorCode::Internal, format!("cannot open the socket {}: {e}", path.display()))
-                })?;
-                self.servers.push(tokio::spawn(api::serve_unix(listener, state, stopped(stopping))));
-                self.socket = Some(path);
-            }
-            Err(error) => tracing::warn!(%error, "no unix socket; use --api with the HTTP address"),
-        }
-        self.daemon_json = Some(home.daemon_json());
-        let text = serde_json::json!({
-            "schema": "quelea.daemon/v1",
-            "pid": std::process::id(),
-            "peer_id": self.handle.local().to_string(),
-            "api": format!("http://{addr}"),
-            "metrics": self.metrics_addr.map(|addr| format!("http://{addr}")),
-        });
-        identity::write_secret(&home.daemon_json(), text.to_string().as_bytes(), identity::Existing::Replace)
-            .map_err(StartError::identity)
-    }
-
     /// This node's peer id.
     #[must_use]
     pub fn peer_id(&self) -> String {
@@ -530,21 +411,6 @@ async fn remembered(db: &Db) -> Result<Remembered, StartError> {
     Ok(Remembered { rows, conduct, anchors })
 }
 
-async fn listen_tcp(bind: Bind, flag: &str) -> Result<TcpListener, StartError> {
-    match TcpListener::bind(bind.addr).await {
-        Ok(listener) => Ok(listener),
-        Err(error) if bind.or_any_port && error.kind() == std::io::ErrorKind::AddrInUse => {
-            tracing::warn!(addr = %bind.addr, "taken; using a free port instead ({flag} chooses one)");
-            let any = SocketAddr::new(bind.addr.ip(), 0);
-            TcpListener::bind(any).await.map_err(|e| StartError::listen(format!("cannot listen on {any}: {e}")))
-        }
-        Err(error) => {
-            let message = format!("cannot listen on {}: {error}; choose another address with {flag}", bind.addr);
-            Err(StartError::listen(message))
-        }
-    }
-}
-
 /// Waits until `wanted` listeners have told an address each.
 async fn wait_for_listeners(handle: &Handle, wanted: usize) -> Result<(), StartError> {
     let mut notices = handle.watch();
@@ -560,9 +426,4 @@ async fn wait_for_listeners(handle: &Handle, wanted: usize) -> Result<(), StartE
     tokio::time::timeout(LISTEN_TIMEOUT, all)
         .await
         .map_err(|_| StartError::listen("the listeners do not say where they listen".into()))
-}
-
-async fn stopped(mut stopping: watch::Receiver<Life>) {
-    // The sender going away means that the node is gone, too.
-    let _ = stopping.wait_for(|life| *life == Life::Stopping).await;
 }

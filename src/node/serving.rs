@@ -2,15 +2,21 @@
 
 use std::{sync::Arc, time::Duration};
 
+use libp2p::identity::Keypair;
 use quelea_engine::StageOptions;
 use quelea_wire::ModelId;
 use tokio::sync::watch;
 
-use super::settings::ServeSpec;
+use super::{
+    Life, Node, StartError, bootstrap,
+    settings::{ServeSpec, Settings},
+};
 use crate::{
     inference::{
         Asker, InferError,
         models::ModelFile,
+        publish::Publisher,
+        rebalance::Mover,
         serve::{self, LayerChoice, Served},
     },
     telemetry::{Component, Status, Telemetry},
@@ -89,5 +95,70 @@ impl Serving {
             .await??
             .ok_or_else(|| InferError::new(quelea_wire::ErrorCode::Internal, "a model vanished while it was loaded"))?;
         self.load(file, LayerChoice::Exactly(layers), compute).await.map(drop)
+    }
+}
+
+impl Node {
+    /// Loads the layers that the node is to serve, and tells others of them.
+    pub(super) async fn serve_layers(
+        &mut self,
+        settings: &Settings,
+        keypair: Keypair,
+        stopping: watch::Receiver<Life>,
+    ) -> Result<(), StartError> {
+        let Some(spec) = &settings.serve else {
+            self.telemetry.ok(Component::Model, "serves no layers");
+            return Ok(());
+        };
+        self.telemetry.health.set(Component::Model, Status::Starting, format!("loading {}", spec.model));
+        let publisher = Publisher {
+            plane: self.plane.clone(),
+            keypair,
+            db: self.db.clone(),
+            current: self.asker.own.clone(),
+            ttl: settings.announce_ttl,
+        };
+        let memory = spec.memory.unwrap_or_else(serve::half_of_free_memory);
+        let spec = ServeSpec { memory: Some(memory), ..spec.clone() };
+        let work = Serving { asker: self.asker.clone(), telemetry: self.telemetry.clone(), spec: spec.clone() };
+        if let Ok(id) = spec.model.parse::<ModelId>() {
+            // What is missing may take hours to come; meanwhile the node is up, though not ready.
+            let (bootstrap, compute) = (settings.bootstrap.clone(), settings.compute);
+            let handle = self.handle.clone();
+            self.publisher = Some(tokio::spawn(async move {
+                if !bootstrap.is_empty() {
+                    bootstrap::wait(&handle, &bootstrap).await;
+                }
+                let mut gone = stopping.clone();
+                let pulled = tokio::select! {
+                    pulled = work.pulled(id, &compute) => pulled,
+                    _ = gone.wait_for(|life| *life != Life::Running) => return,
+                };
+                match pulled {
+                    Ok(()) => publisher.run(stopping).await,
+                    Err(error) => {
+                        tracing::error!(%error, "the model is not served");
+                        work.telemetry.health.set(Component::Model, Status::Failed, error.to_string());
+                    }
+                }
+            }));
+            return Ok(());
+        }
+        let name = spec.model.clone();
+        let file = tokio::task::spawn_blocking(move || ModelFile::open(&name))
+            .await
+            .map_err(|e| StartError::internal(e.to_string()))??;
+        if !settings.bootstrap.is_empty() {
+            // `--layers auto` asks around, and our announcement wants somebody to hear it.
+            bootstrap::wait(&self.handle, &settings.bootstrap).await;
+        }
+        self.asker.models.puller().shelf.add(&file);
+        let served = work.load(file.clone(), spec.layers, &settings.compute).await?;
+        if spec.layers == LayerChoice::Auto && !served.is_whole() {
+            let mover = Mover { plane: self.plane.clone(), file, memory, compute: settings.compute };
+            self.servers.push(tokio::spawn(mover.run(stopping.clone())));
+        }
+        self.publisher = Some(tokio::spawn(publisher.run(stopping)));
+        Ok(())
     }
 }

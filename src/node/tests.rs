@@ -8,7 +8,11 @@ use super::*;
 use crate::{
     address::{PeerAddress, parse_multiaddr, parse_peer_address},
     events::{Event, EventKind},
-    inference::{Summary, models::DEMO, serve::LayerChoice},
+    inference::{
+        Summary,
+        models::{DEMO, ModelFile},
+        serve::LayerChoice,
+    },
     node::settings::ServeSpec,
 };
 

@@ -214,9 +214,11 @@ mod tests {
                 let there = i.checked_sub(1).map_or(sent, |before| progress.computed[before]);
                 let end = progress.allowed[i].min(there).max(progress.computed[i]);
                 unread = unread.max(end - progress.computed[i]);
-                // The one after may not have begun: what this one keeps for it.
+                // The one after may not have begun: what this one comes to keep for it, beside what it had before.
                 let next = progress.computed.get(i + 1).copied().unwrap_or(end);
-                ahead = ahead.max(end.saturating_sub(next));
+                if end > progress.computed[i] {
+                    ahead = ahead.max(end.saturating_sub(next));
+                }
                 progress.computed[i] = end.min(progress.computed[i] + u32::from(MAX_BATCH_ROWS));
             }
             if progress.over() {
