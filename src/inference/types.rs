@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::planner::Objective;
 
 /// Chunks of a prompt that may be on their way through a chain at once: enough to keep four stages busy.
-pub const PREFILL_WINDOW: u8 = 4;
+pub(crate) const PREFILL_WINDOW: u8 = 4;
 
 /// How the prompt is given to the model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,8 +124,8 @@ pub struct InferRequest {
     /// Where the layers are run.
     #[serde(default)]
     pub route: Route,
-    /// Chunks of the prompt that may be on their way through a chain at once, at most [`PREFILL_WINDOW`]; with 1 each is sent
-    /// when the one before has come back.
+    /// Chunks of the prompt that may be on their way through a chain at once, at most 4; with 1 each is sent when the one
+    /// before has come back.
     #[serde(default = "default_prefill_window")]
     pub prefill_window: u8,
     /// Whether several tokens are guessed and verified in one pass.

@@ -30,7 +30,7 @@ const PULL_EXAMPLES: &str = "Examples:
 #[derive(Debug, Args)]
 #[command(after_help = PULL_EXAMPLES)]
 pub(crate) struct PullArgs {
-    /// A model id (64 hex digits), hf:OWNER/REPO[:FILE], a URL, or a GGUF file
+    /// A model id (64 hex digits), hf:OWNER/REPO or hf:OWNER/REPO:FILE, a URL, or a GGUF file
     pub(crate) what: String,
     /// Which parts: layers like 0..8, 'all', or 'ends' for what asking it needs (by id only)
     #[arg(long, value_name = "A..B|all|ends", default_value = "all")]
