@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{
     args::{BenchChainArgs, BenchModelArgs, Global, TransportArg},
     exit::{CliError, Exit},
-    output::{data_line, note, printable},
+    output::{data_line, document, note, printable},
 };
 use crate::bench::{
     chain,
@@ -67,12 +67,7 @@ pub(super) async fn masking(global: &Global, bytes: u64, turns: u32) -> Result<E
     }
     let report = masking::measure(bytes, turns).await?;
     if global.json {
-        let mut document = json!({ "schema": "quelea.bench.masking/v1" });
-        let report = serde_json::to_value(&report).map_err(|e| CliError::new(ErrorCode::Internal, e.to_string()))?;
-        if let (Value::Object(document), Value::Object(report)) = (&mut document, report) {
-            document.extend(report);
-        }
-        data_line(&document.to_string())?;
+        data_line(&document("quelea.bench.masking/v1", &report, Value::Null)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     data_line("line         median")?;
@@ -109,12 +104,7 @@ pub(super) async fn chain(global: &Global, args: BenchChainArgs) -> Result<ExitC
         _ = tokio::signal::ctrl_c() => return Ok(ExitCode::from(Exit::Interrupted as u8)),
     };
     if global.json {
-        let mut document = json!({ "schema": "quelea.bench.chain/v1" });
-        let report = serde_json::to_value(&report).map_err(|e| CliError::new(ErrorCode::Internal, e.to_string()))?;
-        if let (Value::Object(document), Value::Object(report)) = (&mut document, report) {
-            document.extend(report);
-        }
-        data_line(&document.to_string())?;
+        data_line(&document("quelea.bench.chain/v1", &report, Value::Null)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let chain::ChainReport { layers, delay_ms, sessions, prompt_tokens, tokens, turns, results } = report;
@@ -152,12 +142,7 @@ pub(super) fn model(global: &Global, args: BenchModelArgs) -> Result<ExitCode, C
         }
     })?;
     if global.json {
-        let mut document = json!({ "schema": "quelea.bench-model/v1" });
-        let report = serde_json::to_value(&report).map_err(|e| CliError::new(ErrorCode::Internal, e.to_string()))?;
-        if let (Value::Object(document), Value::Object(report)) = (&mut document, report) {
-            document.extend(report);
-        }
-        data_line(&document.to_string())?;
+        data_line(&document("quelea.bench-model/v1", &report, Value::Null)?)?;
     } else {
         show(&report)?;
     }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use quelea_wire::ErrorCode;
 use reqwest::{Client, RequestBuilder, Response};
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::{args::Global, exit::CliError};
@@ -91,6 +91,11 @@ impl Daemon {
         }
     }
 
+    /// Reads an answer that comes in lines of JSON, of `most` bytes each at most.
+    pub(super) fn lines(&self, response: Response, most: usize) -> Lines<'_> {
+        Lines { daemon: self, response, unread: Vec::new(), most }
+    }
+
     /// The connection to the daemon failed.
     pub(super) fn lost(&self, error: &reqwest::Error) -> CliError {
         let message = if error.is_connect() {
@@ -100,6 +105,37 @@ impl Daemon {
         };
         CliError::new(ErrorCode::DaemonUnreachable, message)
             .hint("start one with 'quelea daemon', or name its directory with --data-dir")
+    }
+}
+
+/// What a daemon says line by line.
+pub(super) struct Lines<'a> {
+    daemon: &'a Daemon,
+    response: Response,
+    unread: Vec<u8>,
+    /// Bytes of a line.
+    most: usize,
+}
+
+impl Lines<'_> {
+    /// The next line; nothing at the end.
+    pub(super) async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, CliError> {
+        loop {
+            if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.unread.drain(..=end).collect();
+                return serde_json::from_slice(&line).map(Some).map_err(|e| {
+                    CliError::new(ErrorCode::Internal, format!("the daemon's answer is not understood: {e}"))
+                });
+            }
+            if self.unread.len() > self.most {
+                return Err(CliError::new(ErrorCode::Internal, "the daemon's answer has a line without end"));
+            }
+            match self.response.chunk().await {
+                Ok(Some(bytes)) => self.unread.extend_from_slice(&bytes),
+                Ok(None) => return Ok(None),
+                Err(error) => return Err(self.daemon.lost(&error)),
+            }
+        }
     }
 }
 

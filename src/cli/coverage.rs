@@ -7,7 +7,7 @@ use super::{
     client::Daemon,
     exit::CliError,
     infer::{absolute, short},
-    output::{data_line, note, printable},
+    output::{data_line, document, note, printable},
 };
 use crate::{
     inference::{CoverageHolder, CoverageReport, planner::size},
@@ -30,13 +30,7 @@ pub(super) async fn run(global: &Global, args: CoverageArgs) -> Result<(), CliEr
         as_passing_peer(&args).await?
     };
     if global.json {
-        let internal = |e: serde_json::Error| CliError::new(ErrorCode::Internal, e.to_string());
-        let mut document = serde_json::Map::new();
-        document.insert("schema".into(), "quelea.coverage/v1".into());
-        if let serde_json::Value::Object(fields) = serde_json::to_value(&report).map_err(internal)? {
-            document.extend(fields);
-        }
-        return data_line(&serde_json::Value::Object(document).to_string());
+        return data_line(&document("quelea.coverage/v1", &report, serde_json::Value::Null)?);
     }
     for line in draw(&report) {
         data_line(&line)?;

@@ -8,8 +8,8 @@ use serde_json::json;
 use super::{
     args::{DemoArgs, Global},
     exit::{CliError, Exit},
-    infer::{document, short},
-    output::{data, data_line, note, printable},
+    infer::short,
+    output::{data, data_line, document, note, printable},
 };
 use crate::{
     demo::{Demo, DemoReport},

@@ -7,7 +7,6 @@ use std::{
 };
 
 use comfy_table::{Table, presets};
-use futures::StreamExt;
 use quelea_wire::ErrorCode;
 use serde_json::{Value, json};
 
@@ -97,39 +96,29 @@ fn read_value(given: &str) -> Result<Vec<u8>, CliError> {
 async fn lookup(global: &Global, what: &str, mut body: Value, timeout: Duration) -> Result<Value, CliError> {
     body["timeout_s"] = json!(timeout.as_secs_f64());
     let daemon = Daemon::find(global)?;
-    let response = daemon.post(&format!("/api/v1/dht/{what}"), &body).await?;
-    let mut chunks = response.bytes_stream();
-    let mut buffer: Vec<u8> = Vec::new();
+    let mut lines = daemon.lines(daemon.post(&format!("/api/v1/dht/{what}"), &body).await?, LINE_MAX);
     let mut said = Instant::now();
-    while let Some(chunk) = chunks.next().await {
-        buffer.extend_from_slice(&chunk.map_err(|e| daemon.lost(&e))?);
-        while let Some(end) = buffer.iter().position(|b| *b == b'\n') {
-            let line: Vec<u8> = buffer.drain(..=end).collect();
-            let mut event: Value = serde_json::from_slice(&line).map_err(|e| not_understood(&e))?;
-            match event["event"].as_str() {
-                Some("done") => {
-                    let result = event["result"].take();
-                    if !global.json {
-                        let took = result["elapsed_s"].as_f64().unwrap_or(0.0);
-                        note(&format!("{} peer(s) asked in {took:.2} s", result["requests"]));
-                    }
-                    return Ok(result);
+    while let Some(mut event) = lines.next::<Value>().await? {
+        match event["event"].as_str() {
+            Some("done") => {
+                let result = event["result"].take();
+                if !global.json {
+                    let took = result["elapsed_s"].as_f64().unwrap_or(0.0);
+                    note(&format!("{} peer(s) asked in {took:.2} s", result["requests"]));
                 }
-                Some("error") => {
-                    let error: crate::inference::InferError =
-                        serde_json::from_value(event["error"].take()).map_err(|e| not_understood(&e))?;
-                    return Err(error.into());
-                }
-                _ if !global.json && said.elapsed() >= SAY_EVERY => {
-                    said = Instant::now();
-                    let (asked, answers, failures) = (&event["requests"], &event["answers"], &event["failures"]);
-                    note(&format!("{asked} peer(s) asked, {answers} answered, {failures} failed"));
-                }
-                _ => {}
+                return Ok(result);
             }
-        }
-        if buffer.len() > LINE_MAX {
-            return Err(not_understood(&"a line without end"));
+            Some("error") => {
+                let error: crate::inference::InferError =
+                    serde_json::from_value(event["error"].take()).map_err(|e| not_understood(&e))?;
+                return Err(error.into());
+            }
+            _ if !global.json && said.elapsed() >= SAY_EVERY => {
+                said = Instant::now();
+                let (asked, answers, failures) = (&event["requests"], &event["answers"], &event["failures"]);
+                note(&format!("{asked} peer(s) asked, {answers} answered, {failures} failed"));
+            }
+            _ => {}
         }
     }
     Err(not_understood(&"it ends in the middle"))

@@ -2,16 +2,15 @@
 
 use std::{io::Read as _, process::ExitCode};
 
-use futures::StreamExt;
 use quelea_wire::ErrorCode;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::{
     args::{Global, InferArgs, RouteArg},
     client::Daemon,
     exit::{CliError, Exit},
-    output::{data, data_line, note, printable},
+    output::{data, data_line, document, note, printable},
 };
 use crate::{
     home::Home,
@@ -139,25 +138,8 @@ async fn through_daemon(daemon: &Daemon, request: &InferRequest, show: Show) -> 
         response = daemon.post("/api/v1/infer", request) => response?,
         () = interrupted() => return Ok(ExitCode::from(Exit::Interrupted as u8)),
     };
-    let mut body = asked.bytes_stream();
-    let mut buffer: Vec<u8> = Vec::new();
-    let next = async || loop {
-        if let Some(end) = buffer.iter().position(|b| *b == b'\n') {
-            let line: Vec<u8> = buffer.drain(..=end).collect();
-            let event = serde_json::from_slice(&line).map_err(|e| {
-                CliError::new(ErrorCode::Internal, format!("the daemon's answer is not understood: {e}"))
-            })?;
-            return Ok(Some(event));
-        }
-        if buffer.len() > LINE_MAX {
-            return Err(CliError::new(ErrorCode::Internal, "the daemon's answer has a line without end"));
-        }
-        match body.next().await {
-            Some(Ok(bytes)) => buffer.extend_from_slice(&bytes),
-            Some(Err(error)) => return Err(daemon.lost(&error)),
-            None => return Ok(None),
-        }
-    };
+    let mut lines = daemon.lines(asked, LINE_MAX);
+    let next = async || lines.next().await;
     // Dropping the response closes the connection, by which the daemon cancels the request.
     show.until_interrupted(next).await
 }
@@ -233,19 +215,6 @@ impl Show {
         note(&footer(route, summary));
         Ok(())
     }
-}
-
-/// A summary as a document: the schema first, then its fields, then `more`.
-pub(super) fn document(schema: &str, summary: &Summary, more: Value) -> Result<String, CliError> {
-    let internal = |e: serde_json::Error| CliError::new(ErrorCode::Internal, e.to_string());
-    let mut document = serde_json::Map::new();
-    document.insert("schema".into(), schema.into());
-    for part in [serde_json::to_value(summary).map_err(internal)?, more] {
-        if let Value::Object(fields) = part {
-            document.extend(fields);
-        }
-    }
-    Ok(Value::Object(document).to_string())
 }
 
 /// The lines under an answer.

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use futures::StreamExt as _;
 use quelea_wire::ErrorCode;
 use serde_json::{Value, json};
 
@@ -28,23 +27,12 @@ pub(super) async fn ping(global: &Global, args: PingArgs) -> Result<ExitCode, Cl
         "deadline_ms": millis(args.deadline),
         "interval_ms": millis(args.interval),
     });
-    let mut body = daemon.post("/api/v1/ping", &request).await?.bytes_stream();
-    let mut buffer: Vec<u8> = Vec::new();
+    let mut lines = daemon.lines(daemon.post("/api/v1/ping", &request).await?, LINE_MAX);
     let mut end = Value::Null;
-    while let Some(chunk) = body.next().await {
-        buffer.extend_from_slice(&chunk.map_err(|e| daemon.lost(&e))?);
-        while let Some(at) = buffer.iter().position(|b| *b == b'\n') {
-            let line: Vec<u8> = buffer.drain(..=at).collect();
-            let line: Value = serde_json::from_slice(&line).map_err(|e| {
-                CliError::new(ErrorCode::Internal, format!("the daemon's answer is not understood: {e}"))
-            })?;
-            show(global, &line)?;
-            if line["done"] == true {
-                end = line;
-            }
-        }
-        if buffer.len() > LINE_MAX {
-            return Err(CliError::new(ErrorCode::Internal, "the daemon's answer has a line without end"));
+    while let Some(line) = lines.next::<Value>().await? {
+        show(global, &line)?;
+        if line["done"] == true {
+            end = line;
         }
     }
     outcome(&end, &args)

@@ -2,8 +2,11 @@
 
 use std::io::{self, Write};
 
-use super::exit::{CliError, Exit};
 use quelea_wire::ErrorCode;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::exit::{CliError, Exit};
 
 /// Data, for the next program.
 pub(super) fn data(text: &str) -> Result<(), CliError> {
@@ -19,6 +22,19 @@ pub(super) fn data_bytes(bytes: &[u8]) -> Result<(), CliError> {
 /// Data, with a newline.
 pub(super) fn data_line(text: &str) -> Result<(), CliError> {
     data(&format!("{text}\n"))
+}
+
+/// A report as a document: the schema first, then its fields, then those of `more`.
+pub(super) fn document(schema: &str, report: &impl Serialize, more: Value) -> Result<String, CliError> {
+    let report = serde_json::to_value(report).map_err(|e| CliError::new(ErrorCode::Internal, e.to_string()))?;
+    let mut document = serde_json::Map::new();
+    document.insert("schema".into(), schema.into());
+    for part in [report, more] {
+        if let Value::Object(fields) = part {
+            document.extend(fields);
+        }
+    }
+    Ok(Value::Object(document).to_string())
 }
 
 /// Words for people, on stderr. Nobody to read them is no error.

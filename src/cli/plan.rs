@@ -10,7 +10,7 @@ use super::{
     client::Daemon,
     exit::{CliError, Exit},
     infer::{absolute, short},
-    output::{data_line, note, printable},
+    output::{data_line, document, note, printable},
 };
 use crate::{
     inference::{
@@ -76,13 +76,7 @@ async fn as_passing_peer(args: &PlanArgs) -> Result<PlanReport, CliError> {
 fn show(global: &Global, report: &PlanReport) -> Result<ExitCode, CliError> {
     let exit = if report.chosen.is_some() { ExitCode::SUCCESS } else { ExitCode::from(Exit::NoRoute as u8) };
     if global.json {
-        let internal = |e: serde_json::Error| CliError::new(ErrorCode::Internal, e.to_string());
-        let mut document = serde_json::Map::new();
-        document.insert("schema".into(), "quelea.plan/v1".into());
-        if let serde_json::Value::Object(fields) = serde_json::to_value(report).map_err(internal)? {
-            document.extend(fields);
-        }
-        data_line(&serde_json::Value::Object(document).to_string())?;
+        data_line(&document("quelea.plan/v1", report, serde_json::Value::Null)?)?;
         return Ok(exit);
     }
     let bytes = if report.weight_bytes > 0 { format!(", {}", size(report.weight_bytes)) } else { String::new() };

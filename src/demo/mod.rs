@@ -92,9 +92,9 @@ impl Demo {
     ) -> Result<DemoReport, InferError> {
         let mut request = InferRequest::new(DEMO, question);
         request.max_tokens = max_tokens;
-        let summary = answer(&self.asker, request.clone(), &mut see).await?;
+        let summary = self.asker.answer(request.clone(), &mut see).await?;
         request.route = Route::Local;
-        let unsplit = answer(&self.asker, request, &mut |_| {}).await?;
+        let unsplit = self.asker.answer(request, |_| {}).await?;
         Ok(DemoReport {
             same: unsplit.ids == summary.ids && unsplit.text == summary.text,
             unsplit: unsplit.text,
@@ -107,19 +107,6 @@ impl Demo {
         let all = self.nodes.into_iter().chain([self.asker]).map(|node| node.shutdown(GRACE));
         futures::future::join_all(all).await;
     }
-}
-
-async fn answer(node: &Node, request: InferRequest, see: &mut impl FnMut(&InferEvent)) -> Result<Summary, InferError> {
-    let mut events = node.infer(request);
-    while let Some(event) = events.recv().await {
-        see(&event);
-        match event {
-            InferEvent::Done { summary } => return Ok(*summary),
-            InferEvent::Error { error } => return Err(error),
-            _ => {}
-        }
-    }
-    Err(InferError::new(ErrorCode::Internal, "the answer stopped before its end"))
 }
 
 fn layers_of_demo() -> Result<u16, StartError> {

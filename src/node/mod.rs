@@ -31,7 +31,7 @@ use crate::{
     home::HomeLock,
     identity,
     inference::{
-        Asker, CoverageReport, EVENT_QUEUE, InferError, InferEvent, InferRequest, PlanReport, PlanRequest,
+        Asker, CoverageReport, EVENT_QUEUE, InferError, InferEvent, InferRequest, PlanReport, PlanRequest, Summary,
         models::Models,
         plane::{INBOUND_QUEUE, Plane},
         prefix,
@@ -300,6 +300,24 @@ impl Node {
         let asker = self.asker.clone();
         tokio::spawn(async move { asker.infer(request, events).await });
         receiver
+    }
+
+    /// Asks, and waits for the end; `see` is shown each event.
+    pub(crate) async fn answer(
+        &self,
+        request: InferRequest,
+        mut see: impl FnMut(&InferEvent),
+    ) -> Result<Summary, InferError> {
+        let mut events = self.infer(request);
+        while let Some(event) = events.recv().await {
+            see(&event);
+            match event {
+                InferEvent::Done { summary } => return Ok(*summary),
+                InferEvent::Error { error } => return Err(error),
+                _ => {}
+            }
+        }
+        Err(InferError::new(ErrorCode::Internal, "the answer stopped before its end"))
     }
 
     /// What a request would be answered by, and why.

@@ -74,14 +74,7 @@ fn empty(worker: &Node, sessions: Vec<SessionId>) {
 async fn ask(asker: &Node) -> Result<Summary, InferError> {
     let mut request = InferRequest::new(DEMO, "Who are you?");
     request.max_tokens = 8;
-    let mut events = asker.infer(request);
-    loop {
-        match events.recv().await.unwrap() {
-            InferEvent::Done { summary } => return Ok(*summary),
-            InferEvent::Error { error } => return Err(error),
-            _ => {}
-        }
-    }
+    asker.answer(request, |_| {}).await
 }
 
 async fn plan(asker: &Node) -> PlanReport {

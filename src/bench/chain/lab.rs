@@ -11,7 +11,7 @@ use tokio::{
 use super::Plan;
 use crate::{
     address::{PeerAddress, parse_peer_address},
-    inference::{InferError, InferEvent, InferRequest, Summary},
+    inference::{InferError, InferRequest, Summary},
     node::{Node, settings::Settings},
 };
 
@@ -58,15 +58,7 @@ impl Lab {
 
     /// Asks and waits for the end.
     pub(super) async fn ask(&self, request: InferRequest) -> Result<Summary, InferError> {
-        let mut events = self.asker.infer(request);
-        while let Some(event) = events.recv().await {
-            match event {
-                InferEvent::Done { summary } => return Ok(*summary),
-                InferEvent::Error { error } => return Err(error),
-                _ => {}
-            }
-        }
-        Err(InferError::new(ErrorCode::Internal, "the answer stopped before its end"))
+        self.asker.answer(request, |_| {}).await
     }
 
     /// Ends the workers. Those that do not go are killed.

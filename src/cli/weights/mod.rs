@@ -32,6 +32,9 @@ use crate::{
     },
 };
 
+/// The longest line of an answer: a model's description.
+const LINE_MAX: usize = 1 << 20;
+
 /// Between two drawings of the progress bar.
 const DRAW_EVERY: Duration = Duration::from_millis(200);
 
@@ -124,23 +127,15 @@ async fn by_id(global: &Global, args: &PullArgs, id: ModelId) -> Result<Value, C
 async fn through_daemon(global: &Global, args: &PullArgs, id: ModelId) -> Result<Value, CliError> {
     let wanted = json!({ "model": id.to_string(), "parts": args.layers.to_string() });
     let daemon = Daemon::find(global)?;
-    let mut answer = daemon.post("/api/v1/models/pull", &wanted).await?;
+    let mut answer = daemon.lines(daemon.post("/api/v1/models/pull", &wanted).await?, LINE_MAX);
     let (progress, seen) = watch::channel(Progress::default());
     let drawing = tokio::spawn(draw(seen));
-    let mut unread: Vec<u8> = Vec::new();
     let mut last = None;
-    while let Some(bytes) = answer.chunk().await.map_err(|e| daemon.lost(&e))? {
-        unread.extend_from_slice(&bytes);
-        while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = unread.drain(..=end).collect();
-            let event: Value = serde_json::from_slice(&line).map_err(|e| {
-                CliError::new(ErrorCode::Internal, format!("the daemon's answer is not understood: {e}"))
-            })?;
-            if let Ok(now) = serde_json::from_value::<Progress>(event["progress"].clone()) {
-                progress.send_replace(now);
-            }
-            last = Some(event);
+    while let Some(event) = answer.next::<Value>().await? {
+        if let Ok(now) = serde_json::from_value::<Progress>(event["progress"].clone()) {
+            progress.send_replace(now);
         }
+        last = Some(event);
     }
     drop(progress);
     let _ = drawing.await;
