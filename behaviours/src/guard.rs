@@ -25,16 +25,27 @@ pub const RECORDS_PER_PREFIX: u32 = 800;
 pub const RECORDS: u32 = 8_000;
 const RECORD_PERIOD: Duration = Duration::from_secs(10);
 
+/// Times that a peer may say in ten seconds who it is and what it speaks: once with each connection, and when an address of its
+/// own comes or goes, of which a machine has a dozen.
+pub const NAMES_PER_PEER: u32 = 32;
+/// Of one address range: as many as are let in from there at once.
+pub const NAMES_PER_PREFIX: u32 = 256;
+/// Of everybody: some hundred a second, each of which every behaviour hears of.
+pub const NAMES: u32 = 1_000;
+const NAMES_PERIOD: Duration = Duration::from_secs(10);
+
 /// The limits, and what has been spent of them.
 #[derive(Debug)]
 pub struct Guard {
     signatures: Limiter,
     records: Limiter,
+    names: Limiter,
 }
 
 impl Default for Guard {
     fn default() -> Self {
         let records = |burst| Quota::new(burst, RECORD_PERIOD);
+        let names = |burst| Quota::new(burst, NAMES_PERIOD);
         Self {
             signatures: Limiter::new(Limits {
                 peer: Quota::per_second(SIGNATURES_PER_PEER),
@@ -46,6 +57,11 @@ impl Default for Guard {
                 prefix: records(RECORDS_PER_PREFIX),
                 global: records(RECORDS),
             }),
+            names: Limiter::new(Limits {
+                peer: names(NAMES_PER_PEER),
+                prefix: names(NAMES_PER_PREFIX),
+                global: names(NAMES),
+            }),
         }
     }
 }
@@ -55,12 +71,14 @@ impl Guard {
     pub fn connected(&mut self, peer: PeerId, endpoint: &ConnectedPoint) {
         self.signatures.connected(peer, endpoint);
         self.records.connected(peer, endpoint);
+        self.names.connected(peer, endpoint);
     }
 
     /// `peer` has no connection any more.
     pub fn disconnected(&mut self, peer: &PeerId) {
         self.signatures.disconnected(peer);
         self.records.disconnected(peer);
+        self.names.disconnected(peer);
     }
 
     /// Whether a signature that `peer` brings may be checked.
@@ -79,9 +97,18 @@ impl Guard {
         self.records.admit(peer, now)
     }
 
+    /// Whether what `peer` says of itself may be listened to.
+    ///
+    /// # Errors
+    /// Whose limit is reached.
+    pub fn names(&mut self, peer: PeerId, now: Instant) -> Result<(), Scope> {
+        self.names.admit(peer, now)
+    }
+
     /// Entries of all its maps.
     #[must_use]
     pub fn remembered(&self) -> usize {
-        self.signatures.remembered().saturating_add(self.records.remembered())
+        let records = self.records.remembered().saturating_add(self.names.remembered());
+        self.signatures.remembered().saturating_add(records)
     }
 }

@@ -1,74 +1,7 @@
-use futures::{AsyncReadExt as _, AsyncWriteExt as _, future::poll_fn, io::Cursor, task::noop_waker_ref};
+use futures::{AsyncReadExt as _, AsyncWriteExt as _, future::poll_fn, io::Cursor};
 
 use super::*;
 use crate::traffic::Sums;
-
-/// Reads as much as there is at once; a turn that ends is followed by the next.
-fn read(metered: &mut Metered<Cursor<Vec<u8>>>) -> usize {
-    let (mut all, mut ended) = (0, 0);
-    let mut buf = vec![0; TURN];
-    while ended < 2 {
-        match Pin::new(&mut *metered).poll_read(&mut Context::from_waker(noop_waker_ref()), &mut buf) {
-            Poll::Ready(read) => (all, ended) = (all + read.unwrap(), 0),
-            Poll::Pending => ended += 1,
-        }
-    }
-    all
-}
-
-fn stream(taken: &Arc<Taken>) -> Stream<()> {
-    taken.counts.streams.fetch_add(1, Ordering::Relaxed);
-    Stream { inner: (), taken: Arc::clone(taken) }
-}
-
-#[test]
-fn what_no_stream_takes_is_read_up_to_a_bound() {
-    let free = usize::try_from(FREE).unwrap();
-    let (mut metered, taken) = Metered::new(Cursor::new(vec![7; 4 * free]));
-    let first = read(&mut metered);
-    // A reading more, and what is forgiven while this test runs.
-    assert!((free..2 * free).contains(&first), "{first}");
-    stream(&taken).took(free);
-    let second = read(&mut metered);
-    assert!((free / 2..2 * free).contains(&second), "{second}");
-}
-
-#[test]
-fn time_forgives() {
-    let (mut metered, _) = Metered::new(());
-    let start = metered.forgiven_at;
-    metered.came = FREE + FORGIVEN;
-    let mut excess = |after: Duration| metered.excess(|| start + after);
-    assert_eq!(excess(Duration::ZERO), FORGIVEN);
-    assert_eq!(excess(Duration::from_millis(500)), FORGIVEN / 2);
-    for micros in 0..1000 {
-        excess(Duration::from_micros(500_000 + micros));
-    }
-    let left = excess(Duration::from_millis(501));
-    assert!(left < FORGIVEN / 2 && left > FORGIVEN / 2 - 1024, "steps of less than a byte count, too: {left}");
-    assert_eq!(excess(Duration::from_secs(100)), 0);
-    assert_eq!(metered.came, 0, "no more than there is");
-    metered.came = FREE;
-    assert_eq!(metered.excess(|| panic!("the time is of no interest")), 0);
-}
-
-#[test]
-fn a_turn_ends() {
-    let (mut metered, _) = Metered::new(Cursor::new(vec![7; 1 << 20]));
-    let mut buf = vec![0; TURN];
-    let waker = noop_waker_ref();
-    let mut poll = || Pin::new(&mut metered).poll_read(&mut Context::from_waker(waker), &mut buf[..TURN]);
-    assert!(poll().is_ready());
-    assert!(poll().is_pending());
-    assert!(poll().is_ready());
-}
-
-#[test]
-fn waits_are_neither_long_nor_for_a_frame_each() {
-    assert_eq!(until_forgiven(0), Duration::from_micros(62_500));
-    assert_eq!(until_forgiven(FORGIVEN / 8), Duration::from_micros(187_500));
-    assert_eq!(until_forgiven(u64::MAX), WAIT);
-}
 
 /// Every stream is a buffer of its own.
 struct Buffers;

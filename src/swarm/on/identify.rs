@@ -1,5 +1,7 @@
 //! Who a peer says it is, and where it listens.
 
+use std::time::Instant;
+
 use libp2p::identify;
 use quelea_behaviours::{identify::dialable, peers::Source};
 
@@ -11,6 +13,9 @@ use crate::swarm::{
 
 pub(crate) fn event(driver: &mut Driver, event: identify::Event) {
     let identify::Event::Received { connection_id, peer_id, mut info } = event else { return };
+    if let Err(scope) = driver.state.guard.names(peer_id, Instant::now()) {
+        return super::conduct::limited(driver, peer_id, scope);
+    }
     info.listen_addrs.retain(|addr| driver.state.may_claim(&peer_id, addr));
     if let Some(peer) = driver.state.peers.get_mut(&peer_id) {
         peer.agent = Some(info.agent_version.chars().filter(|c| !c.is_control()).take(64).collect());
