@@ -173,6 +173,12 @@ impl Links {
         link.as_ref()?.rtt().map(|rtt| rtt.mean / 2)
     }
 
+    /// Links that are kept, or being opened.
+    pub(super) fn len(&self) -> usize {
+        let data = self.data.lock().unwrap_or_else(PoisonError::into_inner).len();
+        data + self.control.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Lets go of every link.
     pub(super) fn clear(&self) {
         self.data.lock().unwrap_or_else(PoisonError::into_inner).clear();

@@ -161,6 +161,8 @@ impl Plane {
                 _ = sweep.tick() => {
                     self.links.sweep();
                     self.stages.tick(&self);
+                    self.telemetry.stats.shard_links.set(self.links.len() as u64);
+                    self.telemetry.stats.shard_results.set(self.awaited_len() as u64);
                     self.mirror();
                 }
             }
@@ -304,6 +306,11 @@ impl Plane {
     pub(super) fn await_results(&self, last: PeerId, session: SessionId, epoch: u32, expect: Expect, results: Results) {
         let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
         awaited.insert((last, session), Awaited { epoch, expect, results });
+    }
+
+    /// Sessions whose results are awaited.
+    fn awaited_len(&self) -> usize {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// The session is over.

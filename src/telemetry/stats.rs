@@ -192,6 +192,10 @@ pub struct NodeStats {
     pub shard_streams: Gauge,
     /// Shard sessions open on this node's stage.
     pub shard_sessions: Gauge,
+    /// Sessions over chains whose results this node waits for.
+    pub shard_results: Gauge,
+    /// Shard links that this node keeps to others, to hand rows on or to coordinate.
+    pub shard_links: Gauge,
     /// Bytes of what open sessions have handed on.
     pub log_bytes: Gauge,
     /// Registrations that this node holds as a rendezvous point.

@@ -6,6 +6,7 @@
 //! | `prefix` | do prompts that begin alike cost only their new rows |
 //! | `failover` | does an answer go on, with the same tokens, when another worker can take over |
 //! | `losses` | does it also when the loss comes while a prompt or what was lost is being computed, or tokens are guessed |
+//! | `chaos` | does it whoever is lost, stopped or slowed, whenever that is, and is nothing left of it afterwards |
 //! | `failure` | does a request end in time, and named, when a worker or its caller goes away |
 //! | `lifecycle` | do daemons start, stop and come back as documented |
 //! | `bad_input` | is every mistake answered by a clear error and a documented exit code |
@@ -30,6 +31,7 @@ mod advisories;
 mod bad_input;
 mod bad_model;
 mod bans;
+mod chaos;
 mod demo;
 mod dht;
 mod failover;

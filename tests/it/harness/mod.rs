@@ -1,5 +1,6 @@
 //! Processes under test: commands with a deadline, and daemons that are killed when dropped.
 
+mod ask;
 mod daemon;
 mod model;
 mod process;
@@ -9,6 +10,7 @@ use std::{path::PathBuf, time::Duration};
 use serde_json::Value;
 
 pub use self::{
+    ask::Asking,
     daemon::{Daemon, Launch, Swarm, draining, streaming, swarm},
     model::{digits, long_model},
     process::{Ended, Process, quelea},
