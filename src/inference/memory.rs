@@ -1,6 +1,7 @@
 //! Whether a model fits in the memory of this machine, asked before it is loaded.
 
 mod groups;
+mod limits;
 
 use std::{fs, path::Path};
 
@@ -41,6 +42,11 @@ impl Needed {
         let row = manifest.kv_bytes_per_row_per_layer().saturating_mul(layers.len() as u64);
         Self { weights, kv: row.saturating_mul(rows) }
     }
+
+    /// All of it, with [`OVERHEAD`].
+    pub(crate) fn total(&self) -> u64 {
+        self.weights.saturating_add(self.weights / OVERHEAD).saturating_add(self.kv)
+    }
 }
 
 /// Refuses what does not fit in the memory that is free now, with the figures. Where the system does not say how much
@@ -50,7 +56,7 @@ pub(crate) fn check(what: &str, needed: Needed) -> Result<(), InferError> {
 }
 
 fn fits(what: &str, needed: Needed, free: u64) -> Result<(), InferError> {
-    let total = needed.weights.saturating_add(needed.weights / OVERHEAD).saturating_add(needed.kv);
+    let total = needed.total();
     if total <= free {
         return Ok(());
     }
@@ -65,7 +71,8 @@ fn fits(what: &str, needed: Needed, free: u64) -> Result<(), InferError> {
         .hint("serve fewer --layers, use a smaller quantisation, or free some memory"))
 }
 
-/// Bytes that this process may still take: what the system has, or what its control groups leave, if that is less.
+/// Bytes that this process may still take: the least of what the system has, and its control groups and its own limits
+/// leave.
 pub(crate) fn available() -> Option<u64> {
     available_under(Path::new("/"))
 }
@@ -73,7 +80,7 @@ pub(crate) fn available() -> Option<u64> {
 fn available_under(root: &Path) -> Option<u64> {
     let system = fs::read_to_string(root.join("proc/meminfo")).ok().and_then(|text| field(&text, "MemAvailable:"))?;
     let system = system.saturating_mul(1 << 10);
-    Some(groups::left(root).map_or(system, |group| group.min(system)))
+    [Some(system), groups::left(root), limits::left(root)].into_iter().flatten().min()
 }
 
 /// The number after `name` on a line of its own.

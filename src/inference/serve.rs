@@ -123,14 +123,16 @@ pub(crate) async fn load(
     memory: Option<u64>,
     compute: &StageOptions,
 ) -> Result<Arc<Served>, InferError> {
-    let budget = memory.unwrap_or_else(half_of_free_memory);
     let span = choose(plane, &file.manifest, file.id, choice, memory).await?;
     let started = Instant::now();
     let (gguf, compute) = (file.gguf.clone(), *compute);
     // A node with all layers answers its own requests with them: it needs embedding and head as well.
     let ends = span.as_usize() == (0..file.manifest.n_layers);
     let loaded = Span { layers: span.as_usize(), embedding: ends, head: ends };
-    memory::check(&format!("layers {span} of {}", file.name), Needed::of(&file, &loaded))?;
+    let needed = Needed::of(&file, &loaded);
+    memory::check(&format!("layers {span} of {}", file.name), needed)?;
+    // Layers that fit have room for a session, too, where nobody says how much they may take.
+    let budget = memory.unwrap_or_else(|| half_of_free_memory().max(needed.total()));
     let stage = tokio::task::spawn_blocking(move || Stage::load_with(&gguf, loaded, &compute))
         .await
         .map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?
@@ -229,10 +231,15 @@ fn own_pick(plane: &Plane) -> u64 {
     hash.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
-/// Half of what this process may still take, at least 256 MiB.
+/// What layers, keys and values may take where nobody says how much.
 pub(crate) fn half_of_free_memory() -> u64 {
+    half_of(memory::available())
+}
+
+/// Half of what this process may still take; 256 MiB where that is more, and no more than three quarters of it all.
+fn half_of(free: Option<u64>) -> u64 {
     const FLOOR: u64 = 256 << 20;
-    memory::available().map_or(FLOOR, |bytes| bytes / 2).max(FLOOR)
+    free.map_or(FLOOR, |free| (free / 2).max(FLOOR.min(free - free / 4)))
 }
 
 #[cfg(test)]
@@ -258,6 +265,13 @@ mod tests {
         assert_eq!(choose(&["0..2"]), "2..4");
         assert_eq!(choose(&["0..2", "2..4"]), "4..6");
         assert_eq!(choose(&["0..2", "2..4", "4..6", "0..2", "4..6"]), "2..4");
+    }
+
+    #[test]
+    fn a_small_machine_is_not_promised_more_than_it_has() {
+        let half = |mib: u64| half_of(Some(mib << 20)) >> 20;
+        assert_eq!([4096, 512, 400, 256, 100, 0].map(half), [2048, 256, 256, 192, 75, 0]);
+        assert_eq!(half_of(None) >> 20, 256);
     }
 
     #[test]

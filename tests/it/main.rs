@@ -7,6 +7,7 @@
 //! | `failover` | does an answer go on, with the same tokens, when another worker can take over |
 //! | `losses` | does it also when the loss comes while a prompt or what was lost is being computed, or tokens are guessed |
 //! | `chaos` | does it whoever is lost, stopped or slowed, whenever that is, and is nothing left of it afterwards |
+//! | `headline` | do daemons answer together with a model that none of them could hold |
 //! | `failure` | does a request end in time, and named, when a worker or its caller goes away |
 //! | `lifecycle` | do daemons start, stop and come back as documented |
 //! | `bad_input` | is every mistake answered by a clear error and a documented exit code |
@@ -38,6 +39,7 @@ mod failover;
 mod failure;
 mod gossip;
 mod harness;
+mod headline;
 mod hostile;
 mod interop;
 mod lifecycle;

@@ -1,6 +1,6 @@
 //! Daemons, and swarms of them.
 
-use std::{ops::Deref, path::PathBuf};
+use std::{ops::Deref, path::PathBuf, sync::Arc};
 
 use futures::future::join_all;
 use reqwest::{StatusCode, header::CONTENT_TYPE};
@@ -9,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{
-    http_client,
+    MemoryLimit, http_client,
     process::{Ended, Process, quelea},
     tempdir, until,
 };
@@ -20,12 +20,18 @@ pub struct Launch {
     home: Option<PathBuf>,
     listen: Vec<String>,
     args: Vec<String>,
+    within: Option<Arc<MemoryLimit>>,
 }
 
 impl Launch {
     /// A bare node.
     pub fn new() -> Self {
-        Self { home: None, listen: ["--host", "127.0.0.1", "--port", "0"].map(str::to_owned).into(), args: Vec::new() }
+        Self {
+            home: None,
+            listen: ["--host", "127.0.0.1", "--port", "0"].map(str::to_owned).into(),
+            args: Vec::new(),
+            within: None,
+        }
     }
 
     /// In this data directory.
@@ -43,6 +49,12 @@ impl Launch {
     /// Starts from that node.
     pub fn bootstrap(self, node: &Daemon) -> Self {
         self.args(&["--bootstrap", node.addr()])
+    }
+
+    /// Within a limit of memory.
+    pub fn within(mut self, limit: &Arc<MemoryLimit>) -> Self {
+        self.within = Some(limit.clone());
+        self
     }
 
     /// Serves layers of a model.
@@ -67,7 +79,11 @@ impl Launch {
             }
         }
         args.extend(self.args.iter().cloned());
-        (Process::spawn(&args), home, made)
+        let process = match &self.within {
+            Some(limit) => Process::spawn_within(limit, &args),
+            None => Process::spawn(&args),
+        };
+        (process, home, made)
     }
 
     /// Starts it and waits until it is ready.

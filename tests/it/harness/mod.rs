@@ -2,6 +2,7 @@
 
 mod ask;
 mod daemon;
+mod limit;
 mod model;
 mod process;
 
@@ -12,6 +13,7 @@ use serde_json::Value;
 pub use self::{
     ask::Asking,
     daemon::{Daemon, Launch, Swarm, draining, streaming, swarm},
+    limit::MemoryLimit,
     model::{digits, long_model},
     process::{Ended, Process, quelea},
 };

@@ -15,7 +15,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::PATIENCE;
+use super::{MemoryLimit, PATIENCE};
+
+/// The program under test.
+const QUELEA: &str = env!("CARGO_BIN_EXE_quelea");
 
 /// A running process. Killed when dropped; its stderr is shown when the test fails.
 pub struct Process {
@@ -59,8 +62,18 @@ impl Process {
 
     /// The same with more of an environment.
     pub fn spawn_with<S: AsRef<str>>(args: &[S], env: &[(&str, &str)]) -> Self {
+        Self::spawn_command(Command::new(QUELEA), args, env)
+    }
+
+    /// The same within a limit of memory.
+    pub fn spawn_within<S: AsRef<str>>(limit: &MemoryLimit, args: &[S]) -> Self {
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(limit.enter() + "exec \"$0\" \"$@\"").arg(QUELEA);
+        Self::spawn_command(shell, args, &[])
+    }
+
+    fn spawn_command<S: AsRef<str>>(mut command: Command, args: &[S], env: &[(&str, &str)]) -> Self {
         let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_quelea"));
         for variable in ["QUELEA_DATA_DIR", "QUELEA_API", "XDG_DATA_HOME", "RUST_LOG", "HF_TOKEN", "HF_ENDPOINT"] {
             command.env_remove(variable);
         }
