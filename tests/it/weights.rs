@@ -262,3 +262,46 @@ async fn what_is_on_the_disk_is_listed_and_what_is_in_use_is_not_removed() {
     at(&["rm", &model.id]).await.expect(5).says(&["no model on this disk"]);
     assert_eq!(at(&["list", "--json"]).await.expect(0).json()["items"], serde_json::json!([]));
 }
+
+/// Look-ups of providers that have ended at a node.
+async fn lookups(daemon: &Daemon) -> u64 {
+    let stats = daemon.command(&["dht", "stats", "--json"]).await.expect(0).json();
+    let counted = &stats["queries"]["providers"];
+    counted["ok"].as_u64().unwrap_or_else(|| panic!("{stats}")) + counted["failed"].as_u64().unwrap()
+}
+
+#[tokio::test]
+async fn a_model_that_nobody_has_is_refused_as_soon_as_that_is_sure() {
+    let boot = Launch::new().start().await;
+    let other = Launch::new().bootstrap(&boot).start().await;
+    let mut asker = Launch::new().bootstrap(&boot).start().await;
+    asker.until_connected_to(other.peer()).await;
+    let unknown = "5eed".repeat(16);
+    let refused = asker.command(&["infer", "--model", &unknown, "Once"]).await.expect(5);
+    refused.says(&["known by its id only", "--model path/to/model.gguf"]);
+    // Not because the patience was over.
+    asker.logs("nobody provides the model").await;
+    assert!(lookups(&asker).await >= 4);
+}
+
+#[tokio::test]
+async fn a_model_whose_only_giver_is_slow_to_answer_is_not_refused() {
+    let model = Model::new(9);
+    let boot = Launch::new().start().await;
+    let giver = Launch::new().bootstrap(&boot).serve(&model.path, "all").start().await;
+    let expected = model.answer(&giver).await;
+    let asker = Launch::new().bootstrap(&boot).start().await;
+    asker.until_connected_to(giver.peer()).await;
+    until("the giver's record is out", async || {
+        let found = asker.command(&["model", "coverage", &model.path, "--json"]).await.expect(0).json();
+        found["missing"].as_array().is_some_and(Vec::is_empty).then_some(())
+    })
+    .await;
+    giver.signal(Signal::STOP);
+    let before = lookups(&asker).await;
+    let args = [&["infer", "--json", "--model", &model.id, "--data-dir", asker.home()], &ASK[..]].concat();
+    let asking = Process::spawn(&args);
+    until("look-ups", async || (lookups(&asker).await >= before + 2).then_some(())).await;
+    giver.signal(Signal::CONT);
+    assert_eq!(ids(&asking.end().await.expect(0).json()), expected);
+}

@@ -15,8 +15,11 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, timeout_at},
 };
 
-use super::picker::MAX_PEERS;
-use crate::swarm::Handle;
+use super::{STALL_OF_REQUEST, picker::MAX_PEERS};
+use crate::swarm::{
+    Handle,
+    dht::{Ask, DhtError},
+};
 
 /// Between two look-ups of providers, and between two questions of one peer what it has: those that pull themselves get more.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
@@ -26,6 +29,30 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// How long one look-up of providers is followed.
 const ONE_LOOK: Duration = Duration::from_secs(2);
+
+/// Between two look-ups of which both have to find nobody: a provider record that was published just before the first has
+/// reached the peers that are asked by then.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Ends when it is sure that nobody gives the model: two look-ups of its providers went to their end, were answered, and
+/// found none, and nobody has announced layers of it. Goes on while nobody answers, or somebody is found.
+pub(super) async fn nowhere(handle: Handle, id: ModelId) {
+    handle.listen_for(id).await;
+    let mut in_vain = 0;
+    while in_vain < 2 {
+        let (weights, layers) =
+            future::join(unprovided(&handle, weights_key(&id)), unprovided(&handle, model_key(&id))).await;
+        let is_nowhere = weights && layers && handle.heard(id).await.issued_ms.is_empty();
+        in_vain = if is_nowhere { in_vain + 1 } else { 0 };
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+}
+
+/// Whether peers that serve the DHT have answered, and know no provider of `key`.
+async fn unprovided(handle: &Handle, key: Vec<u8>) -> bool {
+    let (_, answer) = handle.dht(Ask::Providers { key }, STALL_OF_REQUEST).await;
+    matches!(answer.await, Ok(Err(DhtError::NotFound)))
+}
 
 /// Names those who may have weights of a model, again and again, until nobody listens: whoever is connected, and providers.
 pub(super) async fn run(handle: Handle, id: ModelId, found: mpsc::Sender<PeerId>) {

@@ -158,8 +158,19 @@ impl Puller {
         let mut asking = FuturesUnordered::new();
         let mut under_way = HashSet::new();
         let mut faults: HashMap<PeerId, u8> = HashMap::new();
+        // Who pulls a model may wait for somebody to come who has it. Who waits for an answer does not.
+        let mut nowhere = pin!(find::nowhere(self.handle.clone(), id));
+        let (waits, mut is_nowhere) = (stall > STALL_OF_REQUEST, false);
         loop {
+            if is_nowhere && asking.is_empty() && peers.is_empty() {
+                tracing::info!(model = %id.short(), "nobody provides the model");
+                let message = format!("no peer provides model {}", id.short());
+                return Err(
+                    InferError::new(ErrorCode::NoRoute, message).hint("join peers that have it with --bootstrap")
+                );
+            }
             tokio::select! {
+                () = &mut nowhere, if !waits && !is_nowhere => is_nowhere = true,
                 Some(peer) = peers.recv(), if asking.len() < OUTLINES_AT_ONCE => {
                     let known = faults.get(&peer).copied().unwrap_or(0);
                     if known < OUTLINE_FAULTS && under_way.insert(peer) {
