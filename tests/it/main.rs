@@ -18,6 +18,7 @@
 //! | `measure` | do measurements come with their limits, and logits the same on every path |
 //! | `gossip` | is a line heard once by everybody, and does it stay a line |
 //! | `peers` | do nodes hear of each other, find back, and show it |
+//! | `registry` | do the dead and the slow get no work, and do many sessions leave nothing in memory |
 //! | `sampling` | do stop strings, log-probabilities and penalties do what they say |
 //! | `watch` | do health and metrics tell what happened |
 //! | `hostile` | does a worker go on serving, right and in time, while it is attacked |
@@ -48,6 +49,7 @@ mod masking;
 mod measure;
 mod peers;
 mod prefix;
+mod registry;
 mod sampling;
 mod speculate;
 mod store;
