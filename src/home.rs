@@ -8,6 +8,7 @@
 //! | `api.token`    | the token for loopback HTTP, mode 0600                                |
 //! | `daemon.json`  | where the running daemon listens, for companion commands              |
 //! | `models/`      | models that were pulled or imported (see `weights`)                   |
+//! | `sessions/`    | answers that can be gone on with, for a day, encrypted                |
 //! | `daemon.lock`  | held by the running daemon; says which process, since when, as what   |
 
 use std::{
@@ -197,6 +198,11 @@ impl Home {
     /// The folder of models that were pulled or imported.
     pub fn models(&self) -> PathBuf {
         self.dir.join("models")
+    }
+
+    /// The folder of answers that are under way or were cut off.
+    pub fn sessions(&self) -> PathBuf {
+        self.dir.join("sessions")
     }
 
     /// The secret from which the path of masked connections comes.

@@ -18,8 +18,9 @@
 //! | `POST /api/v1/ping` | a stream of replies, one JSON object a line |
 //! | `GET /api/v1/netcheck` | how this node can be reached |
 //!
-//! Lists are `{"schema", "generated_at", "items"}`; see `shape`. Errors are `{"error": {"code", "message", "hint", "retryable"}}` with a fitting status. A request whose client goes
-//! away is cancelled at every stage.
+//! Lists are `{"schema", "generated_at", "items"}`; see `shape`. Errors are `{"error": {"code", "message", "hint", "retryable"}}` with a fitting status; that of
+//! an answer that was cut off has its `text` so far, and the `resume` id by which another request goes on with it. A request
+//! whose client goes away is cancelled at every stage.
 
 mod access;
 mod bans;
@@ -270,7 +271,10 @@ fn status_of(code: ErrorCode) -> StatusCode {
         ErrorCode::ModelUnknown | ErrorCode::ModelFileNeeded | ErrorCode::NotFound | ErrorCode::PeerUnknown => {
             StatusCode::NOT_FOUND
         }
-        ErrorCode::Internal | ErrorCode::EngineFailed => StatusCode::INTERNAL_SERVER_ERROR,
+        ErrorCode::AnswerBusy => StatusCode::CONFLICT,
+        ErrorCode::Internal | ErrorCode::EngineFailed | ErrorCode::AnswerUnreadable => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
         _ => StatusCode::SERVICE_UNAVAILABLE,
     }
 }

@@ -93,7 +93,7 @@ pub(crate) enum Command {
     /// See three nodes on this machine answer a question together
     Demo(DemoArgs),
     /// Ask a model that the swarm holds
-    Infer(InferArgs),
+    Infer(Box<InferArgs>),
     /// Who would answer a request, how fast, and why; what is missing if nobody can
     Plan(Box<PlanArgs>),
     /// This node's peer id and addresses, or what is known of another
@@ -243,13 +243,38 @@ const INFER_EXAMPLES: &str = "Examples:
   quelea infer --model model.gguf --temperature 0.8 --seed 7 \"Once upon\"
   quelea infer --stop '.' --logprobs 3 \"What is a relay?\"        the first sentence, token by token
   quelea infer --speculate auto \"Sing it again\"                  several tokens in one pass
-  quelea infer --model model.gguf --route local \"hi\"             unsplit, on this machine alone";
+  quelea infer --model model.gguf --route local \"hi\"             unsplit, on this machine alone
+  quelea infer --resume last                                     go on with an answer that was cut off
+  quelea infer --resume last --shown $(wc -c < said) >> said     only what is missing of it";
+
+/// What of the flags a resumed answer has from when it was begun.
+const ASKED_BEFORE: [&str; 11] = [
+    "prompt",
+    "model",
+    "quantize",
+    "chat",
+    "raw",
+    "system",
+    "max_tokens",
+    "stop",
+    "logprobs",
+    "ignore_eos",
+    "SamplingArgs",
+];
 
 #[derive(Debug, Args)]
 #[command(after_help = INFER_EXAMPLES, allow_negative_numbers = true)]
 pub(crate) struct InferArgs {
     /// The prompt; '-' reads it from stdin
-    pub(crate) prompt: String,
+    #[arg(required_unless_present = "resume")]
+    pub(crate) prompt: Option<String>,
+    /// Go on with an answer that was cut off, by its id, or with the latest: with the same tokens that would have come.
+    /// All of it is shown; see --shown
+    #[arg(long, value_name = "ID|last", conflicts_with_all = ASKED_BEFORE)]
+    pub(crate) resume: Option<String>,
+    /// With --resume: show the answer from this byte on, as it has been shown so far. --json has all of it
+    #[arg(long, value_name = "BYTES", requires = "resume", conflicts_with = "prompt", default_value_t = 0)]
+    pub(crate) shown: u64,
     /// A GGUF file, a folder of safetensors, a model id (64 hex digits), or 'demo' for the embedded model
     #[arg(long, value_name = "ID|FILE", default_value = "demo")]
     pub(crate) model: String,

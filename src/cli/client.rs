@@ -147,7 +147,7 @@ struct Failure {
 impl From<InferError> for CliError {
     fn from(error: InferError) -> Self {
         let mut cli = Self::new(error.error_code(), error.message);
-        cli.hint = error.hint;
+        (cli.hint, cli.retryable, cli.cut) = (error.hint, error.retryable, error.cut);
         cli
     }
 }

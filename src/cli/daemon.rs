@@ -135,6 +135,7 @@ fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
             memory: args.memory,
         }),
         models: None,
+        sessions: None,
         models_quota: args.weights.models_quota,
         upload: args.weights.upload_limit,
         announce_ttl: args.announce_ttl,

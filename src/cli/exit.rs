@@ -6,6 +6,7 @@ use quelea_wire::ErrorCode;
 use serde_json::json;
 
 use super::output::printable;
+use crate::inference::CutOff;
 
 /// The documented exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +45,9 @@ impl Exit {
             | ErrorCode::LayersNotHeld
             | ErrorCode::NextUnreachable
             | ErrorCode::NextSilent
+            | ErrorCode::AnswerBusy
             | ErrorCode::Overloaded => Self::NoRoute,
+            ErrorCode::AnswerUnreadable => Self::Integrity,
             ErrorCode::Cancelled => Self::Interrupted,
             _ => Self::Failed,
         }
@@ -58,11 +61,24 @@ pub(crate) struct CliError {
     pub(crate) exit: Exit,
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
+    pub(crate) retryable: bool,
+    /// An answer that was cut off.
+    pub(crate) cut: Option<Box<CutOff>>,
+    /// The command that goes on with it.
+    pub(crate) go_on: Option<String>,
 }
 
 impl CliError {
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, exit: Exit::of(code), message: message.into(), hint: None }
+        Self {
+            code,
+            exit: Exit::of(code),
+            message: message.into(),
+            hint: None,
+            retryable: code.retryable(),
+            cut: None,
+            go_on: None,
+        }
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -80,16 +96,22 @@ impl CliError {
         use std::io::Write as _;
         let mut stderr = std::io::stderr().lock();
         let shown = if as_json {
-            let error = json!({
+            let mut error = json!({
                 "code": self.code.to_string(),
                 "message": self.message,
                 "hint": self.hint,
-                "retryable": self.code.retryable(),
+                "retryable": self.retryable,
             });
+            if let Some(cut) = &self.cut {
+                error["text"] = cut.text.as_str().into();
+                error["resume"] = cut.resume.as_deref().into();
+            }
             writeln!(stderr, "{}", json!({ "error": error }))
         } else {
             let hint = self.hint.as_deref().map(|hint| format!("\nhint: {}", printable(hint))).unwrap_or_default();
-            writeln!(stderr, "error: {} [{}]{hint}", printable(&self.message), self.code)
+            let go_on =
+                self.go_on.as_deref().map(|command| format!("\nit goes on with: {command}")).unwrap_or_default();
+            writeln!(stderr, "error: {} [{}]{hint}{go_on}", printable(&self.message), self.code)
         };
         // With stderr closed there is nobody left to tell; the exit code still says it.
         drop(shown);

@@ -1,6 +1,6 @@
 //! `quelea infer`.
 
-use std::{io::Read as _, process::ExitCode};
+use std::{cell::Cell, fmt::Write as _, io::Read as _, process::ExitCode};
 
 use quelea_wire::ErrorCode;
 use serde_json::json;
@@ -8,15 +8,16 @@ use tokio::sync::mpsc;
 
 use super::{
     args::{Global, InferArgs, RouteArg},
-    client::Daemon,
+    client::{Daemon, unusable},
     exit::{CliError, Exit},
-    output::{data, data_line, document, note, printable},
+    output::{data_bytes, data_line, document, note, printable},
 };
 use crate::{
     home::Home,
+    identity,
     inference::{
-        FinishReason, InferError, InferEvent, InferRequest, LikelyToken, PromptForm, Route, RouteHop, Speculate,
-        Speculation, Summary, TokenLogprobs, models::quantised,
+        CutOff, FinishReason, InferEvent, InferRequest, LikelyToken, PromptForm, Route, RouteHop, Speculate,
+        Speculation, Summary, TokenLogprobs, models::quantised, session_log::SessionLogs,
     },
     node::{GRACE, Node, settings::Settings},
 };
@@ -26,7 +27,15 @@ const LINE_MAX: usize = 16 << 20;
 
 pub(super) async fn run(global: &Global, args: InferArgs) -> Result<ExitCode, CliError> {
     let request = request(&args)?;
-    let show = Show { as_json: global.json };
+    let show = Show::new(global, &args);
+    let ended = ask(global, args, request, &show).await;
+    ended.map_err(|mut error| {
+        error.go_on = error.cut.as_ref().and_then(|cut| Some(show.go_on(cut.resume.as_deref()?)));
+        error
+    })
+}
+
+async fn ask(global: &Global, args: InferArgs, request: InferRequest, show: &Show) -> Result<ExitCode, CliError> {
     if !args.bootstrap.is_empty() || (args.route == RouteArg::Local && global.api.is_none()) {
         return Box::pin(as_passing_peer(global, args, request, show)).await;
     }
@@ -38,14 +47,15 @@ pub(super) async fn run(global: &Global, args: InferArgs) -> Result<ExitCode, Cl
 }
 
 fn request(args: &InferArgs) -> Result<InferRequest, CliError> {
-    let prompt = if args.prompt == "-" {
+    let prompt = args.prompt.as_deref().unwrap_or_default();
+    let prompt = if prompt == "-" {
         let mut text = String::new();
         std::io::stdin()
             .read_to_string(&mut text)
             .map_err(|e| CliError::new(ErrorCode::Usage, format!("cannot read the prompt from stdin: {e}")))?;
         text
     } else {
-        args.prompt.clone()
+        prompt.to_owned()
     };
     let form = match (args.chat, args.raw) {
         (true, _) => PromptForm::Chat,
@@ -80,6 +90,7 @@ fn request(args: &InferArgs) -> Result<InferRequest, CliError> {
         speculate: args.speculate.unwrap_or(if args.draft.is_some() { Speculate::Auto } else { Speculate::Off }),
         draft: args.draft.as_deref().map(absolute),
         objective: args.objective.into(),
+        resume: args.resume.clone(),
         ..InferRequest::new("", prompt)
     })
 }
@@ -97,12 +108,20 @@ async fn as_passing_peer(
     global: &Global,
     args: InferArgs,
     request: InferRequest,
-    show: Show,
+    show: &Show,
 ) -> Result<ExitCode, CliError> {
     let mut settings = Settings::passing(&args.network, args.bootstrap.clone());
     settings.compute = args.compute.options();
     // Where what a model known by its id needs here is kept; made when there is something to keep.
     settings.models = Home::locate(global.data_dir.clone()).ok().map(|home| home.models());
+    settings.sessions = match kept_answers(global) {
+        Ok(sessions) => Some(sessions),
+        Err(error) if args.resume.is_some() => return Err(error),
+        Err(error) => {
+            show.warn(&format!("if this answer is cut off, it cannot be gone on with: {}", error.message));
+            None
+        }
+    };
     settings.masking = super::masking::of_passing(&args.masked, &args.bootstrap)?;
     let node = Node::start(settings).await?;
     let reached =
@@ -127,13 +146,22 @@ async fn as_passing_peer(
     result
 }
 
+/// Where a passing peer keeps its answers: with those of the data directory's daemon, whose identity they are encrypted
+/// with. Its own lasts only as long as it does.
+fn kept_answers(global: &Global) -> Result<SessionLogs, CliError> {
+    let home = Home::new(global.data_dir.clone()).map_err(unusable)?;
+    let keypair = identity::load_or_create(&home.identity_key())
+        .map_err(|e| CliError::new(ErrorCode::IdentityUnusable, e.to_string()))?;
+    SessionLogs::new(home.sessions(), &keypair).ok_or_else(|| unusable("its identity has no secrets to give"))
+}
+
 fn events_of(
     events: &mut mpsc::Receiver<InferEvent>,
 ) -> impl AsyncFnMut() -> Result<Option<InferEvent>, CliError> + '_ {
     async move || Ok(events.recv().await)
 }
 
-async fn through_daemon(daemon: &Daemon, request: &InferRequest, show: Show) -> Result<ExitCode, CliError> {
+async fn through_daemon(daemon: &Daemon, request: &InferRequest, show: &Show) -> Result<ExitCode, CliError> {
     let asked = tokio::select! {
         response = daemon.post("/api/v1/infer", request) => response?,
         () = interrupted() => return Ok(ExitCode::from(Exit::Interrupted as u8)),
@@ -152,23 +180,93 @@ pub(super) async fn interrupted() {
 }
 
 /// How events are shown.
-#[derive(Clone, Copy)]
 struct Show {
     as_json: bool,
+    /// Bytes of the answer that are not to be shown again.
+    skip: Cell<u64>,
+    /// Bytes of it that have been shown.
+    shown: Cell<u64>,
+    /// The options by which it is gone on with, apart from its name.
+    options: String,
+}
+
+/// What has come of an answer.
+#[derive(Default)]
+struct SoFar {
+    route: Vec<RouteHop>,
+    resume: Option<String>,
+    text: String,
+    warnings: Vec<String>,
 }
 
 impl Show {
+    fn new(global: &Global, args: &InferArgs) -> Self {
+        let mut options = String::new();
+        let mut option = |name: &str, value: &str| options.push_str(&format!(" {name} {}", quoted(value)));
+        args.bootstrap.iter().for_each(|peer| option("--bootstrap", &peer.to_string()));
+        if args.network != "main" {
+            option("--network", &args.network);
+        }
+        if args.route == RouteArg::Local {
+            option("--route", "local");
+        }
+        if let Some(dir) = &global.data_dir {
+            option("--data-dir", &dir.to_string_lossy());
+        }
+        if let Some(api) = &global.api {
+            option("--api", api);
+        }
+        if args.masked.masking {
+            options.push_str(" --masking");
+        }
+        Self { as_json: global.json, skip: Cell::new(args.shown), shown: Cell::new(args.shown), options }
+    }
+
+    /// The command that goes on with the answer, where it has been shown.
+    fn go_on(&self, name: &str) -> String {
+        let mut command = format!("quelea infer --resume {name}{}", self.options);
+        if self.shown.get() > 0 && !self.as_json {
+            let _ = write!(command, " --shown {}", self.shown.get());
+        }
+        command
+    }
+
+    /// Something to know, for people.
+    fn warn(&self, message: &str) {
+        if !self.as_json {
+            note(&format!("warning: {}", printable(message)));
+        }
+    }
+
+    /// More of the answer, but for what has been shown before.
+    fn text(&self, text: &str) -> Result<(), CliError> {
+        let text = printable(text);
+        let skipped = usize::try_from(self.skip.get()).unwrap_or(usize::MAX).min(text.len());
+        let new = text.as_bytes().get(skipped..).unwrap_or_default();
+        let count = |bytes: usize| u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.skip.set(self.skip.get().saturating_sub(count(skipped)));
+        if new.is_empty() {
+            return Ok(());
+        }
+        data_bytes(new)?;
+        self.shown.set(self.shown.get().saturating_add(count(new.len())));
+        Ok(())
+    }
+
     /// Shows events until the last one, or Ctrl-C.
     async fn until_interrupted(
-        self,
+        &self,
         next: impl AsyncFnMut() -> Result<Option<InferEvent>, CliError>,
     ) -> Result<ExitCode, CliError> {
+        let mut so_far = SoFar::default();
         tokio::select! {
-            result = self.events(next) => result,
+            result = self.events(next, &mut so_far) => result,
             () = interrupted() => {
                 if !self.as_json {
-                    data_line("")?;
-                    note("cancelled");
+                    note("\ncancelled");
+                    if let Some(name) = &so_far.resume {
+                        note(&format!("it goes on with: {}", self.go_on(name)));
+                    }
                 }
                 Ok(ExitCode::from(Exit::Interrupted as u8))
             }
@@ -176,37 +274,54 @@ impl Show {
     }
 
     async fn events(
-        self,
+        &self,
         mut next: impl AsyncFnMut() -> Result<Option<InferEvent>, CliError>,
+        so_far: &mut SoFar,
     ) -> Result<ExitCode, CliError> {
-        let mut route = Vec::new();
-        let mut started = false;
-        while let Some(event) = next().await? {
-            match event {
-                InferEvent::Route { hops, .. } => route = hops,
-                InferEvent::Text { text, .. } if !self.as_json => {
-                    started = true;
-                    data(&printable(&text))?;
+        loop {
+            let ended = match next().await {
+                Ok(Some(InferEvent::Route { hops, resume, .. })) => {
+                    (so_far.route, so_far.resume) = (hops, resume);
+                    continue;
                 }
-                InferEvent::Text { .. } => {}
-                InferEvent::Done { summary } => {
-                    self.done(&route, &summary)?;
+                Ok(Some(InferEvent::Text { text, .. })) => {
+                    so_far.text.push_str(&text);
+                    if !self.as_json {
+                        self.text(&text)?;
+                    }
+                    continue;
+                }
+                Ok(Some(InferEvent::Warning { message })) => {
+                    self.warn(&message);
+                    so_far.warnings.push(message);
+                    continue;
+                }
+                Ok(Some(InferEvent::Done { summary })) => {
+                    self.done(so_far, &summary)?;
                     return Ok(ExitCode::SUCCESS);
                 }
-                InferEvent::Error { error } => {
-                    if started {
-                        data_line("")?;
-                    }
-                    return Err(error.into());
+                Ok(Some(InferEvent::Error { error })) => error.into(),
+                Ok(None) => {
+                    so_far.lost(CliError::new(ErrorCode::DaemonUnreachable, "the answer stopped before its end"))
                 }
+                Err(error) => so_far.lost(error),
+            };
+            if !self.as_json && !so_far.text.is_empty() {
+                // Not on stdout, where the rest of the answer may follow.
+                note("");
             }
+            return Err(ended);
         }
-        Err(InferError::new(ErrorCode::DaemonUnreachable, "the answer stopped before its end").into())
     }
 
-    fn done(self, route: &[RouteHop], summary: &Summary) -> Result<(), CliError> {
+    fn done(&self, so_far: &SoFar, summary: &Summary) -> Result<(), CliError> {
+        let route = &so_far.route;
         if self.as_json {
-            return data_line(&document("quelea.infer/v1", summary, json!({ "route": route }))?);
+            let mut more = json!({ "route": route });
+            if !so_far.warnings.is_empty() {
+                more["warnings"] = json!(so_far.warnings);
+            }
+            return data_line(&document("quelea.infer/v1", summary, more)?);
         }
         data_line("")?;
         for likely in summary.logprobs.iter().flatten() {
@@ -214,6 +329,25 @@ impl Show {
         }
         note(&footer(route, summary));
         Ok(())
+    }
+}
+
+impl SoFar {
+    /// Whoever answered has gone without a word.
+    fn lost(&self, error: CliError) -> CliError {
+        let cut = CutOff { text: self.text.clone(), resume: self.resume.clone() };
+        let nothing = cut == CutOff::default();
+        CliError { cut: error.cut.or_else(|| (!nothing).then(|| Box::new(cut))), ..error }
+    }
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:,=+@".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
     }
 }
 
@@ -229,7 +363,11 @@ pub(super) fn footer(route: &[RouteHop], summary: &Summary) -> String {
         (FinishReason::Length, _) => "the length was reached".into(),
     };
     let rate = summary.tokens_per_s.map_or_else(String::new, |rate| format!(", {rate:.1} tokens/s"));
-    lines.push(format!("answer:       {} token(s){rate} ({why})", summary.ids.len()));
+    let before = match summary.resumed_tokens {
+        0 => String::new(),
+        n => format!(", {n} of them from before"),
+    };
+    lines.push(format!("answer:       {} token(s){before}{rate} ({why})", summary.ids.len()));
     if let Some(Speculation { proposed, accepted, passes }) = summary.speculation {
         lines.push(format!("speculation:  {accepted} of {proposed} guessed token(s) were right, {passes} passes"));
     }

@@ -65,7 +65,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         match cli.command {
             Command::Daemon(args) => Box::pin(daemon::run(global, *args)).await,
             Command::Demo(args) => Box::pin(demo::run(global, args)).await,
-            Command::Infer(args) => Box::pin(infer::run(global, args)).await,
+            Command::Infer(args) => Box::pin(infer::run(global, *args)).await,
             Command::Plan(args) => Box::pin(plan::run(global, *args)).await,
             Command::Id { peer: Some(peer) } => peers::info(global, &peer).await,
             Command::Id { peer: None } => status::id(global).await,

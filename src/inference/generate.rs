@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::{
     models::Ends,
     pipeline::Pipeline,
+    resume::Begun,
     sampling::{self, Picker, Text},
     speculate::Speculator,
     types::{FinishReason, InferError, InferEvent, InferRequest, PromptForm, Speculate, Summary},
@@ -75,29 +76,45 @@ pub(crate) async fn generate(
     ends: &Arc<Ends>,
     pipeline: &mut Pipeline,
     request: &InferRequest,
-    prompt: &[u32],
+    begun: &mut Begun,
     events: &mpsc::Sender<InferEvent>,
     started: Instant,
     mut speculator: Speculator,
 ) -> Result<Summary, InferError> {
-    let mut picker = Picker::new(ends, request, prompt)?;
+    let whole = begun.whole();
+    let Begun { prompt, said: ids, log, .. } = begun;
+    let resumed = ids.len();
+    let mut picker = Picker::new(ends, request, prompt, ids)?;
     let mut text = Text::new(&ends.tokenizer, &request.stop)?;
     let eos = ends.tokenizer.eos_ids();
     let limit = usize::try_from(max_rows(ends, request, prompt.len())).unwrap_or(usize::MAX);
-    let mut ids = Vec::new();
+    let max_tokens = limit.saturating_sub(prompt.len()).min(usize::try_from(request.max_tokens).unwrap_or(usize::MAX));
+    let ended = |text: &Text, tokens: usize| match text.stop {
+        Some(_) => Some(FinishReason::Stop),
+        None => (tokens >= max_tokens).then_some(FinishReason::Length),
+    };
     let mut logprobs = request.logprobs.map(|_| Vec::new());
     let mut first_token = None;
     // Tokens of the answer that have been run: all but the last, unless an end-of-text token followed.
-    let mut computed = 0;
+    let mut computed = resumed;
     // Guesses whose rows were run with the last token's, and how many of them have turned out right.
     let (mut guesses, mut right) = (Vec::new(), 0);
 
     let prefill_started = Instant::now();
-    let mut logits = pipeline.prefill(prompt).await?;
+    if let Some(last) = ids.last().copied() {
+        let said = ids.iter().map(|id| text.push(*id)).collect();
+        ids.iter().for_each(|id| speculator.push(*id));
+        send(events, InferEvent::Text { text: said, id: last, logprobs: None }).await?;
+    }
+    // An answer may have been cut off after its last token.
+    let mut finish = ended(&text, ids.len());
+    let mut logits = if finish.is_none() { pipeline.prefill(&whole).await? } else { Vec::new() };
     let prompt_time = prefill_started.elapsed();
     let (rewinds, vocab) = (pipeline.rewinds(), ends.hparams.vocab);
-    let max_tokens = limit.saturating_sub(prompt.len()).min(usize::try_from(request.max_tokens).unwrap_or(usize::MAX));
     let finish_reason = loop {
+        if let Some(reason) = finish {
+            break reason;
+        }
         let row = logits.get(right * vocab..).and_then(|rows| rows.get(..vocab)).unwrap_or_default().to_vec();
         let (next, id, likely) = picker.pick(row).await?;
         picker = next;
@@ -106,6 +123,11 @@ pub(crate) async fn generate(
             break FinishReason::Stop;
         }
         ids.push(id);
+        if log.as_mut().is_some_and(|log| !log.push(id)) {
+            let message =
+                "the answer is not written down any more; if it is cut off, the rest is computed again".into();
+            send(events, InferEvent::Warning { message }).await?;
+        }
         speculator.push(id);
         let guessed = guesses.get(right) == Some(&id);
         if guessed {
@@ -115,13 +137,8 @@ pub(crate) async fn generate(
         let piece = text.push(id);
         logprobs.iter_mut().for_each(|all| all.extend(likely.clone()));
         send(events, InferEvent::Text { text: piece, id, logprobs: likely.map(Box::new) }).await?;
-        if text.stop.is_some() {
-            break FinishReason::Stop;
-        }
-        if ids.len() >= max_tokens {
-            break FinishReason::Length;
-        }
-        if guessed {
+        finish = ended(&text, ids.len());
+        if finish.is_some() || guessed {
             continue;
         }
         speculator.judged(guesses.len(), right);
@@ -135,7 +152,9 @@ pub(crate) async fn generate(
         computed = ids.len();
     };
     speculator.judged(guesses.len(), right);
-    pipeline.keep(ends, &[prompt, ids.get(..computed).unwrap_or_default()].concat());
+    if first_token.is_some() {
+        pipeline.keep(ends, &[prompt.as_slice(), ids.get(..computed).unwrap_or_default()].concat());
+    }
     let rest = text.finish();
     if !rest.is_empty() {
         let id = ids.last().copied().unwrap_or_default();
@@ -145,13 +164,14 @@ pub(crate) async fn generate(
     let total = started.elapsed();
     let ttft = first_token.map_or(total, |at| at.duration_since(started));
     let after_first = total.saturating_sub(ttft).as_secs_f64();
-    let later_tokens = ids.len().saturating_sub(1);
+    let later_tokens = ids.len().saturating_sub(resumed + 1);
     Ok(Summary {
         model: ends.file.id.to_string(),
         profile: pipeline.profile().to_string(),
         stop_string: text.stop.and_then(|stop| request.stop.get(stop)).cloned(),
         text: text.shown,
-        prompt_ids: prompt.to_vec(),
+        prompt_ids: prompt.clone(),
+        resumed_tokens: resumed,
         cached_tokens: pipeline.kept_rows(),
         finish_reason,
         logprobs,
@@ -162,8 +182,8 @@ pub(crate) async fn generate(
         ttft_s: ttft.as_secs_f64(),
         total_s: total.as_secs_f64(),
         tokens_per_s: (later_tokens > 0 && after_first > 0.0).then(|| count(later_tokens) / after_first),
-        prompt_tokens_per_s: count(prompt.len()) / prompt_time.as_secs_f64().max(1e-9),
-        ids,
+        prompt_tokens_per_s: count(whole.len()) / prompt_time.as_secs_f64().max(1e-9),
+        ids: std::mem::take(ids),
     })
 }
 

@@ -9,6 +9,7 @@
 //! | `experience`, `meter` | what was measured of peers, and of this node |
 //! | `generate`, `sampling`, `pipeline` | prompt to text, wherever the layers run |
 //! | `speculate` | guessing tokens and verifying several in one pass |
+//! | `resume`, `session_log` | going on with an answer that was cut off, and what is kept for that |
 //! | `prefix` | names of prompts' beginnings |
 //! | `coordinator` | one session over a chain, from the side that asks |
 //! | `plane`, `links`, `stage` | everything on shard streams: tasks, outgoing links, sessions served |
@@ -35,8 +36,10 @@ mod planning;
 pub(crate) mod prefix;
 pub(crate) mod publish;
 pub(crate) mod rebalance;
+mod resume;
 mod sampling;
 pub(crate) mod serve;
+pub(crate) mod session_log;
 mod speculate;
 mod stage;
 mod types;
@@ -57,7 +60,7 @@ pub use self::{
         report::{PlanHop, PlanLeftOut, PlanMissing, PlanReport, PlanView},
     },
     types::{
-        FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PlanRequest, Prediction,
+        CutOff, FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PlanRequest, Prediction,
         PromptForm, Recovery, Route, RouteHop, Speculate, Speculation, Summary, TokenLogprobs,
     },
 };
@@ -66,6 +69,8 @@ use self::{
     pipeline::{LocalLayers, Pipeline},
     plane::Plane,
     planner::beside::Sample,
+    resume::Begun,
+    session_log::SessionLogs,
     speculate::{Draft, Speculator, same_vocabulary},
 };
 
@@ -78,6 +83,8 @@ pub(crate) struct Asker {
     pub(crate) plane: Arc<Plane>,
     /// What this node announces itself, if it serves anything.
     pub(crate) own: Arc<RwLock<Option<SignedAnnouncement>>>,
+    /// Where answers are kept while they are given, if they are.
+    pub(crate) logs: Option<SessionLogs>,
 }
 
 impl Asker {
@@ -115,16 +122,34 @@ impl Asker {
         started: Instant,
         model: &mut Option<ModelId>,
     ) -> Result<Summary, InferError> {
+        let earlier = self.earlier(request).await?;
+        let asked = earlier.as_ref().map(|earlier| earlier.asked(request));
+        let request = asked.as_ref().unwrap_or(request);
         let ends = self.models.ends(&request.model).await?;
         *model = Some(ends.file.id);
         generate::check(&ends, request)?;
-        let prompt = generate::prompt_ids(&ends, request)?;
-        let max_rows = generate::max_rows(&ends, request, prompt.len());
+        let mut begun = match earlier {
+            Some(earlier) => Begun::again(earlier, &ends.file.id)?,
+            None => Begun::new(generate::prompt_ids(&ends, request)?),
+        };
+        let answered = self.answer_from(&ends, request, &mut begun, events, started).await;
+        begun.end(&ends, request, answered).await
+    }
+
+    async fn answer_from(
+        &self,
+        ends: &Arc<Ends>,
+        request: &InferRequest,
+        begun: &mut Begun,
+        events: &mpsc::Sender<InferEvent>,
+        started: Instant,
+    ) -> Result<Summary, InferError> {
+        let (rows, max_rows) = (begun.whole(), generate::max_rows(ends, request, begun.prompt.len()));
         let (mut pipeline, predicted) = match request.route {
-            Route::Auto | Route::Swarm => self.open(&ends, request, &prompt, max_rows).await?,
+            Route::Auto | Route::Swarm => self.open_again(ends, request, begun, max_rows).await?,
             Route::Local => {
                 let runner = ends.whole().await?;
-                let local = LocalLayers::new(&ends, runner, &prompt, max_rows, request.step_timeout())?;
+                let local = LocalLayers::new(ends, runner, &rows, max_rows, request.step_timeout())?;
                 (Pipeline::Local(Box::new(local)), None)
             }
         };
@@ -132,13 +157,16 @@ impl Asker {
             Pipeline::Chain(remote) => remote.chain.route(),
             Pipeline::Local(_) => Vec::new(),
         };
-        let route = InferEvent::Route { model: ends.file.id.to_string(), hops };
-        events.send(route).await.map_err(|_| InferError::new(ErrorCode::Cancelled, "the caller has gone away"))?;
-        let draft = self.draft(&ends, request, max_rows).await?;
-        let speculator = Speculator::new(request.speculate, draft, &prompt);
-        let answered = generate::generate(&ends, &mut pipeline, request, &prompt, events, started, speculator).await;
+        let warning = self.keep(ends, request, &pipeline.profile().to_string(), begun).await?;
+        let route = InferEvent::Route { model: ends.file.id.to_string(), hops, resume: begun.id() };
+        for event in [Some(route), warning].into_iter().flatten() {
+            events.send(event).await.map_err(|_| InferError::new(ErrorCode::Cancelled, "the caller has gone away"))?;
+        }
+        let draft = self.draft(ends, request, max_rows).await?;
+        let speculator = Speculator::new(request.speculate, draft, &begun.prompt);
+        let answered = generate::generate(ends, &mut pipeline, request, begun, events, started, speculator).await;
         let mut summary = answered.inspect_err(|error| self.note_failure(error))?;
-        self.learn(&ends, pipeline.took(), &summary.hops).await;
+        self.learn(ends, pipeline.took(), &summary.hops).await;
         let guesses = request.speculate != Speculate::Off;
         let mut beside = self.plane.experience.beside();
         summary.predicted = predicted.map(|chain| beside.with(ends.file.id, guesses, chain));

@@ -55,9 +55,15 @@ pub(super) struct Picker {
 }
 
 impl Picker {
-    pub(super) fn new(ends: &Arc<Ends>, request: &InferRequest, prompt: &[u32]) -> Result<Self, InferError> {
+    /// A sampler that has drawn the tokens of `said` already.
+    pub(super) fn new(
+        ends: &Arc<Ends>,
+        request: &InferRequest,
+        prompt: &[u32],
+        said: &[u32],
+    ) -> Result<Self, InferError> {
         let config = settings(request, ends.hparams.vocab)?;
-        let sampler = Sampler::new(config, prompt).map_err(|e| failed(&e))?;
+        let sampler = Sampler::resume(config, prompt, said).map_err(|e| failed(&e))?;
         Ok(Self { ends: ends.clone(), sampler, logprobs: request.logprobs })
     }
 

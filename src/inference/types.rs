@@ -137,6 +137,10 @@ pub struct InferRequest {
     /// What the chain is chosen by.
     #[serde(default)]
     pub objective: Objective,
+    /// The name of an answer to go on with, or `last`. What was asked, and how tokens are drawn, is then as it was; from here
+    /// come only `route`, `objective`, `step_timeout_ms`, `prefill_window`, `speculate` and `draft`, which change no token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<String>,
 }
 
 fn default_max_tokens() -> u32 {
@@ -192,6 +196,7 @@ impl InferRequest {
             speculate: Speculate::Off,
             draft: None,
             objective: Objective::Latency,
+            resume: None,
         }
     }
 
@@ -314,6 +319,11 @@ fn default_prompt_tokens() -> u64 {
     128
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde asks")]
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
 /// What a finished request amounted to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -330,12 +340,15 @@ pub struct Summary {
     pub cached_tokens: usize,
     /// The answer's token ids, without the end-of-text token, but with those of a stop string.
     pub ids: Vec<u32>,
+    /// How many of them come from before the answer was cut off and gone on with.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub resumed_tokens: usize,
     /// Why it ended.
     pub finish_reason: FinishReason,
     /// The stop string that ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_string: Option<String>,
-    /// Log-probabilities of `ids`, one for each, when they were asked for.
+    /// Log-probabilities of `ids` after the first `resumed_tokens`, one for each, when they were asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Vec<TokenLogprobs>>,
     /// What guessing tokens has come to, where there was any.
@@ -370,6 +383,9 @@ pub enum InferEvent {
         model: String,
         /// The stages in order; empty when everything runs here.
         hops: Vec<RouteHop>,
+        /// By what name the answer can be gone on with if this process dies, where that is kept.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resume: Option<String>,
     },
     /// More text. Always whole characters; may be empty while a character is incomplete, or while the text may still
     /// become a stop string.
@@ -381,6 +397,11 @@ pub enum InferEvent {
         /// The token's log-probability, when that was asked for.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         logprobs: Option<Box<TokenLogprobs>>,
+    },
+    /// Something to know; the answer goes on.
+    Warning {
+        /// What.
+        message: String,
     },
     /// The end, when all went well.
     Done {
@@ -410,12 +431,31 @@ pub struct InferError {
     /// The peer that is to blame; boxed, as errors are returned everywhere and few are about a peer.
     #[serde(skip)]
     pub(crate) about: Option<Box<PeerId>>,
+    /// What there is of the answer, if it was cut off; boxed, as errors are returned everywhere.
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<Box<CutOff>>,
+}
+
+/// An answer that was cut off.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CutOff {
+    /// Its text so far.
+    pub text: String,
+    /// By what name it can be gone on with, if it was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<String>,
 }
 
 impl InferError {
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         let retryable = code.retryable();
-        Self { code: code.to_string(), message: message.into(), hint: None, retryable, about: None }
+        Self { code: code.to_string(), message: message.into(), hint: None, retryable, about: None, cut: None }
+    }
+
+    /// The same request fails again, whatever is usual for errors of this code.
+    pub(crate) fn not_retryable(mut self) -> Self {
+        self.retryable = false;
+        self
     }
 
     pub(crate) fn about(mut self, peer: PeerId) -> Self {
@@ -450,7 +490,12 @@ mod tests {
         let InferEvent::Error { error: back } = serde_json::from_str(&json).unwrap() else { panic!("{json}") };
         assert_eq!(back, error);
         assert_eq!(back.error_code(), ErrorCode::NoRoute);
-        assert!(back.retryable);
+        assert!(back.retryable && back.cut.is_none());
+        let cut = CutOff { text: "Once".into(), resume: Some("0123456789abcdef".into()) };
+        let error = InferError { cut: Some(Box::new(cut)), ..error };
+        let json = serde_json::to_value(&error).unwrap();
+        assert_eq!((&json["text"], &json["resume"]), (&"Once".into(), &"0123456789abcdef".into()));
+        assert_eq!(serde_json::from_value::<InferError>(json).unwrap(), error);
     }
 
     #[test]

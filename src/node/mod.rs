@@ -35,6 +35,7 @@ use crate::{
         models::Models,
         plane::{INBOUND_QUEUE, Plane},
         prefix,
+        session_log::SessionLogs,
     },
     masking::{self, Certificates, Prepared},
     storage::{Db, ReadError},
@@ -53,6 +54,9 @@ const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long what is under way may take when the node stops; less than the 30 s that supervisors give.
 pub(crate) const GRACE: Duration = Duration::from_secs(20);
+
+/// Between two looks for answers whose day is over.
+const FORGET: Duration = Duration::from_secs(600);
 
 /// How often a draining node looks whether it is done.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
@@ -212,8 +216,15 @@ impl Node {
             .start(questions)
             .map_err(|e| StartError::internal(format!("no thread for weights: {e}")))?;
         let models = Models::new(settings.compute, salt, puller.clone());
-        let asker = Arc::new(Asker { models, plane: plane.clone(), own });
+        let logs = match &settings.keep {
+            Keep::In { home, .. } => SessionLogs::new(home.sessions(), &keypair),
+            Keep::Nothing => settings.sessions.clone(),
+        };
+        let asker = Arc::new(Asker { models, plane: plane.clone(), own, logs: logs.clone() });
         let (life, stopping) = watch::channel(Life::Running);
+        if let Some(logs) = logs {
+            tokio::spawn(forget_answers(logs, stopping.clone()));
+        }
         if !matches!(settings.keep, Keep::Nothing) || settings.serve.is_some() {
             tokio::spawn(provide::run(handle.clone(), puller.shelf.clone(), stopping.clone()));
         }
@@ -378,6 +389,19 @@ impl Node {
         for path in [self.socket, self.daemon_json].into_iter().flatten() {
             let _ = std::fs::remove_file(path);
         }
+    }
+}
+
+/// Removes what is kept of answers once it has expired, also while nobody asks.
+async fn forget_answers(logs: SessionLogs, mut stopping: watch::Receiver<Life>) {
+    let mut look = tokio::time::interval(FORGET);
+    loop {
+        tokio::select! {
+            _ = look.tick() => {}
+            _ = stopping.wait_for(|life| *life == Life::Stopping) => return,
+        }
+        let logs = logs.clone();
+        let _ = tokio::task::spawn_blocking(move || logs.sweep()).await;
     }
 }
 

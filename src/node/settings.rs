@@ -7,7 +7,10 @@ use quelea_behaviours::{KadMode, RelayServer};
 use quelea_engine::StageOptions;
 
 use crate::{
-    address::PeerAddress, home::Home, inference::serve::LayerChoice, masking::settings::MaskingSettings,
+    address::PeerAddress,
+    home::Home,
+    inference::{serve::LayerChoice, session_log::SessionLogs},
+    masking::settings::MaskingSettings,
     weights::shelf::UPLOAD,
 };
 
@@ -90,6 +93,8 @@ pub(crate) struct Settings {
     pub(crate) compute: StageOptions,
     /// Where models are kept by a node that keeps nothing else.
     pub(crate) models: Option<PathBuf>,
+    /// Where answers are kept while they are given, by a node that keeps nothing else.
+    pub(crate) sessions: Option<SessionLogs>,
     /// Bytes that all models on disk may take.
     pub(crate) models_quota: Option<u64>,
     /// Bytes of weights that peers get per second.
@@ -124,6 +129,7 @@ impl Settings {
             announce_ttl: ANNOUNCE_TTL,
             compute: StageOptions::default(),
             models: None,
+            sessions: None,
             models_quota: None,
             upload: UPLOAD,
             metrics: None,

@@ -106,7 +106,7 @@ impl Telemetry {
             duration,
             first_token: summary.map(|s| Duration::from_secs_f64(s.ttft_s)),
             input_tokens: summary.map_or(0, |s| tokens(s.prompt_ids.len())),
-            output_tokens: summary.map_or(0, |s| tokens(s.ids.len())),
+            output_tokens: summary.map_or(0, |s| tokens(s.ids.len().saturating_sub(s.resumed_tokens))),
             guessed_tokens: summary
                 .and_then(|s| s.speculation)
                 .map_or([0; 2], |s| [s.accepted, s.proposed.saturating_sub(s.accepted)]),

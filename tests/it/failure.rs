@@ -25,7 +25,7 @@ async fn interrupted_by(swarm: &Swarm, worker: &Daemon, signal: Signal) -> Ended
 /// Ends in an error that names the worker and its layers.
 fn assert_names(ended: Ended, worker: &Daemon, span: &str) {
     let named = format!("peer {} (layers {span})", worker.peer());
-    let ended = ended.expect(6).says(&[&named, "QUE-"]);
+    let ended = ended.expect(6).says(&[&named, "QUE-", "it goes on with: quelea infer --resume "]);
     let first = ended.stderr.find("peer ").map(|at| &ended.stderr[at..]).unwrap();
     assert!(first.starts_with(&named), "another peer is blamed first: {}", ended.stderr);
 }

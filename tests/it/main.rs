@@ -8,6 +8,7 @@
 //! | `losses` | does it also when the loss comes while a prompt or what was lost is being computed, or tokens are guessed |
 //! | `chaos` | does it whoever is lost, stopped or slowed, whenever that is, and is nothing left of it afterwards |
 //! | `headline` | do daemons answer together with a model that none of them could hold |
+//! | `resume` | does an answer that was cut off go on with the same tokens, whoever had died |
 //! | `failure` | does a request end in time, and named, when a worker or its caller goes away |
 //! | `lifecycle` | do daemons start, stop and come back as documented |
 //! | `bad_input` | is every mistake answered by a clear error and a documented exit code |
@@ -50,6 +51,7 @@ mod measure;
 mod peers;
 mod prefix;
 mod registry;
+mod resume;
 mod sampling;
 mod speculate;
 mod store;

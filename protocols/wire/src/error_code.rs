@@ -134,6 +134,8 @@ registry! {
     NoMemory = 4009, "the model does not fit in this machine's memory", retryable: false, charged: false;
     StorageFailed = 5001, "the node's storage failed; it signs nothing more", retryable: false, charged: false;
     StorageFull = 5002, "no space is left on the device", retryable: false, charged: false;
+    AnswerUnreadable = 5003, "what is kept of the answer cannot be read", retryable: false, charged: false;
+    AnswerBusy = 5004, "the answer is being answered", retryable: true, charged: false;
     Unauthorized = 6001, "the API token is missing or wrong", retryable: false, charged: false;
 }
 

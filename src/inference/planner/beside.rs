@@ -30,7 +30,7 @@ impl Sample {
     #[expect(clippy::cast_precision_loss, reason = "times and counts of one request")]
     pub(crate) fn of(summary: &Summary, took: Took) -> Self {
         let seconds = |ns: u64| ns as f64 / 1e9;
-        let later = summary.ids.len().saturating_sub(1) as f64;
+        let later = summary.ids.len().saturating_sub(summary.resumed_tokens + 1) as f64;
         let passes = (took.passes > 0).then_some(took.passes as f64);
         let answering = summary.total_s - summary.ttft_s - seconds(took.answer_ns);
         Self {
