@@ -6,7 +6,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures::{executor::block_on, io::Cursor};
 use quelea_shard::{
     codec::{FrameReader, FrameWriter},
-    frame::{RowsHeader, SessionId},
+    frame::{Form, RowsHeader, SessionId},
 };
 
 /// Values in a row: 8 KiB, the hidden size of common models of 3 to 8 billion parameters is 2,048 to 4,096.
@@ -35,13 +35,13 @@ fn row(c: &mut Criterion) {
     group.bench_function("frame", |b| {
         let mut writer = FrameWriter::new(futures::io::sink());
         b.iter(|| {
-            writer.queue_rows(&header(), black_box(&values));
+            writer.queue_rows(Form::Rows, &header(), black_box(&values));
             block_on(writer.flush()).expect("a sink takes everything");
         });
     });
     let mut bytes = Cursor::new(Vec::new());
     let mut writer = FrameWriter::new(&mut bytes);
-    writer.queue_rows(&header(), &values);
+    writer.queue_rows(Form::Rows, &header(), &values);
     block_on(writer.flush()).expect("memory takes everything");
     let bytes = bytes.into_inner();
     group.bench_function("take apart", |b| {

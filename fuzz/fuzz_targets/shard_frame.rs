@@ -14,7 +14,7 @@ use futures::{AsyncRead, executor::block_on};
 use libfuzzer_sys::fuzz_target;
 use quelea_shard::{
     codec::FrameReader,
-    frame::{self, CRITICAL, Frame, MAX_FRAGMENT, MAX_FRAME, Rows},
+    frame::{self, CRITICAL, Form, Frame, Logits, MAX_FRAGMENT, MAX_FRAME, Rows, Tokens, TopLogits},
     reassembly::{Expect, MAX_PARTIAL_BYTES, Reassembly},
 };
 use tokio::time::Instant;
@@ -80,13 +80,26 @@ fuzz_target!(|data: &[u8]| {
         let mut again = Vec::new();
         frame.encode(&mut again);
         assert_eq!(by_slices(&again), (vec![frame.clone()], true));
-        if let Frame::Rows(Rows { header, fragment }) = frame {
+        let part = match frame {
+            Frame::Rows(Rows { header, fragment }) => Some((Form::Rows, header, fragment)),
+            Frame::Tokens(Tokens { header, fragment }) => Some((Form::Tokens, header, fragment)),
+            Frame::Logits(Logits { header, fragment }) => Some((Form::Logits, header, fragment)),
+            _ => None,
+        };
+        if let Some((form, header, fragment)) = part {
             arrived += fragment.len();
             let width = header.total / 4 / u32::from(header.rows);
-            let expect = Expect { width, max_rows: u32::MAX };
+            let expect = Expect { form, width, max_rows: u32::MAX };
             if let Ok(Some(batch)) = reassembly.push(Instant::now(), &header, &fragment, expect) {
                 assert_eq!(batch.data.len(), usize::from(header.rows) * width as usize);
-                assert!(batch.data.iter().all(|v| v.is_finite()));
+                assert!(batch.form == form && batch.data.iter().all(|v| v.is_finite()));
+                for row in batch.data.chunks(width as usize) {
+                    if let Ok(top) = TopLogits::take(row, 1 << 20) {
+                        let mut again = Vec::new();
+                        top.put(&mut again);
+                        assert!(again.iter().map(|v| v.to_bits()).eq(row.iter().map(|v| v.to_bits())));
+                    }
+                }
             }
             assert!(reassembly.received_bytes() <= arrived.min(MAX_PARTIAL_BYTES));
             assert!(reassembly.capacity_bytes() <= 2 * arrived + MAX_FRAGMENT);

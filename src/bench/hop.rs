@@ -12,7 +12,7 @@ use libp2p::{Multiaddr, PeerId, Swarm, identity::Keypair};
 use quelea_behaviours::{Behaviour, KadMode, build_swarm, traffic::Traffic};
 use quelea_shard::{
     ShardStream,
-    frame::{SessionId, StreamKind},
+    frame::{Form, SessionId, StreamKind},
     link::{self, Batch, DataSender, Dropped, Incoming, SenderConfig, Sessions, SinkClosed},
     protocol,
     reassembly::Expect,
@@ -208,7 +208,7 @@ struct OneSession {
 
 impl Sessions for OneSession {
     fn expect(&self, _: &PeerId, _: &SessionId, _: u32) -> Option<Expect> {
-        Some(Expect { width: self.width, max_rows: u32::MAX })
+        Some(Expect { form: Form::Rows, width: self.width, max_rows: u32::MAX })
     }
 
     fn dropped(&self, _: &PeerId, _: Dropped) {}
@@ -262,6 +262,7 @@ impl Hop {
                 last_row_only: false,
                 rewind: false,
                 deadline: (started + ROW_TIMEOUT).into(),
+                form: Form::Rows,
                 data,
             };
             self.there.send(batch).map_err(failed)?;

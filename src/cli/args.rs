@@ -12,6 +12,7 @@ mod rendezvous;
 mod sampling;
 mod store;
 mod swarm;
+mod thin;
 mod weights;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -32,6 +33,7 @@ pub(crate) use self::{
     sampling::SamplingArgs,
     store::StoreCommand,
     swarm::{BroadcastArgs, EventsArgs},
+    thin::{EndsArg, ThinArgs},
     weights::{PullArgs, WeightsArgs},
 };
 use crate::{
@@ -189,6 +191,10 @@ pub(crate) struct DaemonArgs {
     /// Memory for weights and caches, like 2G or 500M [default: half of what is free]
     #[arg(long, value_name = "SIZE", requires = "model", value_parser = parse_size)]
     pub(crate) memory: Option<u64>,
+    /// Compute the model's ends, too, for those who have nothing of it: the embedding with the first layers (this node then
+    /// sees the tokens of their prompts), the head with the last
+    #[arg(long, value_enum, requires = "model", default_value_t = EndsArg::Auto)]
+    pub(crate) ends: EndsArg,
     /// How long what a worker announces is believed after its last word, 10s to 10m; records of it half as long again
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_announce_ttl)]
     pub(crate) announce_ttl: Duration,
@@ -297,6 +303,8 @@ pub(crate) struct InferArgs {
     /// What the chain is chosen by
     #[arg(long, value_enum, default_value_t = ObjectiveArg::Latency)]
     pub(crate) objective: ObjectiveArg,
+    #[command(flatten)]
+    pub(crate) thin: ThinArgs,
     /// Wrap the prompt in the model's chat template [default when it has one]
     #[arg(long, conflicts_with = "raw")]
     pub(crate) chat: bool,

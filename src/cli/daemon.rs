@@ -133,6 +133,7 @@ fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
             model: quantised(&model, args.quantize),
             layers: args.layers,
             memory: args.memory,
+            ends: args.ends.into(),
         }),
         models: None,
         sessions: None,

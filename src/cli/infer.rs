@@ -91,6 +91,7 @@ fn request(args: &InferArgs) -> Result<InferRequest, CliError> {
         draft: args.draft.as_deref().map(absolute),
         objective: args.objective.into(),
         resume: args.resume.clone(),
+        thin: args.thin.choice(),
         ..InferRequest::new("", prompt)
     })
 }
@@ -357,6 +358,9 @@ pub(super) fn footer(route: &[RouteHop], summary: &Summary) -> String {
     let stages: Vec<String> = route.iter().map(|hop| format!("{} [{}]", short(&hop.peer), hop.layers)).collect();
     let stages = if stages.is_empty() { "here, unsplit".into() } else { stages.join(" → ") };
     lines.push(format!("route:        {stages}"));
+    if let Some(first) = route.iter().find(|hop| hop.sees_tokens) {
+        lines.push(format!("thin:         {} embedded the tokens, and saw them", short(&first.peer)));
+    }
     let why = match (summary.finish_reason, &summary.stop_string) {
         (FinishReason::Stop, Some(stop)) => format!("stopped before {stop:?}"),
         (FinishReason::Stop, None) => "the model stopped".into(),

@@ -1,6 +1,6 @@
 //! `quelea plan`: who would answer, how fast, and why.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use comfy_table::{Table, presets};
 use quelea_wire::ErrorCode;
@@ -13,6 +13,7 @@ use super::{
     output::{data_line, document, note, printable},
 };
 use crate::{
+    home::Home,
     inference::{
         PlanLeftOut, PlanReport, PlanRequest, PlanView, Source,
         models::quantised,
@@ -30,7 +31,7 @@ pub(super) async fn run(global: &Global, args: PlanArgs) -> Result<ExitCode, Cli
             imagine::plan(shape, args.mix, &text, &asked)
                 .map_err(|e| CliError::new(ErrorCode::Usage, format!("{}: {e}", peers.display())))?
         }
-        _ if !args.bootstrap.is_empty() => as_passing_peer(&args).await?,
+        _ if !args.bootstrap.is_empty() => as_passing_peer(&args, global.data_dir.clone()).await?,
         _ => {
             let answer =
                 Daemon::find(global)?.post("/api/v1/plan", &request(&args)).await.map_err(|error| {
@@ -56,12 +57,14 @@ fn request(args: &PlanArgs) -> PlanRequest {
         max_tokens: args.max_tokens,
         objective: args.objective.into(),
         timeout_ms: u64::try_from(args.timeout.as_millis()).unwrap_or(u64::MAX),
+        thin: args.thin.choice(),
     }
 }
 
-async fn as_passing_peer(args: &PlanArgs) -> Result<PlanReport, CliError> {
+async fn as_passing_peer(args: &PlanArgs, data_dir: Option<PathBuf>) -> Result<PlanReport, CliError> {
     let mut settings = Settings::passing(&args.network, args.bootstrap.clone());
     settings.compute = args.compute.options();
+    settings.models = Home::locate(data_dir).ok().map(|home| home.models());
     settings.masking = super::masking::of_passing(&args.masked, &args.bootstrap)?;
     let node = Node::start(settings).await?;
     let planned = async {
@@ -82,6 +85,9 @@ fn show(global: &Global, report: &PlanReport) -> Result<ExitCode, CliError> {
     let bytes = if report.weight_bytes > 0 { format!(", {}", size(report.weight_bytes)) } else { String::new() };
     data_line(&format!("model:        {} (layers {}{bytes})", printable(&report.name), report.layers))?;
     data_line(&format!("request:      {} + {} tokens", report.prompt_tokens, report.answer_tokens))?;
+    if report.thin {
+        data_line("thin:         the first stage embeds, and sees the tokens; the last gives logits")?;
+    }
     match (&report.chosen, &report.missing) {
         (Some(plan), _) => {
             chain("plan", plan)?;

@@ -11,7 +11,11 @@ use crate::{
         settings::{Keep, ServeSpec, Settings},
     },
 };
-use crate::{home::Home, inference::models::DEMO, inference::serve::LayerChoice};
+use crate::{
+    home::Home,
+    inference::models::DEMO,
+    inference::serve::{LayerChoice, ServeEnds},
+};
 
 /// The embedded model: made by `engine/examples/train_demo.rs`; its page is `engine/demo/README.md`.
 pub(crate) static DEMO_GGUF: &[u8] = include_bytes!("../../engine/demo/quelea-demo-q8_0.gguf");
@@ -59,7 +63,12 @@ impl Demo {
             settings.keep = Keep::in_home(home);
             settings.listen = vec![loopback()?];
             settings.kad_mode = quelea_behaviours::KadMode::Server;
-            settings.serve = Some(ServeSpec { model: DEMO.into(), layers: LayerChoice::Exactly(span), memory: None });
+            settings.serve = Some(ServeSpec {
+                model: DEMO.into(),
+                layers: LayerChoice::Exactly(span),
+                memory: None,
+                ends: ServeEnds::default(),
+            });
             let node = Node::start(settings).await?;
             if first.is_empty() {
                 let addresses = node.addresses().await;

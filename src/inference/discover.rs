@@ -7,7 +7,7 @@ use std::{
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use libp2p::PeerId;
-use quelea_announce::{LAYERS_PER_BUCKET, Offer, SignedAnnouncement, State, bucket_key, model_key};
+use quelea_announce::{Ends, LAYERS_PER_BUCKET, Offer, SignedAnnouncement, State, bucket_key, model_key};
 use quelea_wire::{ModelId, Profile, SpanRange};
 
 use super::{
@@ -230,9 +230,11 @@ impl Wanted<'_> {
     /// Whether peers that have answered hold all layers between them.
     async fn is_covered(&self, handle: &Handle, found: &Found) -> bool {
         let world = self.world(handle, found, Full::LeftOut).await;
-        let usable = |c: &&Candidate| !c.shunned && c.is_usable(self.query);
-        let spans: Vec<SpanRange> = world.candidates.iter().filter(usable).map(|c| c.span).collect();
-        planner::uncovered(self.query.span, &spans).is_empty()
+        let usable: Vec<Candidate> =
+            world.candidates.into_iter().filter(|c| !c.shunned && c.is_usable(self.query)).collect();
+        let spans: Vec<SpanRange> = usable.iter().map(|c| c.span).collect();
+        let has_ends = planner::lacking(self.query, &usable) == Ends::default();
+        has_ends && planner::uncovered(self.query.span, &spans).is_empty()
     }
 
     /// Chooses among everything known now.
@@ -319,6 +321,7 @@ impl Wanted<'_> {
                     kv_pages_free: refused.map_or(offer.kv_pages_free, |most| most.min(offer.kv_pages_free)),
                     kv_is_old: full == Full::Asked || (refused.is_none() && !is_fresh),
                     shunned: shunned.contains_key(&peer),
+                    ends: offer.ends,
                 });
             }
         }

@@ -13,7 +13,7 @@ use super::{
     models::Ends,
     pipeline::Pipeline,
     resume::Begun,
-    sampling::{self, Picker, Text},
+    sampling::{self, Logits, Picker, Text},
     speculate::Speculator,
     types::{FinishReason, InferError, InferEvent, InferRequest, PromptForm, Speculate, Summary},
 };
@@ -108,15 +108,17 @@ pub(crate) async fn generate(
     }
     // An answer may have been cut off after its last token.
     let mut finish = ended(&text, ids.len());
-    let mut logits = if finish.is_none() { pipeline.prefill(&whole).await? } else { Vec::new() };
+    let mut logits = match finish {
+        None => pipeline.prefill(&whole).await?,
+        Some(_) => Logits::default(),
+    };
     let prompt_time = prefill_started.elapsed();
-    let (rewinds, vocab) = (pipeline.rewinds(), ends.hparams.vocab);
+    let rewinds = pipeline.rewinds();
     let finish_reason = loop {
         if let Some(reason) = finish {
             break reason;
         }
-        let row = logits.get(right * vocab..).and_then(|rows| rows.get(..vocab)).unwrap_or_default().to_vec();
-        let (next, id, likely) = picker.pick(row).await?;
+        let (next, id, likely) = picker.pick(logits.row(right)).await?;
         picker = next;
         first_token.get_or_insert_with(Instant::now);
         if eos.contains(&id) && !request.ignore_eos {
@@ -168,6 +170,7 @@ pub(crate) async fn generate(
     Ok(Summary {
         model: ends.file.id.to_string(),
         profile: pipeline.profile().to_string(),
+        thin: pipeline.is_thin(),
         stop_string: text.stop.and_then(|stop| request.stop.get(stop)).cloned(),
         text: text.shown,
         prompt_ids: prompt.clone(),

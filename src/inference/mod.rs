@@ -8,6 +8,7 @@
 //! | `planning` | from a request to a chain, and what is learnt from it |
 //! | `experience`, `meter` | what was measured of peers, and of this node |
 //! | `generate`, `sampling`, `pipeline` | prompt to text, wherever the layers run |
+//! | `thin` | asking without embedding and head |
 //! | `speculate` | guessing tokens and verifying several in one pass |
 //! | `resume`, `session_log` | going on with an answer that was cut off, and what is kept for that |
 //! | `prefix` | names of prompts' beginnings |
@@ -42,6 +43,7 @@ pub(crate) mod serve;
 pub(crate) mod session_log;
 mod speculate;
 mod stage;
+mod thin;
 mod types;
 
 use std::{

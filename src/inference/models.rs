@@ -169,24 +169,56 @@ impl Ends {
         Ok(Self { file, tokenizer, template, hparams, salt, compute, ends, whole, stored })
     }
 
-    /// A stage with embedding and head: the whole model where that is loaded anyway.
+    /// A stage with embedding and head: the whole model where that is loaded anyway. What is missing of them is fetched.
     pub(crate) async fn ends(&self) -> Result<&Runner, InferError> {
-        match self.whole.get() {
-            Some(whole) => Ok(whole),
-            None => self.ends.get_or_try_init(|| self.start(self.file.gguf.clone(), Span::ends())).await,
+        if let Some(whole) = self.whole.get() {
+            return Ok(whole);
         }
+        let start = async || {
+            let gguf = self.fetched(Parts::Ends).await.map_err(|error| self.without_ends(error))?;
+            self.start(gguf, Span::ends()).await
+        };
+        self.ends.get_or_try_init(start).await
+    }
+
+    fn without_ends(&self, error: InferError) -> InferError {
+        if error.error_code() != ErrorCode::NoRoute {
+            return error;
+        }
+        let what = format!("no peer gives the embedding and head of model {}, which this node needs", self.file.id);
+        InferError::new(ErrorCode::ModelFileNeeded, what)
+            .hint("pass the file: --model path/to/model.gguf, or join peers that have it")
+    }
+
+    /// The model's file with these parts in it.
+    async fn fetched(&self, parts: Parts) -> Result<Gguf, InferError> {
+        let Some(puller) = &self.stored else { return Ok(self.file.gguf.clone()) };
+        let (progress, _) = watch::channel(Progress::default());
+        let kept = puller.pull(self.file.id, parts, STALL_OF_REQUEST, &progress).await?;
+        // A file that was damaged is another one now.
+        blocking(move || kept.gguf()).await?
+    }
+
+    /// Whether embedding and head are on this machine.
+    pub(crate) fn has_ends(&self) -> bool {
+        let loaded = self.whole.initialized() || self.ends.initialized();
+        loaded || self.stored.as_ref().is_none_or(|puller| puller.shelf.has(self.file.id, Parts::Ends))
+    }
+
+    /// The numeric profile that this node computes with, in the engine's words.
+    pub(crate) fn profile(&self) -> &'static str {
+        self.compute.profile()
+    }
+
+    /// Whether results depend on nothing but their input.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.compute.is_exact()
     }
 
     /// A stage with all of the model.
     pub(crate) async fn whole(&self) -> Result<&Runner, InferError> {
         let start = async || {
-            let mut gguf = self.file.gguf.clone();
-            if let Some(puller) = &self.stored {
-                let (progress, _) = watch::channel(Progress::default());
-                let kept = puller.pull(self.file.id, Parts::All, STALL_OF_REQUEST, &progress).await?;
-                // A file that was damaged is another one now.
-                gguf = blocking(move || kept.gguf()).await??;
-            }
+            let gguf = self.fetched(Parts::All).await?;
             self.start(gguf, Span::whole(self.hparams.n_layers)).await
         };
         self.whole.get_or_try_init(start).await
@@ -323,15 +355,13 @@ impl Models {
         if demo.id == id {
             return Ok(DEMO.into());
         }
-        // Tokenizer, embedding and head are what a request needs here; the layers run where they are.
+        // The tokenizer is what every request needs here; embedding and head may be computed elsewhere, as the layers are.
         let (progress, _) = watch::channel(Progress::default());
-        match self.puller.pull(id, Parts::Ends, STALL_OF_REQUEST, &progress).await {
+        match self.puller.pull(id, Parts::Tokenizer, STALL_OF_REQUEST, &progress).await {
             Ok(_) => Ok(reference.into()),
             Err(error) if error.error_code() == ErrorCode::NoRoute => Err(InferError::new(
                 ErrorCode::ModelFileNeeded,
-                format!(
-                    "model {id} is known by its id only, and no peer gives its tokenizer, embedding and head, which this node needs"
-                ),
+                format!("model {id} is known by its id only, and no peer gives its tokenizer, which this node needs"),
             )
             .hint("pass the file: --model path/to/model.gguf, or join peers that have it")),
             Err(error) => Err(error),

@@ -13,6 +13,7 @@ use quelea_engine::{
     PREFILL_CHUNK, Runner,
     runner::{Input, Job, JobError, Phase, SessionId, SessionSpec, SubmitError, Want},
 };
+use quelea_shard::frame::TopLogits;
 use quelea_wire::{ErrorCode, Profile};
 use tokio::sync::oneshot;
 
@@ -22,6 +23,7 @@ use super::{
     plane::engine_code,
     planner::{nanos, observed::Took},
     prefix,
+    sampling::Logits,
     serve::profile_of,
     types::{HopReport, InferError, Recovery},
 };
@@ -39,27 +41,27 @@ pub(crate) enum Pipeline {
 
 impl Pipeline {
     /// Runs the prompt; the logits after it.
-    pub(crate) async fn prefill(&mut self, prompt: &[u32]) -> Result<Vec<f32>, InferError> {
+    pub(crate) async fn prefill(&mut self, prompt: &[u32]) -> Result<Logits, InferError> {
         match self {
             Self::Chain(remote) => remote.prefill(prompt).await,
-            Self::Local(local) => local.prefill(prompt).await,
+            Self::Local(local) => Ok(Logits::all(local.prefill(prompt).await?, local.vocab())),
         }
     }
 
     /// Whether tokens that were run may be taken back with the next ones, and run with others to the same bits as alone.
     pub(crate) fn rewinds(&self) -> bool {
         match self {
-            Self::Chain(remote) => remote.chain.rewinds() && remote.ends.runner.stage().is_exact(),
+            Self::Chain(remote) => remote.chain.rewinds() && remote.model.is_exact(),
             Self::Local(local) => local.work.runner.stage().is_exact(),
         }
     }
 
     /// Runs more tokens, the first at `pos`; the logits after each, `[n, vocab]`. Where the pipeline
     /// [goes back](Self::rewinds), `pos` may lie before the end of what it has run: the rest is forgotten first.
-    pub(crate) async fn decode(&mut self, ids: &[u32], pos: u32) -> Result<Vec<f32>, InferError> {
+    pub(crate) async fn decode(&mut self, ids: &[u32], pos: u32) -> Result<Logits, InferError> {
         match self {
             Self::Chain(remote) => remote.decode(ids, pos).await,
-            Self::Local(local) => local.decode(ids, pos).await,
+            Self::Local(local) => Ok(Logits::all(local.decode(ids, pos).await?, local.vocab())),
         }
     }
 
@@ -75,7 +77,7 @@ impl Pipeline {
     pub(crate) fn keep(&self, ends: &Ends, ids: &[u32]) {
         match self {
             Self::Chain(remote) => {
-                let keys = ends.prefix_keys(remote.ends.runner.stage().profile(), ids);
+                let keys = ends.prefix_keys(ends.profile(), ids);
                 remote.chain.keep(&prefix::to_wire(&keys).keys);
             }
             Self::Local(local) => {
@@ -91,6 +93,14 @@ impl Pipeline {
         match self {
             Self::Chain(remote) => remote.took,
             Self::Local(local) => local.took,
+        }
+    }
+
+    /// Whether the chain's ends compute those of the model.
+    pub(crate) fn is_thin(&self) -> bool {
+        match self {
+            Self::Chain(remote) => remote.head.is_none(),
+            Self::Local(_) => false,
         }
     }
 
@@ -119,22 +129,32 @@ impl Pipeline {
     }
 }
 
-/// The layers at peers, embedding and head here.
+/// The layers at peers, embedding and head here or there.
 pub(crate) struct RemoteLayers {
     pub(crate) chain: ChainSession,
-    ends: Work,
+    model: Arc<Ends>,
+    /// The head; nothing where the last stage has it.
+    head: Option<Work>,
     took: Took,
 }
 
 impl RemoteLayers {
-    /// `runner` has embedding and head; all requests share it.
-    pub(crate) fn new(chain: ChainSession, runner: &Runner, step_timeout: Duration) -> Result<Self, InferError> {
-        let spec = SessionSpec { group: OWN_GROUP, layers: 0..0, max_rows: 1, ..SessionSpec::default() };
-        let (ends, _) = Work::open(runner, spec, step_timeout)?;
-        Ok(Self { chain, ends, took: Took::default() })
+    /// `runner` has embedding and head; all requests share it. Without one the chain computes them.
+    pub(crate) fn new(
+        chain: ChainSession,
+        model: &Arc<Ends>,
+        runner: Option<&Runner>,
+        step_timeout: Duration,
+    ) -> Result<Self, InferError> {
+        let open = |runner| {
+            let spec = SessionSpec { group: OWN_GROUP, layers: 0..0, max_rows: 1, ..SessionSpec::default() };
+            Work::open(runner, spec, step_timeout).map(|(work, _)| work)
+        };
+        let head = runner.map(open).transpose()?;
+        Ok(Self { chain, model: model.clone(), head, took: Took::default() })
     }
 
-    async fn prefill(&mut self, prompt: &[u32]) -> Result<Vec<f32>, InferError> {
+    async fn prefill(&mut self, prompt: &[u32]) -> Result<Logits, InferError> {
         let started = Instant::now();
         let mut pos = usize::try_from(self.chain.kept_rows()).unwrap_or(0);
         self.took.prompt_rows = count(prompt.len().saturating_sub(pos));
@@ -147,7 +167,7 @@ impl RemoteLayers {
         self.head(last).await
     }
 
-    async fn decode(&mut self, ids: &[u32], pos: u32) -> Result<Vec<f32>, InferError> {
+    async fn decode(&mut self, ids: &[u32], pos: u32) -> Result<Logits, InferError> {
         let started = Instant::now();
         let rows = self.chain.decode(ids, pos).await?;
         self.took.pass(count(ids.len()), started.elapsed());
@@ -155,8 +175,14 @@ impl RemoteLayers {
     }
 
     /// The head's product is shared with other requests.
-    async fn head(&self, rows: Vec<f32>) -> Result<Vec<f32>, InferError> {
-        self.ends.run(Input::Rows(rows), 0, Want::AllLogits, Phase::Decode).await
+    async fn head(&self, rows: Vec<f32>) -> Result<Logits, InferError> {
+        let vocab = self.model.hparams.vocab;
+        if let Some(head) = &self.head {
+            return Ok(Logits::all(head.run(Input::Rows(rows), 0, Want::AllLogits, Phase::Decode).await?, vocab));
+        }
+        let width = self.chain.ends().logits_width().and_then(|width| usize::try_from(width).ok()).unwrap_or(1);
+        let top = rows.chunks(width).map(|row| TopLogits::take(row, vocab)).collect::<Result<Vec<_>, _>>();
+        top.map(|rows| Logits::likeliest(rows, vocab)).map_err(|code| self.chain.last_lies(code))
     }
 }
 
@@ -171,6 +197,10 @@ pub(crate) struct LocalLayers {
 }
 
 impl LocalLayers {
+    fn vocab(&self) -> usize {
+        self.work.runner.stage().vocab()
+    }
+
     /// `runner` has all of the model.
     pub(crate) fn new(
         ends: &Ends,

@@ -26,7 +26,8 @@ use super::{
         report::{self, PlanReport},
     },
     prefix,
-    serve::{Served, profile_of},
+    serve::{Served, profile_named},
+    thin::Thin,
     types::{HopReport, InferError, InferRequest, PlanRequest, Prediction, Route},
 };
 
@@ -46,10 +47,11 @@ impl Asker {
         max_rows: u32,
     ) -> Result<(Pipeline, Option<Prediction>), InferError> {
         let own = self.own.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let runner = ends.ends().await?;
+        let mut thin = Thin::of(request, ends)?;
         let model = ends.file.id;
-        let mut query = self.query(ends, request.objective, prompt.len(), request.max_tokens, max_rows)?;
-        let profile = profile_of(runner.stage());
+        let query = self.query(ends, request.objective, prompt.len(), request.max_tokens, max_rows)?;
+        let mut query = Thin::in_query(thin, query);
+        let profile = profile_named(ends.profile());
         // Only what was measured counts against others.
         let alone = request.route != Route::Swarm && fits_here(ends).is_ok();
         let local = self.plane.experience.observed().unsplit(model).filter(|_| alone);
@@ -68,9 +70,21 @@ impl Asker {
                 why: false,
             };
             let planned = match &first_error {
-                None => {
-                    discover::find(&self.plane.handle, wanted, &mut found).await.map_err(|no| no_route(ends, &no))?
-                }
+                None => match discover::find(&self.plane.handle, wanted, &mut found).await {
+                    Ok(planned) => planned,
+                    // Nobody insists on having the ends computed elsewhere.
+                    Err(no) if thin.is_some() && request.thin.is_none() && no.lacks_only_ends() => {
+                        tracing::info!(model = %model.short(), "{no}; fetching them");
+                        let message = no.to_string();
+                        ends.ends()
+                            .await
+                            .map_err(|e| InferError { message: format!("{message}; {}", e.message), ..e })?;
+                        thin = None;
+                        query = Thin::in_query(thin, query);
+                        continue;
+                    }
+                    Err(no) => return Err(no_route(ends, &no)),
+                },
                 // What is known has to do: the caller has waited already.
                 Some(error) => match wanted.plan(&self.plane.handle, &found).await {
                     Ok(planned) => planned,
@@ -90,8 +104,8 @@ impl Asker {
                 return Ok((Pipeline::Local(Box::new(local)), prediction));
             }
             // Rows that others computed are as good as new ones only where they depend on nothing else.
-            let stage = runner.stage();
-            let keys = if stage.is_exact() { ends.prefix_keys(stage.profile(), prompt) } else { PrefixKeys::default() };
+            let keys = if ends.is_exact() { ends.prefix_keys(ends.profile(), prompt) } else { PrefixKeys::default() };
+            let runner = if thin.is_some() { None } else { Some(ends.ends().await?) };
             let spec = SessionSpec {
                 model,
                 profile,
@@ -101,14 +115,15 @@ impl Asker {
                 window: request.prefill_window,
                 prefix: prefix::to_wire(&keys),
                 layers: ends.file.layers(),
-                ends: runner.clone(),
+                embed: runner.cloned(),
+                ends: thin.map(Thin::on_the_wire).unwrap_or_default(),
                 prompt: prompt.to_vec(),
                 own: own.clone(),
                 query: query.clone(),
             };
             match ChainSession::open(self.plane.clone(), hops, spec).await {
                 Ok(chain) => {
-                    let remote = RemoteLayers::new(chain, runner, request.step_timeout())?;
+                    let remote = RemoteLayers::new(chain, ends, runner, request.step_timeout())?;
                     return Ok((Pipeline::Chain(Box::new(remote)), prediction));
                 }
                 Err(error) => {
@@ -248,7 +263,8 @@ impl Asker {
         let max_rows = u32::try_from(rows.min(context)).unwrap_or(u32::MAX);
         let prompt = usize::try_from(request.prompt_tokens).unwrap_or(usize::MAX);
         let query = self.query(&ends, request.objective, prompt, request.max_tokens, max_rows)?;
-        let profile = profile_of(ends.ends().await?.stage());
+        let query = Thin::in_query(Thin::planned(request.thin, &ends), query);
+        let profile = profile_named(ends.profile());
         let fits = fits_here(&ends);
         let local = fits.is_ok().then(|| self.local_speed(&ends, &query));
         let wanted = Wanted {
@@ -326,6 +342,9 @@ fn died(code: ErrorCode) -> bool {
 
 fn no_route(ends: &Ends, missing: &NoPlan) -> InferError {
     let hint = match missing.missing.first() {
+        _ if missing.lacks_only_ends() => {
+            "start a worker there with --ends always, or ask with --no-thin: embedding and head are then fetched".into()
+        }
         _ if missing.full => "ask again in a moment, or with a shorter prompt and fewer tokens".into(),
         Some(span) => format!("start a worker for them: quelea daemon --model FILE --layers {span} --bootstrap …"),
         None => "start a worker with a wider span".into(),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use libp2p::{Multiaddr, PeerId, identity::Keypair, multiaddr::Protocol};
-use quelea_announce::{Announcement, Offer, SignedAnnouncement, State, bucket_key, buckets, model_key, next_seq};
+use quelea_announce::{Announcement, Ends, Offer, SignedAnnouncement, State, bucket_key, buckets, model_key, next_seq};
 use quelea_behaviours::scope::{self, Scope};
 use quelea_wire::{envelope, time::unix_ms};
 use tokio::{
@@ -186,7 +186,8 @@ impl Publisher {
                 announcement.rtt = self.round_trips(&peers).await;
                 announcement.offers = self.plane.served().iter().map(|served| offer(served, state)).collect();
                 if let Some(Coming { of, span }) = self.plane.coming() {
-                    announcement.offers.push(Offer { span, kv_pages_free: 0, ..offer(&of, State::Loading) });
+                    let ends = Ends::default();
+                    announcement.offers.push(Offer { span, kv_pages_free: 0, ends, ..offer(&of, State::Loading) });
                 }
                 announcement.shrink_to(quelea_announce::MAX_BYTES.saturating_sub(envelope::OVERHEAD));
                 announcement
@@ -231,6 +232,7 @@ fn offer(served: &Served, state: State) -> Offer {
         kv_pages_free: load.kv_pages_free,
         price_decode: 0,
         price_prefill: 0,
+        ends: served.ends,
     }
 }
 

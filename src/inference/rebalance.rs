@@ -23,7 +23,7 @@ use super::{
     models::ModelFile,
     plane::Plane,
     planner::placement::{self, Holder, Standing},
-    serve::{self, LayerChoice, Served},
+    serve::{self, LayerChoice, ServeEnds, Served},
 };
 use crate::{node::Life, telemetry::Component};
 
@@ -55,6 +55,8 @@ pub(crate) struct Mover {
     pub(crate) file: ModelFile,
     /// Bytes for weights and caches of one span.
     pub(crate) memory: u64,
+    /// Whether it computes the model's ends, too.
+    pub(crate) ends: ServeEnds,
     pub(crate) compute: StageOptions,
 }
 
@@ -98,7 +100,7 @@ impl Mover {
     async fn move_to(&self, old: &Arc<Served>, span: SpanRange) -> Result<(), String> {
         let look_again = Instant::now() + SECOND_LOOK;
         let exactly = LayerChoice::Exactly(span);
-        let new = serve::load(&self.plane, self.file.clone(), exactly, Some(self.memory), &self.compute)
+        let new = serve::load(&self.plane, self.file.clone(), exactly, Some(self.memory), self.ends, &self.compute)
             .await
             .map_err(|error| error.to_string())?;
         tokio::time::sleep_until(look_again.into()).await;

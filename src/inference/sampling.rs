@@ -3,9 +3,13 @@
 use std::sync::Arc;
 
 use quelea_engine::{
-    sampler::{MAX_TOP_LOGPROBS, Sampler, SamplerConfig, SamplerError, StopMatcher, Stopped, TokenLogProb, log_prob},
+    sampler::{
+        MAX_TOP_LOGPROBS, Sampler, SamplerConfig, SamplerError, StopMatcher, Stopped, TokenLogProb, log_prob,
+        log_prob_of,
+    },
     tokenizer::{Decoder, Tokenizer},
 };
+use quelea_shard::frame::TopLogits;
 use quelea_wire::ErrorCode;
 
 use super::{
@@ -45,6 +49,56 @@ pub(super) fn settings(request: &InferRequest, vocab: usize) -> Result<SamplerCo
     Ok(config)
 }
 
+/// Logits after some rows: of all tokens, or of the likeliest.
+#[derive(Default)]
+pub(super) struct Logits {
+    /// `[n, vocab]`. Negative infinity for tokens that are not among the likeliest.
+    values: Vec<f32>,
+    vocab: usize,
+    /// What the weights of all tokens sum up to, after each row, where only the likeliest are there.
+    sums: Vec<u64>,
+}
+
+/// The logits after one row.
+pub(super) struct LogitsRow {
+    values: Vec<f32>,
+    sum: Option<u64>,
+}
+
+impl Logits {
+    /// Those of all tokens, `[n, vocab]`.
+    pub(super) fn all(values: Vec<f32>, vocab: usize) -> Self {
+        Self { values, vocab, sums: Vec::new() }
+    }
+
+    /// Those of the likeliest, whose ids are below `vocab`.
+    pub(super) fn likeliest(rows: Vec<TopLogits>, vocab: usize) -> Self {
+        let mut values = vec![f32::NEG_INFINITY; rows.len().saturating_mul(vocab)];
+        let mut sums = Vec::with_capacity(rows.len());
+        for (TopLogits { sum, top }, row) in rows.into_iter().zip(values.chunks_mut(vocab.max(1))) {
+            sums.push(sum);
+            for (id, logit) in top {
+                if let Some(value) = usize::try_from(id).ok().and_then(|id| row.get_mut(id)) {
+                    *value = logit;
+                }
+            }
+        }
+        Self { values, vocab, sums }
+    }
+
+    /// Those after the row at `i`.
+    pub(super) fn row(&self, i: usize) -> LogitsRow {
+        let row = self.values.get(i * self.vocab..).and_then(|rows| rows.get(..self.vocab)).unwrap_or_default();
+        LogitsRow { values: row.to_vec(), sum: self.sums.get(i).copied() }
+    }
+}
+
+impl From<Vec<f32>> for LogitsRow {
+    fn from(values: Vec<f32>) -> Self {
+        Self { values, sum: None }
+    }
+}
+
 /// The sampler of one request. A clone draws ahead what this one would draw.
 #[derive(Clone)]
 pub(super) struct Picker {
@@ -69,12 +123,20 @@ impl Picker {
 
     /// The token that these logits give, and how likely it was when the request asks for that. Large vocabularies take
     /// a millisecond, so they are off the async threads.
-    pub(super) async fn pick(self, logits: Vec<f32>) -> Result<(Self, u32, Option<TokenLogprobs>), InferError> {
+    pub(super) async fn pick(
+        self,
+        row: impl Into<LogitsRow>,
+    ) -> Result<(Self, u32, Option<TokenLogprobs>), InferError> {
         let mut picker = self;
+        let LogitsRow { values: logits, sum } = row.into();
         let values = logits.len();
         let pick = move || {
             let id = picker.sampler.sample(&logits).map_err(|e| failed(&e))?;
-            let likely = picker.logprobs.map(|top| log_prob(&logits, id, top)).transpose().map_err(|e| failed(&e))?;
+            let log_prob = |top| match sum {
+                Some(sum) => log_prob_of(&logits, sum, id, top),
+                None => log_prob(&logits, id, top),
+            };
+            let likely = picker.logprobs.map(log_prob).transpose().map_err(|e| failed(&e))?;
             let likely = likely.map(|likely| described(&picker.ends.tokenizer, &likely));
             Ok((picker, id, likely))
         };

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use quelea_announce::Ends;
 use quelea_engine::{
     KV_PAGE_ROWS, MAX_ROWS, Manifest, Span, Stage, StageOptions,
     runner::{Runner, RunnerConfig},
@@ -57,6 +58,28 @@ pub(crate) enum LayerChoice {
     Exactly(SpanRange),
 }
 
+/// Whether a node computes the model's ends for those who have nothing of the model: the embedding with the first layers,
+/// the head with the last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum ServeEnds {
+    /// Where they fit beside the layers, and are here.
+    #[default]
+    Auto,
+    /// Always: layers next to them are not served without.
+    Always,
+    /// Never: this node sees no token ids.
+    Never,
+}
+
+impl ServeEnds {
+    /// The ends that belong to these layers, and that this node is to have if it can.
+    pub(crate) fn beside(self, span: SpanRange, n_layers: usize) -> Ends {
+        let Range { start, end } = span.as_usize();
+        let wanted = self != Self::Never;
+        Ends { embedding: wanted && start == 0, head: wanted && end == n_layers }
+    }
+}
+
 /// Layers in memory, ready to run.
 pub(crate) struct Served {
     pub(crate) file: ModelFile,
@@ -67,6 +90,8 @@ pub(crate) struct Served {
     /// Jobs that may wait for the runner.
     pub(crate) queue: usize,
     pub(crate) runner: Runner,
+    /// What it computes besides, for those who have nothing of the model.
+    pub(crate) ends: Ends,
     /// How fast it turns out to be.
     pub(crate) meter: Meter,
     /// Whether it takes no more sessions.
@@ -103,7 +128,12 @@ impl Served {
 
 /// The wire's name of a stage's arithmetic.
 pub(crate) fn profile_of(stage: &Stage) -> Profile {
-    match stage.profile() {
+    profile_named(stage.profile())
+}
+
+/// The wire's name of the arithmetic that the engine calls so.
+pub(crate) fn profile_named(name: &str) -> Profile {
+    match name {
         "exact" => Profile::Exact,
         "exact-kv-f16" => Profile::ExactKvF16,
         "exact-kv-q8" => Profile::ExactKvQ8,
@@ -121,14 +151,16 @@ pub(crate) async fn load(
     file: ModelFile,
     choice: LayerChoice,
     memory: Option<u64>,
+    ends: ServeEnds,
     compute: &StageOptions,
 ) -> Result<Arc<Served>, InferError> {
     let span = choose(plane, &file.manifest, file.id, choice, memory).await?;
     let started = Instant::now();
     let (gguf, compute) = (file.gguf.clone(), *compute);
+    let willing = affordable_ends(&file, span, ends, memory.unwrap_or_else(half_of_free_memory))?;
     // A node with all layers answers its own requests with them: it needs embedding and head as well.
-    let ends = span.as_usize() == (0..file.manifest.n_layers);
-    let loaded = Span { layers: span.as_usize(), embedding: ends, head: ends };
+    let all = span.as_usize() == (0..file.manifest.n_layers);
+    let loaded = Span { layers: span.as_usize(), embedding: all || willing.embedding, head: all || willing.head };
     let needed = Needed::of(&file, &loaded);
     memory::check(&format!("layers {span} of {}", file.name), needed)?;
     // Layers that fit have room for a session, too, where nobody says how much they may take.
@@ -161,9 +193,40 @@ pub(crate) async fn load(
         width,
         queue,
         runner,
+        ends: willing,
         meter: Meter::default(),
         leaves: AtomicBool::new(false),
     }))
+}
+
+/// The ends that are loaded beside a span: those that belong to it, where they leave keys and values their share.
+fn affordable_ends(file: &ModelFile, span: SpanRange, ends: ServeEnds, budget: u64) -> Result<Ends, InferError> {
+    let n_layers = file.manifest.n_layers;
+    let wanted = ends.beside(span, n_layers);
+    // What is loaded for this node's own requests costs nothing more.
+    if wanted == Ends::default() || span.as_usize() == (0..n_layers) {
+        return Ok(wanted);
+    }
+    let with = Span { layers: span.as_usize(), embedding: wanted.embedding, head: wanted.head };
+    let needed = Needed::of(file, &with);
+    let weights = needed.weights;
+    // Layers that fit by themselves are served, whatever would have to stay away.
+    if weights <= for_weights(budget) && (ends == ServeEnds::Always || memory::check("", needed).is_ok()) {
+        return Ok(wanted);
+    }
+    if ends == ServeEnds::Always {
+        let message = format!(
+            "layers {span} with the model's ends next to them take {} MiB, and of {} MiB weights may take {}",
+            weights >> 20,
+            budget >> 20,
+            for_weights(budget) >> 20
+        );
+        return Err(
+            InferError::new(ErrorCode::NoMemory, message).hint("give more --memory, fewer --layers, or --ends auto")
+        );
+    }
+    tracing::info!(%span, "the model's ends next to these layers do not fit beside them; they are not served");
+    Ok(Ends::default())
 }
 
 /// The span that a node is to serve of a model.
@@ -272,6 +335,23 @@ mod tests {
         let half = |mib: u64| half_of(Some(mib << 20)) >> 20;
         assert_eq!([4096, 512, 400, 256, 100, 0].map(half), [2048, 256, 256, 192, 75, 0]);
         assert_eq!(half_of(None) >> 20, 256);
+    }
+
+    #[test]
+    fn ends_are_served_where_they_fit() {
+        let file = demo();
+        let at = |span: &str, ends, budget| affordable_ends(&file, span.parse().unwrap(), ends, budget);
+        let layer = file.manifest.layers[0].bytes;
+        let (plenty, tight) = (1 << 30, layer * KV_SHARE / (KV_SHARE - 1) + 8);
+        let both = |embedding, head| Ends { embedding, head };
+        assert_eq!(at("0..1", ServeEnds::Auto, plenty).unwrap(), both(true, false));
+        assert_eq!(at("5..6", ServeEnds::Auto, plenty).unwrap(), both(false, true));
+        assert_eq!(at("1..5", ServeEnds::Always, tight).unwrap(), both(false, false));
+        assert_eq!(at("0..6", ServeEnds::Auto, plenty).unwrap(), both(true, true));
+        assert_eq!(at("0..6", ServeEnds::Never, plenty).unwrap(), both(false, false));
+        assert_eq!(at("0..1", ServeEnds::Auto, tight).unwrap(), both(false, false));
+        let error = at("0..1", ServeEnds::Always, tight).unwrap_err();
+        assert_eq!(error.code, ErrorCode::NoMemory.to_string());
     }
 
     #[test]

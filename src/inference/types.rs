@@ -141,6 +141,10 @@ pub struct InferRequest {
     /// come only `route`, `objective`, `step_timeout_ms`, `prefill_window`, `speculate` and `draft`, which change no token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume: Option<String>,
+    /// Whether the first stage embeds and the last gives logits, so that nothing of the model but its tokenizer is needed
+    /// here; the first stage then sees the tokens. Left out: where embedding and head are not on this machine.
+    #[serde(default)]
+    pub thin: Option<bool>,
 }
 
 fn default_max_tokens() -> u32 {
@@ -197,6 +201,7 @@ impl InferRequest {
             draft: None,
             objective: Objective::Latency,
             resume: None,
+            thin: None,
         }
     }
 
@@ -214,6 +219,12 @@ pub struct RouteHop {
     pub layers: String,
     /// Measured round trip to it, in milliseconds, when there is one.
     pub rtt_ms: Option<f64>,
+    /// Whether it embeds the tokens, and so sees them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sees_tokens: bool,
+    /// Whether it computes the logits.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gives_logits: bool,
 }
 
 /// What one stage did for the request.
@@ -313,6 +324,9 @@ pub struct PlanRequest {
     /// Milliseconds that looking around may take.
     #[serde(default = "default_step_timeout_ms")]
     pub timeout_ms: u64,
+    /// As in [`InferRequest`].
+    #[serde(default)]
+    pub thin: Option<bool>,
 }
 
 fn default_prompt_tokens() -> u64 {
@@ -331,6 +345,9 @@ pub struct Summary {
     pub model: String,
     /// The numeric profile.
     pub profile: String,
+    /// Whether the first stage embedded the tokens, which it saw, and the last gave logits.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub thin: bool,
     /// The whole answer.
     pub text: String,
     /// The prompt's token ids.

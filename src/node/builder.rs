@@ -13,7 +13,10 @@ use super::{
 use crate::{
     address::{parse_multiaddr, parse_peer_address},
     home::Home,
-    inference::{InferError, serve::LayerChoice},
+    inference::{
+        InferError,
+        serve::{LayerChoice, ServeEnds},
+    },
 };
 
 /// Why a node could not start.
@@ -125,7 +128,7 @@ impl NodeBuilder {
             "all" => LayerChoice::All,
             range => LayerChoice::Exactly(range.parse().map_err(usage)?),
         };
-        self.settings.serve = Some(ServeSpec { model: model.into(), layers, memory: None });
+        self.settings.serve = Some(ServeSpec { model: model.into(), layers, memory: None, ends: ServeEnds::default() });
         Ok(self)
     }
 

@@ -17,7 +17,7 @@ use crate::{
         models::ModelFile,
         publish::Publisher,
         rebalance::Mover,
-        serve::{self, LayerChoice, Served},
+        serve::{self, LayerChoice, ServeEnds, Served},
     },
     telemetry::{Component, Status, Telemetry},
     weights::{
@@ -42,10 +42,11 @@ impl Serving {
         &self,
         file: ModelFile,
         layers: LayerChoice,
+        ends: ServeEnds,
         compute: &StageOptions,
     ) -> Result<Arc<Served>, InferError> {
         let plane = &self.asker.plane;
-        let served = serve::load(plane, file, layers, self.spec.memory, compute).await?;
+        let served = serve::load(plane, file, layers, self.spec.memory, ends, compute).await?;
         self.telemetry.ok(Component::Model, format!("layers {} of {}", served.span, served.file.id.short()));
         self.asker.models.add_served(&served);
         plane.add_served(served.clone());
@@ -74,7 +75,22 @@ impl Serving {
                     serve::choose(&self.asker.plane, &kept.manifest, id, choice, self.spec.memory).await?
                 }
             };
-            puller.pull(id, Parts::Layers(layers), STALL, &progress).await.map(|_| layers)
+            let kept = puller.pull(id, Parts::Layers(layers), STALL, &progress).await?;
+            let mut ends = self.spec.ends;
+            let beside = ends.beside(layers, kept.manifest.n_layers);
+            for (_, part) in
+                [(beside.embedding, Parts::Embedding), (beside.head, Parts::Head)].into_iter().filter(|(w, _)| *w)
+            {
+                // Others may have asked for layers alone: what is not here is fetched for those who insist.
+                let mut chunks = kept.outline.needed(&part.of(&kept.manifest)?).into_iter().flatten();
+                let have = kept.have();
+                if ends == ServeEnds::Always || chunks.all(|chunk| have.has(chunk)) {
+                    puller.pull(id, part, STALL, &progress).await?;
+                } else {
+                    ends = ServeEnds::Never;
+                }
+            }
+            Ok::<_, InferError>((layers, ends))
         };
         // A worker may be up long before those who have its layers.
         let fetched = loop {
@@ -89,12 +105,12 @@ impl Serving {
         drop(progress);
         // What it says of the model's state comes before what is said next.
         let _ = watching.await;
-        let layers = fetched?;
+        let (layers, ends) = fetched?;
         let shelf = puller.shelf.clone();
         let file = blocking(move || shelf.model(id))
             .await??
             .ok_or_else(|| InferError::new(quelea_wire::ErrorCode::Internal, "a model vanished while it was loaded"))?;
-        self.load(file, LayerChoice::Exactly(layers), compute).await.map(drop)
+        self.load(file, LayerChoice::Exactly(layers), ends, compute).await.map(drop)
     }
 }
 
@@ -153,9 +169,9 @@ impl Node {
             bootstrap::wait(&self.handle, &settings.bootstrap).await;
         }
         self.asker.models.puller().shelf.add(&file);
-        let served = work.load(file.clone(), spec.layers, &settings.compute).await?;
+        let served = work.load(file.clone(), spec.layers, spec.ends, &settings.compute).await?;
         if spec.layers == LayerChoice::Auto && !served.is_whole() {
-            let mover = Mover { plane: self.plane.clone(), file, memory, compute: settings.compute };
+            let mover = Mover { plane: self.plane.clone(), file, memory, compute: settings.compute, ends: spec.ends };
             self.servers.push(tokio::spawn(mover.run(stopping.clone())));
         }
         self.publisher = Some(tokio::spawn(publisher.run(stopping)));

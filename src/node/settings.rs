@@ -9,7 +9,10 @@ use quelea_engine::StageOptions;
 use crate::{
     address::PeerAddress,
     home::Home,
-    inference::{serve::LayerChoice, session_log::SessionLogs},
+    inference::{
+        serve::{LayerChoice, ServeEnds},
+        session_log::SessionLogs,
+    },
     masking::settings::MaskingSettings,
     weights::shelf::UPLOAD,
 };
@@ -57,6 +60,8 @@ pub(crate) struct ServeSpec {
     pub(crate) layers: LayerChoice,
     /// Bytes for weights and caches.
     pub(crate) memory: Option<u64>,
+    /// Whether it computes the model's ends for those who do not have them.
+    pub(crate) ends: ServeEnds,
 }
 
 /// What a node is started with.

@@ -11,7 +11,7 @@ use crate::{
     inference::{
         Summary,
         models::{DEMO, ModelFile},
-        serve::LayerChoice,
+        serve::{LayerChoice, ServeEnds},
     },
     node::settings::ServeSpec,
 };
@@ -26,7 +26,8 @@ async fn node(bootstrap: &[PeerAddress], layers: Option<LayerChoice>) -> Node {
     let mut settings = Settings::passing("node-tests", bootstrap.to_vec());
     settings.listen = vec![parse_multiaddr("/ip4/127.0.0.1/tcp/0").unwrap()];
     settings.kad_mode = quelea_behaviours::KadMode::Server;
-    settings.serve = layers.map(|layers| ServeSpec { model: DEMO.into(), layers, memory: Some(MEMORY) });
+    settings.serve =
+        layers.map(|layers| ServeSpec { model: DEMO.into(), layers, memory: Some(MEMORY), ends: ServeEnds::default() });
     Node::start(settings).await.unwrap()
 }
 
@@ -144,7 +145,12 @@ async fn two_that_choose_at_the_same_moment_end_side_by_side() {
         let mut settings = Settings::passing("node-tests", first.clone());
         settings.listen = vec![parse_multiaddr("/ip4/127.0.0.1/tcp/0").unwrap()];
         settings.kad_mode = quelea_behaviours::KadMode::Server;
-        settings.serve = Some(ServeSpec { model: DEMO.into(), layers: LayerChoice::Auto, memory: Some(memory) });
+        settings.serve = Some(ServeSpec {
+            model: DEMO.into(),
+            layers: LayerChoice::Auto,
+            memory: Some(memory),
+            ends: ServeEnds::default(),
+        });
         Node::start(settings).await.unwrap()
     };
     let (one, other) = tokio::join!(auto(), auto());

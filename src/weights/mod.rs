@@ -28,6 +28,12 @@ pub(crate) enum Parts {
     All,
     /// What whoever asks the model needs: tokenizer, embedding and head.
     Ends,
+    /// What tells prompts from answers: the tokenizer alone, for those whose layers and ends are all elsewhere.
+    Tokenizer,
+    /// The embedding.
+    Embedding,
+    /// The final norm and the output matrix.
+    Head,
     /// What whoever serves these layers needs.
     Layers(SpanRange),
 }
@@ -39,6 +45,9 @@ impl std::str::FromStr for Parts {
         match text {
             "all" => Ok(Self::All),
             "ends" => Ok(Self::Ends),
+            "tokenizer" => Ok(Self::Tokenizer),
+            "embedding" => Ok(Self::Embedding),
+            "head" => Ok(Self::Head),
             range => range.parse().map(Self::Layers).map_err(|e: quelea_wire::SpanError| e.to_string()),
         }
     }
@@ -49,6 +58,9 @@ impl std::fmt::Display for Parts {
         match self {
             Self::All => f.write_str("all"),
             Self::Ends => f.write_str("ends"),
+            Self::Tokenizer => f.write_str("tokenizer"),
+            Self::Embedding => f.write_str("embedding"),
+            Self::Head => f.write_str("head"),
             Self::Layers(span) => span.fmt(f),
         }
     }
@@ -75,6 +87,9 @@ impl Parts {
         match self {
             Self::All => Ok(Need { layers: whole, embedding: true, head: true }),
             Self::Ends => Ok(Need { layers: 0..0, embedding: true, head: true }),
+            Self::Tokenizer => Ok(Need { layers: 0..0, embedding: false, head: false }),
+            Self::Embedding => Ok(Need { layers: 0..0, embedding: true, head: false }),
+            Self::Head => Ok(Need { layers: 0..0, embedding: false, head: true }),
             Self::Layers(span) if span.as_usize().end <= manifest.n_layers => {
                 // Who serves all layers answers requests with them, as the stage that is loaded from a file does.
                 let all = span.as_usize() == whole;

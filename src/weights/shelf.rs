@@ -15,7 +15,10 @@ use quelea_engine::{Gguf, Outline, outline};
 use quelea_weights::{Answer, Bitmap, MAX_BYTES, MAX_WAITING, Question, ReplyId, Request};
 use quelea_wire::{ErrorCode, ModelId};
 
-use super::store::{Kept, Store};
+use super::{
+    Parts,
+    store::{Kept, Store},
+};
 use crate::{
     inference::{InferError, models::ModelFile},
     swarm::Handle,
@@ -85,6 +88,16 @@ impl Shelf {
     /// Whether a model that has been opened is whole.
     pub(crate) fn is_whole(&self, id: ModelId) -> bool {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&id).is_some_and(|kept| kept.is_whole())
+    }
+
+    /// Whether all of these parts of a model that has been opened are on the disk.
+    pub(crate) fn has(&self, id: ModelId, parts: Parts) -> bool {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
+        kept.is_some_and(|kept| {
+            let Ok(need) = parts.of(&kept.manifest) else { return false };
+            let have = kept.have();
+            kept.outline.needed(&need).into_iter().flatten().all(|chunk| have.has(chunk))
+        })
     }
 
     /// Begins a model in the store, or goes on with it. Blocking.

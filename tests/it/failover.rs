@@ -40,11 +40,16 @@ async fn in_use(workers: &[Daemon], one: usize, other: usize) -> (usize, usize) 
 
 /// A long answer through all of [`SPANS`], each of `at` held twice; those in use get `signal` once some text has come.
 async fn goes_on(at: &[usize], signal: Signal) {
+    goes_on_asked(at, signal, &[]).await;
+}
+
+/// The same of somebody who asks with more arguments.
+pub async fn goes_on_asked(at: &[usize], signal: Signal, args: &[&str]) {
     let (text, all_rows) = unsplit().await;
     let twice: Vec<&str> = SPANS.into_iter().chain(at.iter().map(|at| SPANS[*at])).collect();
     let Swarm { boot, mut workers } = swarm(DEMO, &twice).await;
     let swarm = Swarm { boot, workers: Vec::new() };
-    let asking = swarm.streaming(DEMO, &["--timeout", "20s"]).await;
+    let asking = swarm.streaming(DEMO, &[&["--timeout", "20s"], args].concat()).await;
     let mut lost = Vec::new();
     for (n, at) in at.iter().enumerate() {
         lost.push(in_use(&workers, *at, SPANS.len() + n).await);

@@ -25,6 +25,7 @@
 //! | `hostile` | does a worker go on serving, right and in time, while it is attacked |
 //! | `dht` | are values, providers and peers found through others, and given up |
 //! | `weights` | do models come from peers as they are, whatever happens on the way |
+//! | `thin` | is an answer the same for somebody who has nothing of the model but its id |
 //! | `demo` | does the demo work with nothing at hand |
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say what they expect by failing loudly, helpers too")]
@@ -56,5 +57,6 @@ mod sampling;
 mod speculate;
 mod store;
 mod swarm;
+mod thin;
 mod watch;
 mod weights;

@@ -2,7 +2,7 @@
 //! fall silent cost nothing but themselves.
 
 mod download;
-mod fake;
+pub mod fake;
 mod web;
 
 use std::{fs, path::Path};

@@ -85,7 +85,7 @@ pub fn verify(network: &NetworkId, topic: Topic, data: &[u8], now_ms: u64) -> Re
 #[cfg(test)]
 pub(super) mod tests {
     use libp2p::identity::Keypair;
-    use quelea_announce::{Announcement, Offer, State};
+    use quelea_announce::{Announcement, Ends, Offer, State};
     use quelea_wire::{ModelId, Profile, SpanRange};
 
     use super::*;
@@ -112,6 +112,7 @@ pub(super) mod tests {
             kv_pages_free: 1,
             price_decode: 1,
             price_prefill: 1,
+            ends: Ends::default(),
         };
         said.offers = vec![offer; offers];
         SignedAnnouncement::sign(&key, &network, said).unwrap()

@@ -15,7 +15,7 @@ use libp2p::{
     tcp, yamux,
 };
 use prometheus_client::registry::Registry;
-use quelea_announce::{Announcement, Offer, SignedAnnouncement, State};
+use quelea_announce::{Announcement, Ends, Offer, SignedAnnouncement, State};
 use quelea_behaviours::{
     Behaviour, BehaviourEvent, Config, KadMode, build_memory_swarm, build_swarm,
     gossip::{Content, Gate, Verdict},
@@ -113,6 +113,7 @@ impl Node {
             kv_pages_free: 64,
             price_decode: 10,
             price_prefill: 2,
+            ends: Ends::default(),
         });
         SignedAnnouncement::sign(&self.keypair, &self.network, said).unwrap()
     }

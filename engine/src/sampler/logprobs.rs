@@ -23,10 +23,18 @@ pub struct TokenLogProb {
 /// # Errors
 /// [`SamplerError`] when the logits are not sound, or `id` is none of them.
 pub fn log_prob(logits: &[f32], id: u32, top: usize) -> Result<TokenLogProb, SamplerError> {
+    log_prob_of(logits, weight_sum(logits)?, id, top)
+}
+
+/// As [`log_prob`], of logits of which only the highest are there, and the [`weight_sum`] of all.
+///
+/// # Errors
+/// As [`log_prob`].
+pub fn log_prob_of(logits: &[f32], sum: u64, id: u32, top: usize) -> Result<TokenLogProb, SamplerError> {
     let vocab = Vocab::of(logits)?;
     let logit = logits.get(id as usize).copied();
     let logit = logit.ok_or(SamplerError::UnknownToken { id, vocab: vocab.len })?;
-    let offset = log_sum(logits, vocab);
+    let offset = log_sum(sum, vocab);
     let top = ranking(logits, top.min(MAX_TOP_LOGPROBS));
     Ok(TokenLogProb {
         id,
@@ -35,10 +43,18 @@ pub fn log_prob(logits: &[f32], id: u32, top: usize) -> Result<TokenLogProb, Sam
     })
 }
 
+/// The sum of the weights of all logits, in units of 2⁻⁴⁰ of the highest one's: the same on every machine.
+///
+/// # Errors
+/// [`SamplerError`] when the logits are not sound.
+pub fn weight_sum(logits: &[f32]) -> Result<u64, SamplerError> {
+    let vocab = Vocab::of(logits)?;
+    Ok(Scale::new(vocab.highest, 1.0).weights(logits, &mut Vec::new()))
+}
+
 /// The logarithm of the sum of the exponentials of all logits.
 #[expect(clippy::cast_precision_loss, reason = "40 bits of a sum are plenty for a logarithm in f32")]
-fn log_sum(logits: &[f32], vocab: Vocab) -> f64 {
-    let sum = Scale::new(vocab.highest, 1.0).weights(logits, &mut Vec::new());
+fn log_sum(sum: u64, vocab: Vocab) -> f64 {
     f64::from(vocab.highest) + libm::log(sum as f64 / ONE as f64)
 }
 

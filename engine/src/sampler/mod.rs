@@ -37,11 +37,13 @@ mod logprobs;
 mod nucleus;
 mod penalties;
 mod stop;
+mod top;
 mod weight;
 
 pub use config::{LOGIT_BIAS, MAX_STOP_BYTES, MAX_STOPS, MAX_TOP_LOGPROBS, SamplerConfig, SamplerError};
-pub use logprobs::{TokenLogProb, log_prob};
+pub use logprobs::{TokenLogProb, log_prob, log_prob_of, weight_sum};
 pub use stop::{StopMatcher, Stopped};
+pub use top::{NotByTop, top_logits};
 
 use config::Vocab;
 use cut::Cut;

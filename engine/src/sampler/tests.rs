@@ -5,6 +5,7 @@ mod logprobs;
 mod penalties;
 mod stops;
 mod times;
+mod top;
 
 use proptest::prelude::*;
 

@@ -39,6 +39,22 @@ impl StageOptions {
         Ok(Cpu::new(isa, pool(self.threads), self.kv))
     }
 
+    /// The numeric profile of stages with these options, without loading one; see [`Stage::profile`](super::Stage::profile).
+    pub fn profile(&self) -> &'static str {
+        match self.device {
+            Device::Cpu => crate::backend::cpu::profile(self.kv),
+            Device::Candle => "candle-cpu-f32",
+            Device::Cuda(_) => "candle-cuda-f32",
+            Device::Metal(_) => "candle-metal-f32",
+        }
+    }
+
+    /// Whether results of stages with these options depend on nothing but their input; see
+    /// [`Stage::is_exact`](super::Stage::is_exact).
+    pub fn is_exact(&self) -> bool {
+        self.device == Device::Cpu
+    }
+
     /// The instruction set that the exact kernels use with these options; nothing on other devices.
     pub fn isa_used(&self) -> Option<Isa> {
         (self.device == Device::Cpu).then(|| self.isa.unwrap_or_else(Isa::best))

@@ -30,6 +30,7 @@ pub use behaviour::{Behaviour, Event, FetchError, FetchId, MAX_FETCHES, MAX_STRE
 pub use book::{Book, Change, DEFAULT_CAPACITY};
 pub use keys::{LAYERS_PER_BUCKET, TOPICS, bucket_key, buckets, model_key, topic_index};
 pub use message::{
-    Announcement, DecodeError, MAX_ADDR_BYTES, MAX_ADDRS, MAX_LIFETIME_MS, MAX_OFFERS, MAX_RTT, Offer, Reach, State,
+    Announcement, DecodeError, Ends, MAX_ADDR_BYTES, MAX_ADDRS, MAX_LIFETIME_MS, MAX_OFFERS, MAX_RTT, Offer, Reach,
+    State,
 };
 pub use signed::{DOMAIN, MAX_BYTES, SignError, SignedAnnouncement, VerifyError, next_seq};

@@ -3,7 +3,7 @@
 //! ```text
 //! announcement = [seq, issued ms, expires ms, tombstone, reach, [* offer], [* address bytes], [* [peer bytes, ms]]]
 //! offer        = [model bytes(32), profile, [start, end], layers in the model, state, decode rows/s, prefill rows/s,
-//!                 queue, free KV pages, decode price, prefill price]
+//!                 queue, free KV pages, decode price, prefill price, ? ends]
 //! ```
 //!
 //! CBOR arrays in the shortest form; a decoder accepts only what its own encoder would have written. The signer is not in
@@ -74,6 +74,29 @@ pub struct Offer {
     pub price_decode: u64,
     /// Price of prefill, in micro-credits per 1,000 layer-rows.
     pub price_prefill: u64,
+    /// What it holds, and computes for others, besides the layers.
+    pub ends: Ends,
+}
+
+/// What a peer computes of a model besides layers, for those who have nothing of the model. On the wire a number: 1 for the
+/// embedding, 2 for the head, 3 for both; without either it is not there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Ends {
+    /// It embeds token ids, and sees them; of use where the span begins with layer 0.
+    pub embedding: bool,
+    /// It gives logits; of use where the span ends with the last layer.
+    pub head: bool,
+}
+
+impl Ends {
+    fn number(self) -> u8 {
+        match (self.embedding, self.head) {
+            (false, false) => 0,
+            (true, false) => 1,
+            (false, true) => 2,
+            (true, true) => 3,
+        }
+    }
 }
 
 /// What a peer says about itself.
@@ -203,7 +226,12 @@ impl Announcement {
         })?;
         e.array(len(&self.offers))?;
         for offer in &self.offers {
-            e.array(11)?.encode(offer.model)?.encode(offer.profile)?.encode(offer.span)?.u16(offer.layers_total)?;
+            let ends = offer.ends.number();
+            e.array(if ends == 0 { 11 } else { 12 })?
+                .encode(offer.model)?
+                .encode(offer.profile)?
+                .encode(offer.span)?
+                .u16(offer.layers_total)?;
             e.u8(match offer.state {
                 State::Loading => 0,
                 State::Ready => 1,
@@ -211,6 +239,9 @@ impl Announcement {
             })?;
             e.u32(offer.decode_rows_per_s)?.u32(offer.prefill_rows_per_s)?.u16(offer.queue)?;
             e.u32(offer.kv_pages_free)?.u64(offer.price_decode)?.u64(offer.price_prefill)?;
+            if ends > 0 {
+                e.u8(ends)?;
+            }
         }
         e.array(len(&self.addrs))?;
         for addr in &self.addrs {
@@ -257,7 +288,10 @@ impl Announcement {
 }
 
 fn offer(d: &mut Decoder<'_>) -> Result<Offer, DecodeError> {
-    fixed(d, 11)?;
+    let fields = d.array()?;
+    if !matches!(fields, Some(11 | 12)) {
+        return Err(DecodeError::Malformed("expected an array of 11 or 12".to_owned()));
+    }
     Ok(Offer {
         model: d.decode()?,
         profile: d.decode()?,
@@ -275,6 +309,13 @@ fn offer(d: &mut Decoder<'_>) -> Result<Offer, DecodeError> {
         kv_pages_free: d.u32()?,
         price_decode: d.u64()?,
         price_prefill: d.u64()?,
+        ends: match fields {
+            Some(12) => match d.u8()? {
+                n @ 1..=3 => Ends { embedding: n & 1 != 0, head: n & 2 != 0 },
+                _ => return Err(DecodeError::Malformed("unknown ends of a model".to_owned())),
+            },
+            _ => Ends::default(),
+        },
     })
 }
 

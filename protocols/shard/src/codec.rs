@@ -8,7 +8,7 @@ use std::{future::poll_fn, io, pin::Pin};
 use futures::{AsyncRead, AsyncWrite};
 use quelea_wire::ErrorCode;
 
-use crate::frame::{self, CRITICAL, DecodeError, Frame, MAX_FRAME, Raw, RowsHeader};
+use crate::frame::{self, CRITICAL, DecodeError, Form, Frame, MAX_FRAME, Raw, RowsHeader};
 
 /// The read buffer's first size. Control frames and acknowledgements fit; 1,000 idle streams take 1 MiB.
 const FIRST_BUFFER: usize = 1024;
@@ -199,10 +199,10 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         frame.encode(&mut self.buffer);
     }
 
-    /// Puts a Rows frame with `values` as its fragment behind those not yet flushed: header and floats go into one
-    /// buffer, to be one write.
-    pub fn queue_rows(&mut self, header: &RowsHeader, values: &[f32]) {
-        header.encode_with(values, &mut self.buffer);
+    /// Puts a frame of a batch of this form with `values` as its fragment behind those not yet flushed: header and floats
+    /// go into one buffer, to be one write.
+    pub fn queue_rows(&mut self, form: Form, header: &RowsHeader, values: &[f32]) {
+        header.encode_with(form, values, &mut self.buffer);
     }
 
     /// Bytes that are queued and not yet taken by the stream.

@@ -7,6 +7,7 @@
 mod control;
 mod cursor;
 mod data;
+mod ends;
 mod failover;
 mod hello;
 mod open;
@@ -19,7 +20,11 @@ use quelea_wire::ErrorCode;
 use self::cursor::Cursor;
 pub use self::{
     control::{Accept, Cancel, Close, Closed, Fault, MAX_DETAIL, Phase, Probe, Refuse, State, Totals, Trim},
-    data::{Ack, MAX_BATCH_BYTES, MAX_BATCH_ROWS, MAX_DEADLINE_MS, MAX_FRAGMENT, Rows, RowsHeader, put_floats},
+    data::{
+        Ack, Form, Logits, MAX_BATCH_BYTES, MAX_BATCH_ROWS, MAX_DEADLINE_MS, MAX_FRAGMENT, Rows, RowsHeader, Tokens,
+        put_floats,
+    },
+    ends::{Ends, MAX_TOP_LOGITS, TopLogits},
     failover::{Commit, MAX_COMMITMENT, Reroute, Rerouted, Resume, Stalled},
     hello::{Hello, HelloAck, Reject, StreamKind},
     open::{MAX_ADDR, MAX_ADDRS, MAX_WIDTH, Open},
@@ -184,10 +189,11 @@ kinds! {
     Rows = 0x40, Predecessor, max MAX_BODY;
     /// A fragment has been received.
     Ack = 0x41, Successor, max Ack::LEN;
+    /// A batch of token ids, for a first stage that embeds.
+    Tokens = 0x42, Predecessor, max Tokens::MAX_LEN;
+    /// A fragment of a batch of likeliest logits, of a last stage that has the head.
+    Logits = 0x43, Predecessor, max MAX_BODY;
 }
-
-/// The kind of [`Rows`], which the data path reads and writes without building a [`Frame`].
-pub const ROWS: u8 = 0x40;
 
 impl Frame {
     /// Appends the frame, prefix and all.
@@ -206,10 +212,15 @@ impl Frame {
             Self::Keep(_) => true,
             _ => false,
         };
+        let by_thin = match self {
+            Self::Open(open) => open.ends != Ends::default(),
+            Self::Tokens(_) | Self::Logits(_) => true,
+            _ => false,
+        };
         let by_failover =
             matches!(self, Self::Stalled(_) | Self::Reroute(_) | Self::Rerouted(_) | Self::Resume(_) | Self::Commit(_));
         let bit = |needed: bool, bit: u64| if needed { bit } else { 0 };
-        bit(by_prefix, protocol::PREFIX) | bit(by_failover, protocol::FAILOVER)
+        bit(by_prefix, protocol::PREFIX) | bit(by_failover, protocol::FAILOVER) | bit(by_thin, protocol::THIN)
     }
 }
 

@@ -29,7 +29,7 @@ pub use self::{
 };
 use crate::{
     codec::CodecError,
-    frame::{MAX_BATCH_BYTES, MAX_BATCH_ROWS, SessionId},
+    frame::{Form, MAX_BATCH_BYTES, MAX_BATCH_ROWS, SessionId},
 };
 
 /// A batch of rows: what one stage hands to the next in one step of one session.
@@ -51,11 +51,25 @@ pub struct Batch {
     pub rewind: bool,
     /// When the result is worthless, on this machine's clock.
     pub deadline: Instant,
+    /// What the values are.
+    pub form: Form,
     /// Row after row, `rows` × width values, all finite.
     pub data: Vec<f32>,
 }
 
 impl Batch {
+    /// The values of a batch of [`Form::Tokens`].
+    #[must_use]
+    pub fn of_tokens(ids: &[u32]) -> Vec<f32> {
+        ids.iter().copied().map(f32::from_bits).collect()
+    }
+
+    /// The token ids of such a batch.
+    #[must_use]
+    pub fn tokens(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|value| value.to_bits()).collect()
+    }
+
     /// Bytes of [`Self::data`]; `None` when the protocol has no room for the batch.
     fn wire_bytes(&self) -> Option<u32> {
         let rows = usize::from(self.rows);

@@ -29,8 +29,12 @@ pub const REWIND: u64 = 2;
 /// Resume.
 pub const FAILOVER: u64 = 4;
 
+/// Feature bit: the first stage of a chain may take token ids, and the last give logits. Open has its last field, and there
+/// are Tokens and Logits.
+pub const THIN: u64 = 8;
+
 /// The feature bits of this build.
-pub const FEATURES: u64 = PREFIX | REWIND | FAILOVER;
+pub const FEATURES: u64 = PREFIX | REWIND | FAILOVER | THIN;
 
 /// How long a greeting may take: several round trips through a slow relay.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(5);

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use quelea_wire::ErrorCode;
 
 use crate::{
-    frame::{MAX_BATCH_BYTES, MAX_DEADLINE_MS, RowsHeader, SessionId},
+    frame::{Form, MAX_BATCH_BYTES, MAX_DEADLINE_MS, RowsHeader, SessionId},
     link::Batch,
 };
 
@@ -33,6 +33,8 @@ const EXPONENT: u32 = 0x7f80_0000;
 /// What the rows of a session must look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expect {
+    /// What its values are: whoever reads a stream drops other forms.
+    pub form: Form,
     /// Values per row.
     pub width: u32,
     /// The most rows that the session may hold; no batch may end past it.
@@ -103,7 +105,7 @@ impl Reassembly {
             data,
             ..
         } = partial;
-        Ok(Some(Batch { session, epoch, seq, pos, rows, last_row_only, rewind, deadline, data }))
+        Ok(Some(Batch { session, epoch, seq, pos, rows, last_row_only, rewind, deadline, form: expect.form, data }))
     }
 
     /// When the first of the unfinished batches must be whole; `None` without any.

@@ -13,8 +13,8 @@ use tokio::time::Instant;
 pub use self::event::{Act, Arrived, Event, Ignored, Step};
 use crate::{
     frame::{
-        Accept, Closed, Fault, Frame, MAX_BATCH_ROWS, Open, Phase, Refuse, Reroute, Rerouted, Resume, Stalled, State,
-        Totals,
+        Accept, Closed, Fault, Form, Frame, MAX_BATCH_ROWS, Open, Phase, Refuse, Reroute, Rerouted, Resume, Stalled,
+        State, Totals,
     },
     reassembly::Expect,
 };
@@ -180,7 +180,8 @@ impl Session {
     #[must_use]
     pub fn expect(&self, from: &PeerId, epoch: u32) -> Option<Expect> {
         let takes = self.phase == Phase::Live && self.open.prev == *from && self.open.epoch == epoch;
-        takes.then_some(Expect { width: self.open.width, max_rows: self.open.max_rows })
+        let (form, width) = if self.open.ends.takes_tokens { (Form::Tokens, 1) } else { (Form::Rows, self.open.width) };
+        takes.then_some(Expect { form, width, max_rows: self.open.max_rows })
     }
 
     /// When to feed [`Event::Tick`] next, if nothing happens before; `None` while nothing is timed.

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-use super::{ComputeArgs, MaskedArgs, parse_duration};
+use super::{ComputeArgs, MaskedArgs, ThinArgs, parse_duration};
 use crate::{
     address::{PeerAddress, parse_peer_address},
     inference::Objective,
@@ -40,6 +40,8 @@ pub(crate) struct PlanArgs {
     /// Name of the network, with --bootstrap
     #[arg(long, default_value = "main")]
     pub(crate) network: String,
+    #[command(flatten)]
+    pub(crate) thin: ThinArgs,
     #[command(flatten)]
     pub(crate) masked: MaskedArgs,
     #[command(flatten)]

@@ -32,8 +32,9 @@ const PULL_EXAMPLES: &str = "Examples:
 pub(crate) struct PullArgs {
     /// A model id (64 hex digits), hf:OWNER/REPO or hf:OWNER/REPO:FILE, a URL, or a GGUF file
     pub(crate) what: String,
-    /// Which parts: layers like 0..8, 'all', or 'ends' for what asking it needs (by id only)
-    #[arg(long, value_name = "A..B|all|ends", default_value = "all")]
+    /// Which parts: layers like 0..8, 'all', 'ends' for what asking it needs, or 'embedding', 'head' or 'tokenizer' of that (by
+    /// id only)
+    #[arg(long, value_name = "A..B|all|ends|…", default_value = "all")]
     pub(crate) layers: Parts,
     /// Pull through these peers, without a daemon
     #[arg(short, long, value_name = "MULTIADDR", value_parser = parse_peer_address, value_delimiter = ',')]

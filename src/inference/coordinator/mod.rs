@@ -23,7 +23,7 @@ use quelea_announce::SignedAnnouncement;
 use quelea_behaviours::conduct::Deed;
 use quelea_engine::Runner;
 use quelea_shard::{
-    frame::{BlockKey, Cancel, Close, Frame, Keep, Prefix, SessionId, StreamKind, Totals},
+    frame::{BlockKey, Cancel, Close, Ends, Form, Frame, Keep, Prefix, SessionId, StreamKind, Totals},
     link::{Batch, DataSender},
     protocol,
     reassembly::Expect,
@@ -71,14 +71,25 @@ pub(crate) struct SessionSpec {
     pub(crate) prefix: Prefix,
     /// Layers of the model.
     pub(crate) layers: u16,
-    /// Has the embedding.
-    pub(crate) ends: Runner,
+    /// Has the embedding; nothing where the first stage embeds.
+    pub(crate) embed: Option<Runner>,
+    /// What the first and the last stage compute besides their layers.
+    pub(crate) ends: Ends,
     /// Token ids that the session begins with.
     pub(crate) prompt: Vec<u32>,
     /// What this node announces itself.
     pub(crate) own: Option<SignedAnnouncement>,
     /// What the chain was planned for.
     pub(crate) query: Query,
+}
+
+impl SessionSpec {
+    /// What comes back from the last stage.
+    fn back(&self) -> Expect {
+        let rows = (Form::Rows, self.width);
+        let (form, width) = self.ends.logits_width().map_or(rows, |width| (Form::Logits, width));
+        Expect { form, width, max_rows: self.max_rows }
+    }
 }
 
 /// One stage, as the coordinator sees it. It is listened to for as long as this lives.
@@ -217,8 +228,7 @@ impl ChainSession {
         if !shares {
             spec.prefix = Prefix::default();
         }
-        let expect = Expect { width: spec.width, max_rows: spec.max_rows };
-        let results = Results::await_from(&plane, last, id, epoch, expect);
+        let results = Results::await_from(&plane, last, id, epoch, spec.back());
         let links = async {
             let decode = plane.links.data(&plane, first.peer, StreamKind::Decode, &first.addrs).await?;
             let bulk = plane.links.data(&plane, first.peer, StreamKind::Bulk, &first.addrs).await?;
@@ -263,7 +273,14 @@ impl ChainSession {
 
     /// The route, for people.
     pub(crate) fn route(&self) -> Vec<RouteHop> {
-        self.stages.iter().map(|stage| route_hop(&stage.hop)).collect()
+        let mut route: Vec<RouteHop> = self.stages.iter().map(|stage| route_hop(&stage.hop)).collect();
+        if let Some(first) = route.first_mut() {
+            first.sees_tokens = self.spec.ends.takes_tokens;
+        }
+        if let Some(last) = route.last_mut() {
+            last.gives_logits = self.spec.ends.gives_logits > 0;
+        }
+        route
     }
 
     /// Stages that were lost, and who took over.
@@ -290,7 +307,7 @@ impl ChainSession {
         self.send(StreamKind::Bulk, ids, pos, true, deadline).await
     }
 
-    /// Waits for all chunks; the last row of the prompt.
+    /// Waits for all chunks; the last row of the prompt, or its logits.
     pub(crate) async fn end_of_prefill(&mut self) -> Result<Vec<f32>, InferError> {
         while !self.expected.is_empty() {
             self.result().await?;
@@ -337,21 +354,28 @@ impl ChainSession {
         }
     }
 
-    /// Embeds rows `from..until` and queues them for the first stage, as one batch.
+    /// What this chain does for a coordinator without the model's ends.
+    pub(crate) fn ends(&self) -> Ends {
+        self.spec.ends
+    }
+
+    /// Embeds rows `from..until`, unless the first stage does, and queues them for the first stage, as one batch.
     fn give(&mut self, from: u32, until: u32, how: How) -> Result<(), Trouble> {
         let at = |pos: u32| usize::try_from(pos).unwrap_or(usize::MAX);
         let ids = self.ids.get(at(from)..at(until)).unwrap_or_default();
-        let data = self.spec.ends.stage().embed(ids).map_err(|e| engine(&e))?;
+        let (form, data) = match &self.spec.embed {
+            Some(embed) => (Form::Rows, embed.stage().embed(ids).map_err(|e| engine(&e))?),
+            None => (Form::Tokens, Batch::of_tokens(ids)),
+        };
         let rows = u16::try_from(ids.len()).unwrap_or(u16::MAX);
         let (session, epoch, seq) = (self.id, self.epoch, self.next_seq);
         let How { kind, last_row_only, rewind, deadline } = how;
         let link = if kind == StreamKind::Decode { &self.decode } else { &self.bulk };
-        link.send(Batch { session, epoch, seq, pos: from, rows, last_row_only, rewind, deadline, data }).map_err(
-            |error| {
+        link.send(Batch { session, epoch, seq, pos: from, rows, last_row_only, rewind, deadline, form, data })
+            .map_err(|error| {
                 let why = link.end().map_or_else(|| error.to_string(), |end| end.to_string());
                 self.first_hop_lost(ErrorCode::HopLost, &why)
-            },
-        )?;
+            })?;
         self.next_seq += 1;
         Ok(())
     }
@@ -439,6 +463,8 @@ fn route_hop(hop: &Hop) -> RouteHop {
         peer: hop.peer.to_string(),
         layers: hop.span.to_string(),
         rtt_ms: hop.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
+        sees_tokens: false,
+        gives_logits: false,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use libp2p::{Multiaddr, PeerId};
-use quelea_shard::frame::{Accept, BLOCK_ROWS, Frame, Open, Prefix, Trim};
+use quelea_shard::frame::{Accept, BLOCK_ROWS, Ends, Frame, Open, Prefix, Trim};
 use quelea_wire::{ErrorCode, SpanRange};
 use tokio::time::{Instant, timeout_at};
 
@@ -38,7 +38,15 @@ impl ChainSession {
             next,
             next_addrs,
             prefix: self.spec.prefix.clone(),
+            ends: self.ends_at(i),
         }
+    }
+
+    /// What of the model's ends the stage at `i` computes.
+    fn ends_at(&self, i: usize) -> Ends {
+        let (first, last) = (i == 0, i + 1 == self.stages.len());
+        let Ends { takes_tokens, gives_logits } = self.spec.ends;
+        Ends { takes_tokens: takes_tokens && first, gives_logits: if last { gives_logits } else { 0 } }
     }
 
     /// Who comes before and after the stage at `i`, and where the latter can be dialled.

@@ -11,10 +11,7 @@ use std::{
 };
 
 use libp2p::PeerId;
-use quelea_shard::{
-    frame::{Cancel, Frame, Prefix, Reroute, StreamKind, Trim},
-    reassembly::Expect,
-};
+use quelea_shard::frame::{Cancel, Frame, Prefix, Reroute, StreamKind, Trim};
 use quelea_wire::{ErrorCode, SpanRange};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -115,6 +112,8 @@ impl ChainSession {
             let alive = || self.stages.iter().map(|stage| &stage.hop).filter(|hop| !self.dead.contains(&hop.peer));
             let before = alive().find(|hop| hop.span.end() == span.start()).map_or(query.here, |hop| hop.peer);
             let after = alive().find(|hop| hop.span.start() == span.end()).map_or(query.here, |hop| hop.peer);
+            query.ends.embedding &= span.start() == query.span.start();
+            query.ends.head &= span.end() == query.span.end();
             (query.span, query.from, query.to) = (span, before, after);
             query.exclude.extend(&without);
             let wanted = discover::Wanted {
@@ -129,8 +128,9 @@ impl ChainSession {
                 why: false,
             };
             let planned = discover::find(&plane.handle, wanted, &mut Found::default()).await;
-            let hops = planned.map(|planned| planned.chosen.chain()).map_err(|_| {
-                let message = format!("no other peer takes layers {span}");
+            let hops = planned.map(|planned| planned.chosen.chain()).map_err(|no| {
+                let ends = if no.lacks_only_ends() { " with the model's end next to them" } else { "" };
+                let message = format!("no other peer takes layers {span}{ends}");
                 InferError::new(ErrorCode::NoRoute, message).hint(format!(
                     "start another worker for them: quelea daemon --model FILE --layers {span} --bootstrap …"
                 ))
@@ -190,8 +190,7 @@ impl ChainSession {
             return Err(InferError::new(ErrorCode::NoRoute, "the chain is empty").into());
         };
         let (first, last) = (first.hop.clone(), last.hop.peer);
-        let expect = Expect { width: self.spec.width, max_rows: self.spec.max_rows };
-        self.results.move_to(last, self.epoch, expect);
+        self.results.move_to(last, self.epoch, self.spec.back());
         for (i, stage) in self.stages.iter().enumerate() {
             let sent = if !stage.joined {
                 stage.control.sender.send(self.open_for(i, stage.hop.span, local))
@@ -276,7 +275,7 @@ impl ChainSession {
 
     /// What is still to come back begins here.
     pub(super) fn wanted_from(&self) -> u32 {
-        let first = self.expected.front().map(|e| e.pos.saturating_add(rows_of(&e.data, self.spec.width)));
+        let first = self.expected.front().map(|e| e.pos.saturating_add(rows_of(&e.data, self.spec.back().width)));
         first.unwrap_or(self.sent)
     }
 

@@ -118,7 +118,7 @@ impl ChainSession {
             return Err(self.lost(last, ErrorCode::BadPosition, &what));
         }
         // What is replayed is cut differently, and may bring more than is asked for.
-        let width = usize::try_from(self.spec.width).unwrap_or(usize::MAX).max(1);
+        let width = usize::try_from(self.spec.back().width).unwrap_or(usize::MAX).max(1);
         while let Some(expected) = self.expected.front_mut() {
             let have = u32::try_from(expected.data.len() / width).unwrap_or(u32::MAX);
             let Some(skip) = expected.pos.saturating_add(have).checked_sub(batch.pos) else { break };
@@ -206,6 +206,11 @@ impl ChainSession {
 
     pub(super) fn link_ended(&self, end: &LinkEnd) -> Trouble {
         self.first_hop_lost(end.code().unwrap_or(ErrorCode::HopLost), &end.to_string())
+    }
+
+    /// What the last stage gave is none of the model's logits.
+    pub(crate) fn last_lies(&self, code: ErrorCode) -> InferError {
+        self.about(self.results.from, code, &format!("gives logits that cannot be: {}", code.meaning()))
     }
 
     /// The coordinator's own link to the first stage is gone.

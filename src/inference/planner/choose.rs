@@ -29,6 +29,8 @@ pub(crate) struct Local {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PlannedHop {
     pub(crate) hop: Hop,
+    /// Bytes of one row on its way to it.
+    pub(crate) row_bytes: u64,
     /// Nanoseconds for one row of an answer, waiting aside.
     pub(crate) compute_ns: u64,
     /// Nanoseconds for one chunk of the prompt.
@@ -163,12 +165,13 @@ fn predict(query: &Query, candidates: &[Candidate], links: &Links, parts: &[Part
     let mut hops: Vec<PlannedHop> = Vec::new();
     let (mut before, mut per_s) = (query.from, u64::MAX);
     let (mut token, mut first, mut peak, mut bottleneck, mut price) = (0_u64, 0_u64, 0_u64, 0_u64, 0_u64);
-    let (row, chunk_rows) = (query.row_bytes, query.chunk_rows());
+    let chunk_rows = query.chunk_rows();
     for (index, start, end) in parts.iter().copied() {
         let (Some(candidate), Ok(span)) = (candidates.get(index), SpanRange::new(start, end)) else { continue };
         let layers = u64::from(span.count());
         let away = before != candidate.peer;
         let rate = per_s.min(candidate.bytes_per_s);
+        let row = if hops.is_empty() { query.bytes_in() } else { query.row_bytes };
         let (one_way, row_time, chunk_time) = if away {
             let chunk = row.saturating_mul(chunk_rows);
             (links.one_way(before, candidate.peer), transfer(row, rate), transfer(chunk, rate))
@@ -194,6 +197,7 @@ fn predict(query: &Query, candidates: &[Candidate], links: &Links, parts: &[Part
         price = price.saturating_add(hop_price);
         hops.push(PlannedHop {
             hop: Hop { peer: candidate.peer, span, rtt: candidate.rtt, addrs: candidate.addrs.clone() },
+            row_bytes: row,
             compute_ns,
             chunk_ns,
             queue_ns: candidate.queue_ns,
@@ -205,8 +209,11 @@ fn predict(query: &Query, candidates: &[Candidate], links: &Links, parts: &[Part
         before = candidate.peer;
         per_s = candidate.bytes_per_s;
     }
-    let back_ns =
-        if before == query.to { 0 } else { links.one_way(before, query.to).saturating_add(transfer(row, per_s)) };
+    let back_ns = if before == query.to {
+        0
+    } else {
+        links.one_way(before, query.to).saturating_add(transfer(query.bytes_out(), per_s))
+    };
     let later_chunks = peak.saturating_mul(query.chunks().saturating_sub(1));
     Plan {
         hops,

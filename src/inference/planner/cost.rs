@@ -217,7 +217,8 @@ impl<'a> Costs<'a> {
         }
         let one_way = self.links.one_way(from_peer, to.peer);
         let per_s = from.map_or(to.bytes_per_s, |from| from.bytes_per_s.min(to.bytes_per_s));
-        self.weigh(one_way, per_s, self.query.chunk_rows())
+        let row = if from.is_none() { self.query.bytes_in() } else { self.query.row_bytes };
+        self.weigh(one_way, per_s, row, self.query.chunk_rows())
     }
 
     /// To whoever takes the rows. Of a prompt only its last row comes back.
@@ -226,13 +227,13 @@ impl<'a> Costs<'a> {
             return Cost::default();
         };
         let rows = if self.query.to == self.query.here { 1 } else { self.query.chunk_rows() };
-        self.weigh(self.links.one_way(from.peer, self.query.to), from.bytes_per_s, rows)
+        self.weigh(self.links.one_way(from.peer, self.query.to), from.bytes_per_s, self.query.bytes_out(), rows)
     }
 
-    fn weigh(&self, one_way: u64, per_s: u64, chunk_rows: u64) -> Cost {
+    fn weigh(&self, one_way: u64, per_s: u64, row_bytes: u64, chunk_rows: u64) -> Cost {
         let query = self.query;
-        let row = transfer(query.row_bytes, per_s);
-        let chunk = transfer(query.row_bytes.saturating_mul(chunk_rows), per_s);
+        let row = transfer(row_bytes, per_s);
+        let chunk = transfer(row_bytes.saturating_mul(chunk_rows), per_s);
         let decode = query.answer_rows.saturating_mul(one_way.saturating_add(row));
         let time = decode.saturating_add(one_way).saturating_add(chunk);
         match query.objective {

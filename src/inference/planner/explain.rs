@@ -3,6 +3,7 @@
 use std::{collections::HashSet, fmt};
 
 use libp2p::PeerId;
+use quelea_announce::Ends;
 use quelea_wire::SpanRange;
 
 use super::{
@@ -47,6 +48,8 @@ pub(crate) struct NoPlan {
     pub(crate) missing: Vec<SpanRange>,
     /// Bytes of their weights; 0 when sizes are not known.
     pub(crate) missing_bytes: u64,
+    /// Ends of the model that are wanted, and that nobody usable has with the layers next to them.
+    pub(crate) lacks: Ends,
     /// Whether everything would be covered, had all holders enough free memory for the session.
     pub(crate) full: bool,
     /// Who was counted, with what.
@@ -67,6 +70,7 @@ impl NoPlan {
         let counted = candidates.iter().filter(|c| c.is_usable(query));
         Self {
             wanted: query.span,
+            lacks: lacking(query, candidates),
             missing_bytes: missing.iter().map(bytes).sum(),
             full: !missing.is_empty() && uncovered(query.span, &spans(false)).is_empty(),
             missing,
@@ -76,10 +80,26 @@ impl NoPlan {
     }
 }
 
+impl NoPlan {
+    /// Whether all layers are covered, and it is the model's ends that nobody has.
+    pub(crate) fn lacks_only_ends(&self) -> bool {
+        self.missing.is_empty() && self.lacks != Ends::default()
+    }
+}
+
 impl fmt::Display for NoPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let wanted = self.wanted;
-        if self.missing.is_empty() {
+        if self.lacks_only_ends() {
+            let what = match (self.lacks.embedding, self.lacks.head) {
+                (true, true) => {
+                    format!("the embedding with layer {}, nor the head with layer {}", wanted.start(), wanted.end() - 1)
+                }
+                (true, false) => format!("the embedding with layer {}", wanted.start()),
+                (false, _) => format!("the head with layer {}", wanted.end() - 1),
+            };
+            write!(f, "layers {wanted} are covered, but no peer holds {what}, which this node does not have either")?;
+        } else if self.missing.is_empty() {
             write!(f, "no chain covers layers {wanted} without using a peer twice")?;
         } else {
             let list = self.missing.iter().map(SpanRange::to_string).collect::<Vec<_>>().join(", ");
@@ -132,11 +152,23 @@ pub(crate) fn uncovered(wanted: SpanRange, spans: &[SpanRange]) -> Vec<SpanRange
     missing
 }
 
+/// The ends of the model that a query wants, and that no usable candidate has with the layers next to them.
+pub(crate) fn lacking(query: &Query, candidates: &[Candidate]) -> Ends {
+    let usable = || candidates.iter().filter(|c| c.is_usable(query));
+    let (first, last) = (query.span.start(), query.span.end().saturating_sub(1));
+    Ends {
+        embedding: query.ends.embedding && !usable().any(|c| c.ends.embedding && c.span.contains(first)),
+        head: query.ends.head && !usable().any(|c| c.ends.head && c.span.contains(last)),
+    }
+}
+
 /// Candidates that the query itself rules out.
 pub(super) fn unusable(query: &Query, candidates: &[Candidate]) -> Vec<LeftOut> {
     let why = |c: &Candidate| {
         if query.exclude.contains(&c.peer) {
             Some("is not to be used for this request".to_owned())
+        } else if let Some(why) = without_ends(query, c) {
+            Some(why)
         } else if c.room(query) == Room::None {
             Some(format!("has {} KV pages free, and the session needs {}", c.kv_pages_free, query.kv_pages))
         } else {
@@ -144,6 +176,20 @@ pub(super) fn unusable(query: &Query, candidates: &[Candidate]) -> Vec<LeftOut> 
         }
     };
     candidates.iter().filter_map(|c| Some(LeftOut::new(c.peer, Some(c.span), why(c)?))).collect()
+}
+
+/// Why a candidate cannot run the first or the last layers of a query, though it holds them; nothing where others will do.
+fn without_ends(query: &Query, c: &Candidate) -> Option<String> {
+    let (first, last) = (query.span.start(), query.span.end().saturating_sub(1));
+    let embedding = query.ends.embedding && !c.ends.embedding && c.span.contains(first);
+    let head = query.ends.head && !c.ends.head && c.span.contains(last);
+    let what = match (embedding, head) {
+        (true, true) => "embedding and head",
+        (true, false) => "the embedding",
+        (false, true) => "the head",
+        (false, false) => return None,
+    };
+    Some(format!("not for that end of the model: it does not compute {what}, which this node lacks"))
 }
 
 /// What a chain through each candidate that is not used would take, compared with the best.

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use libp2p::{PeerId, identity::Keypair};
+use quelea_announce::Ends;
 use quelea_engine::{
     KV_PAGE_ROWS,
     quantize::Mix,
@@ -125,6 +126,7 @@ pub(crate) fn plan(shape: &ModelShape, mix: Mix, file: &str, asked: &PlanRequest
             kv_pages_free: u32::try_from(memory.saturating_sub(weights) / page).unwrap_or(u32::MAX),
             kv_is_old: false,
             shunned: false,
+            ends: Ends::default(),
         });
     }
     for (a, b, rtt_ms) in &file.between {
@@ -177,6 +179,7 @@ mod tests {
             max_tokens: 256,
             objective: Objective::Latency,
             timeout_ms: 0,
+            thin: None,
         }
     }
 

@@ -35,12 +35,13 @@ mod tests;
 use std::collections::HashSet;
 
 use libp2p::{Multiaddr, PeerId};
+use quelea_announce::Ends;
 use quelea_wire::SpanRange;
 
 pub(crate) use self::{
     choose::{Local, Plan, Planned, plan},
     cost::{Links, nanos, transfer as nanos_for},
-    explain::{LeftOut, NoPlan, size, uncovered},
+    explain::{LeftOut, NoPlan, lacking, size, uncovered},
     report::PlanReport,
 };
 
@@ -107,6 +108,8 @@ pub(crate) struct Candidate {
     pub(crate) kv_is_old: bool,
     /// It has failed lately: of use only where nobody else has the layers.
     pub(crate) shunned: bool,
+    /// What it computes besides layers.
+    pub(crate) ends: Ends,
 }
 
 /// Whether a session fits into a peer's memory.
@@ -127,6 +130,12 @@ impl Candidate {
             false if self.kv_is_old => Room::Perhaps,
             false => Room::None,
         }
+    }
+
+    /// Whether it has what the query wants besides these layers of it: the embedding with the first, the head with the last.
+    pub(crate) fn has_ends(&self, query: &Query, start: u16, end: u16) -> bool {
+        let embeds = start != query.span.start() || !query.ends.embedding || self.ends.embedding;
+        embeds && (end != query.span.end() || !query.ends.head || self.ends.head)
     }
 
     /// Whether it is of any use to a query: it is allowed, and not full.
@@ -160,7 +169,14 @@ pub(crate) struct Query {
     pub(crate) seed: u64,
     /// Bytes of weights, by layer of the model; tells how much is missing.
     pub(crate) layer_bytes: Vec<u64>,
+    /// What the first and the last stage compute besides their layers.
+    pub(crate) ends: Ends,
+    /// Bytes of one row's logits, where the last stage has the head.
+    pub(crate) logits_bytes: u64,
 }
+
+/// Bytes of a token's id on the wire.
+const TOKEN_BYTES: u64 = size_of::<u32>() as u64;
 
 impl Query {
     /// A request to a whole model from this node.
@@ -178,6 +194,18 @@ impl Query {
             exclude: HashSet::new(),
             seed: 0,
             layer_bytes: Vec::new(),
+            ends: Ends::default(),
+            logits_bytes: 0,
         }
+    }
+
+    /// Bytes of a row on its way into the first stage.
+    pub(crate) fn bytes_in(&self) -> u64 {
+        if self.ends.embedding { TOKEN_BYTES } else { self.row_bytes }
+    }
+
+    /// Bytes of a row on its way out of the last stage.
+    pub(crate) fn bytes_out(&self) -> u64 {
+        if self.ends.head { self.logits_bytes } else { self.row_bytes }
     }
 }

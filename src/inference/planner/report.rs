@@ -32,6 +32,12 @@ pub struct PlanHop {
     pub price: u64,
     /// Where its speed comes from.
     pub source: Source,
+    /// Whether it embeds the tokens, and so sees them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sees_tokens: bool,
+    /// Whether it computes the logits.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gives_logits: bool,
 }
 
 /// A chain and what it is expected to take.
@@ -90,6 +96,9 @@ pub struct PlanReport {
     pub weight_bytes: u64,
     /// What the plan is good at.
     pub objective: Objective,
+    /// Whether the first stage embeds and the last gives logits, as this node has neither embedding nor head.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub thin: bool,
     /// Tokens of the prompt and of the answer.
     pub prompt_tokens: u64,
     /// See `prompt_tokens`.
@@ -161,6 +170,7 @@ pub(crate) fn report(
         layers: query.span.to_string(),
         weight_bytes: query.layer_bytes.iter().sum(),
         objective: query.objective,
+        thin: query.ends.embedding,
         prompt_tokens: query.prompt_rows,
         answer_tokens: query.answer_rows,
         chosen: None,
@@ -197,7 +207,8 @@ pub(crate) fn report(
 }
 
 fn view(query: &Query, plan: &Plan) -> PlanView {
-    let hops = plan.hops.iter().map(|planned| PlanHop {
+    let last = plan.hops.len().saturating_sub(1);
+    let hops = plan.hops.iter().enumerate().map(|(i, planned)| PlanHop {
         peer: planned.hop.peer.to_string(),
         layers: planned.hop.span.to_string(),
         weight_bytes: query.layer_bytes.get(planned.hop.span.as_usize()).unwrap_or_default().iter().sum(),
@@ -205,10 +216,12 @@ fn view(query: &Query, plan: &Plan) -> PlanView {
         queue_ms: millis(planned.queue_ns),
         one_way_ms: millis(planned.one_way_ns),
         one_way_measured: planned.one_way_known,
-        bytes_per_token: query.row_bytes,
-        bytes_for_prompt: query.row_bytes.saturating_mul(query.prompt_rows),
+        bytes_per_token: planned.row_bytes,
+        bytes_for_prompt: planned.row_bytes.saturating_mul(query.prompt_rows),
         price: planned.price,
         source: planned.source,
+        sees_tokens: query.ends.embedding && i == 0,
+        gives_logits: query.ends.head && i == last,
     });
     PlanView {
         hops: hops.collect(),

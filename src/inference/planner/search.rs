@@ -135,7 +135,8 @@ fn usable(query: &Query, candidates: &[Candidate], avoid: &HashSet<PeerId>, thro
         candidates.get(*index).map(|c| (c.decode_ns.saturating_add(c.queue_ns), c.rtt.is_none(), c.rtt, *index))
     };
     for layer in query.span.start()..query.span.end() {
-        let holds = |index: &usize| candidates.get(*index).is_some_and(|c| c.span.contains(layer));
+        let of_use = |c: &Candidate| c.span.contains(layer) && c.has_ends(query, layer, layer.saturating_add(1));
+        let holds = |index: &usize| candidates.get(*index).is_some_and(of_use);
         let mut of_layer: Vec<usize> = all.iter().copied().filter(holds).collect();
         of_layer.sort_by_key(quickness);
         // The fastest, and those that save hops.
@@ -212,7 +213,8 @@ impl<'a> Search<'a> {
             let (Some(candidate), Some(number)) = (self.candidates.get(index), self.numbers.get(index)) else {
                 continue;
             };
-            if !candidate.span.contains(boundary) || used.contains(*number) {
+            let fits = candidate.has_ends(self.query, boundary, boundary);
+            if !candidate.span.contains(boundary) || used.contains(*number) || !fits {
                 continue;
             }
             let mut used = used.clone();
@@ -221,7 +223,7 @@ impl<'a> Search<'a> {
             let far = candidate.span.end().min(self.query.span.end());
             for end in self.cuts.range(boundary.saturating_add(1)..=far).rev().copied() {
                 let forced = |t: &Through| (boundary..end).contains(&t.layer) && t.candidate != index;
-                if self.through.as_ref().is_some_and(forced) {
+                if self.through.as_ref().is_some_and(forced) || !candidate.has_ends(self.query, boundary, end) {
                     continue;
                 }
                 let mut cost = entered.plus(self.costs.stage(index, end.saturating_sub(boundary)));

@@ -4,6 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use libp2p::PeerId;
 use proptest::prelude::*;
+use quelea_announce::Ends;
 use quelea_wire::{ModelId, SpanRange};
 
 use super::{
@@ -42,6 +43,7 @@ fn candidate(n: u8, range: &str, rtt_ms: u64) -> Candidate {
         kv_pages_free: 100,
         kv_is_old: false,
         shunned: false,
+        ends: Ends::default(),
     }
 }
 
@@ -341,10 +343,13 @@ fn brute(query: &Query, all: &[Candidate], costs: &Costs<'_>) -> Option<u128> {
         }
         for (index, c) in all.iter().enumerate() {
             let again = used.iter().any(|(i, ..)| all[*i].peer == c.peer);
-            if again || !c.span.contains(at) || c.kv_pages_free < query.kv_pages {
+            if again || !c.span.contains(at) || !c.has_ends(query, at, at) || c.kv_pages_free < query.kv_pages {
                 continue;
             }
             for end in at + 1..=c.span.end().min(query.span.end()) {
+                if !c.has_ends(query, at, end) {
+                    continue;
+                }
                 let before = used.last().map(|(i, ..)| *i);
                 let mut next = cost.plus(costs.link(before, index)).plus(costs.stage(index, end - at));
                 if end == query.span.end() {
@@ -365,7 +370,7 @@ prop_compose! {
     fn any_candidate()(
         n in 1_u8..6, start in 0_u16..6, len in 1_u16..6, rtt in 0_u64..60, decode in 1_u64..3000,
         prefill in 1_u64..500, queue in 0_u64..20, price in 0_u64..50, pages in 0_u32..8, risk in 0_u32..300_000,
-        rate in 1_u64..50,
+        rate in 1_u64..50, ends in proptest::array::uniform2(0_u8..4),
     ) -> Candidate {
         Candidate {
             decode_ns: decode * 1000,
@@ -377,6 +382,7 @@ prop_compose! {
             kv_is_old: false,
             risk_ppm: risk,
             bytes_per_s: rate * 1_000_000,
+            ends: Ends { embedding: ends[0] > 0, head: ends[1] > 0 },
             ..candidate(n, &format!("{start}..{}", start + len), rtt)
         }
     }
@@ -390,6 +396,7 @@ proptest! {
         all in proptest::collection::vec(any_candidate(), 0..7),
         measured in proptest::collection::vec((1_u8..6, 1_u8..6, 0_u64..40_000_000), 0..6),
         prompt in 1_u64..600, answer in 1_u64..200,
+        (embedding, head) in any::<(bool, bool)>(),
         objective in prop_oneof![
             Just(Objective::Latency), Just(Objective::Throughput), Just(Objective::Price), Just(Objective::Private)
         ],
@@ -399,7 +406,10 @@ proptest! {
             links.set_measured(peer(a), peer(b), ns);
         }
         let query =
-            Query { prompt_rows: prompt, answer_rows: answer, objective, kv_pages: 1, ..query(6) };
+            Query {
+                prompt_rows: prompt, answer_rows: answer, objective, kv_pages: 1,
+                ends: Ends { embedding, head }, logits_bytes: 20, ..query(6)
+            };
         let costs = Costs::new(&query, &all, &links);
         let found = shortest(&query, &all, &costs, &HashSet::new(), None);
         prop_assert_eq!(found.as_ref().map(|(_, cost)| cost.score(costs.peaks)), brute(&query, &all, &costs));
@@ -410,6 +420,8 @@ proptest! {
             prop_assert_eq!(start, at);
             prop_assert!(all[index].span.covers(&span(start, end)));
             prop_assert!(peers.insert(all[index].peer), "a peer twice");
+            prop_assert!(start > 0 || !embedding || all[index].ends.embedding);
+            prop_assert!(end < 6 || !head || all[index].ends.head);
             at = end;
         }
         prop_assert_eq!(at, 6);
@@ -435,6 +447,35 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn ends_that_are_wanted_are_with_the_layers_next_to_them() {
+    let both = Ends { embedding: true, head: true };
+    let thin = Query { ends: both, logits_bytes: 20, ..query(4) };
+    let with = |n, range, embedding, head| Candidate { ends: Ends { embedding, head }, ..candidate(n, range, 1) };
+    // The quick ones have no ends.
+    let quick = [candidate(1, "0..2", 0), candidate(2, "2..4", 0)];
+    let all = [&quick[..], &[with(3, "0..3", true, false), with(4, "1..4", false, true)]].concat();
+    let found = planned(&thin, &all);
+    let ends: Vec<PeerId> = [0, found.chosen.hops.len() - 1].map(|i| found.chosen.hops[i].hop.peer).into();
+    assert_eq!(ends, [peer(3), peer(4)]);
+    let out: Vec<&str> = found.left_out.iter().map(|out| out.reason.as_str()).collect();
+    assert!(out.iter().any(|why| why.contains("does not compute the embedding")), "{out:?}");
+    // Four bytes in, twenty out, whole rows between.
+    assert_eq!((found.chosen.hops[0].row_bytes, found.chosen.hops[1].row_bytes), (4, 8192));
+    assert_eq!(planned(&query(4), &all).left_out, []);
+
+    let none = |all: &[Candidate]| plan(&thin, all, &links(all), None, Vec::new(), true).unwrap_err();
+    let lacks = none(&quick);
+    assert_eq!((lacks.lacks, lacks.missing.is_empty()), (both, true));
+    assert!(
+        lacks.to_string().contains("no peer holds the embedding with layer 0, nor the head with layer 3"),
+        "{lacks}"
+    );
+    let lacks = none(&all[1..3]);
+    assert_eq!(lacks.lacks, Ends { embedding: false, head: true });
+    assert!(lacks.to_string().contains("no peer holds the head with layer 3"), "{lacks}");
 }
 
 #[test]

@@ -97,12 +97,22 @@ fn fits(plane: &Plane, coordinator: PeerId, open: &Open) -> Result<Arc<Served>, 
     if first.profile != open.profile {
         return Err((ErrorCode::ProfileMismatch, format!("the profile here is {}", first.profile)));
     }
+    let (embeds, gives_logits) = (open.ends.takes_tokens, open.ends.gives_logits > 0);
+    if (embeds && open.span.start() > 0) || (gives_logits && open.span.end() != first.file.layers()) {
+        return Err((ErrorCode::Usage, "the model's ends are computed with the layers next to them".into()));
+    }
     let held: Vec<String> = of_model.iter().map(|s| s.span.to_string()).collect();
-    of_model
-        .into_iter()
-        .find(|s| s.span.covers(&open.span))
-        .cloned()
-        .ok_or_else(|| (ErrorCode::LayersNotHeld, format!("held here: {}", held.join(", "))))
+    let has_layers = |s: &&&Arc<Served>| s.span.covers(&open.span);
+    let has_ends = |s: &&&Arc<Served>| (!embeds || s.ends.embedding) && (!gives_logits || s.ends.head);
+    if let Some(served) = of_model.iter().filter(has_layers).find(has_ends) {
+        return Ok(Arc::clone(served));
+    }
+    let detail = if of_model.iter().any(|s| s.span.covers(&open.span)) {
+        "embedding or head are not computed here for others".into()
+    } else {
+        format!("held here: {}", held.join(", "))
+    };
+    Err((ErrorCode::LayersNotHeld, detail))
 }
 
 /// Reserves the cache, reaches the next peer, and answers.
@@ -161,7 +171,7 @@ async fn reserve(
             }
         }
     };
-    let log = Log::new(open.width, opened.reused_rows, plane.stages.logs.clone());
+    let log = Log::new(open.ends.logits_width().unwrap_or(open.width), opened.reused_rows, plane.stages.logs.clone());
     let (served, cache, out) = (served.clone(), opened.session, Out::opened(open.epoch));
     let held = Held { served, cache, decode, bulk, next_seq: 0, log, out, watch: None };
     Ok((held, opened.reused_rows))

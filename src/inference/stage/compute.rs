@@ -3,16 +3,20 @@
 use std::{sync::Arc, time::Duration};
 
 use libp2p::PeerId;
-use quelea_engine::runner::{Input, Job, Output, Phase as JobPhase, Want};
+use quelea_engine::{
+    BackendError, StageError,
+    runner::{Input, Job, JobError, Output, Phase as JobPhase, Want},
+    sampler::{SamplerError, top_logits, weight_sum},
+};
 use quelea_shard::{
-    frame::{SessionId, StreamKind},
+    frame::{Form, Open, SessionId, StreamKind, TopLogits},
     link::Batch,
     session::Event,
 };
 use quelea_wire::ErrorCode;
 use tokio::time::Instant;
 
-use super::{Entry, Plane};
+use super::{Entry, Held, Plane};
 
 /// Rows of a batch that still count as tokens of an answer, of which a token of somebody else may have to wait for one
 /// batch of every other coordinator. Speculation sends a few; what is longer waits its turn with the prompts.
@@ -29,6 +33,36 @@ pub(super) struct BatchMeta {
     deadline: Instant,
 }
 
+/// What a batch is to the engine.
+fn input(held: &Held, open: &Open, last_row_only: bool, values: Vec<f32>) -> Result<(Input, Want), String> {
+    let want = match (open.ends.gives_logits, last_row_only) {
+        (0, _) => Want::Rows,
+        (_, true) => Want::Logits,
+        (_, false) => Want::AllLogits,
+    };
+    if !open.ends.takes_tokens {
+        return Ok((Input::Rows(values), want));
+    }
+    let ids = Batch::tokens(&values);
+    let vocab = held.served.runner.stage().vocab();
+    match ids.iter().find(|id| usize::try_from(**id).map_or(true, |id| id >= vocab)) {
+        Some(id) => Err(format!("token {id} is none of the model's {vocab}")),
+        None => Ok((Input::Tokens(ids), want)),
+    }
+}
+
+/// The likeliest logits of each row, as the coordinator is to get them.
+fn likeliest(mut output: Output, vocab: usize, most: u16) -> Result<Output, JobError> {
+    let unsound = |e: SamplerError| JobError::Stage(StageError::Backend(BackendError(e.to_string())));
+    let mut values = Vec::new();
+    for logits in output.rows.chunks_exact(vocab.max(1)) {
+        let top = top_logits(logits, usize::from(most)).map_err(unsound)?;
+        TopLogits { sum: weight_sum(logits).map_err(unsound)?, top }.put(&mut values);
+    }
+    output.rows = values;
+    Ok(output)
+}
+
 pub(super) fn compute(plane: &Arc<Plane>, key: (PeerId, SessionId), entry: &Entry, kind: StreamKind, batch: Batch) {
     let Some(held) = &entry.held else { return };
     let Batch { epoch, seq, pos, rows, last_row_only, rewind, deadline, data, .. } = batch;
@@ -37,15 +71,27 @@ pub(super) fn compute(plane: &Arc<Plane>, key: (PeerId, SessionId), entry: &Entr
     let phase = if is_decode { JobPhase::Decode } else { JobPhase::Prefill };
     let (reply_to, served) = (plane.clone(), held.served.clone());
     let runtime = tokio::runtime::Handle::current();
-    let layers = usize::from(entry.machine.open().span.count());
-    let reply = Box::new(move |result| {
+    let open = entry.machine.open();
+    let layers = usize::from(open.span.count());
+    let (vocab, most) = (served.runner.stage().vocab(), open.ends.gives_logits);
+    let (input, want) = match input(held, open, last_row_only, data) {
+        Ok(asked) => asked,
+        Err(detail) => {
+            // As below: not on this thread.
+            let plane = plane.clone();
+            tokio::spawn(async move { plane.stages.fail(key, epoch, ErrorCode::BadShape, None, detail) });
+            return;
+        }
+    };
+    let reply = Box::new(move |result: Result<Output, JobError>| {
         if let Ok(output) = &result {
             reply_to.telemetry.stage_computed(phase, output);
             served.meter.computed(phase, usize::from(rows), layers, output.compute);
         }
+        // On the stage's thread, as batches have to stay in order: some ten microseconds a row.
+        let result = if most > 0 { result.and_then(|output| likeliest(output, vocab, most)) } else { result };
         reply_to.stages.computed(&reply_to, &runtime, key, kind, &meta, result);
     });
-    let (input, want) = (Input::Rows(data), Want::Rows);
     let job = Job { session: held.cache, pos, input, want, phase, deadline: deadline.into_std(), reply };
     if let Err(error) = held.served.runner.submit(job) {
         plane.telemetry.metrics.channel_full("stage");
@@ -65,8 +111,12 @@ pub(super) fn hand_on(entry: &mut Entry, kind: StreamKind, meta: &BatchMeta, out
         let detail = "the session is being closed".into();
         return [Some(Event::Failed { code: ErrorCode::Internal, about: None, detail }), None];
     };
+    let end = meta.pos.saturating_add(u32::from(meta.rows));
+    let gives_logits = open.ends.gives_logits > 0;
+    // Logits are of the rows that were wanted, rows of all.
+    let from = if gives_logits && meta.last_row_only { end.saturating_sub(1) } else { meta.pos };
     if machine.survives() {
-        held.log.append(meta.pos, &output.rows);
+        held.log.append(from, &output.rows);
     }
     if meta.rewind {
         held.out.cut(meta.pos);
@@ -79,19 +129,19 @@ pub(super) fn hand_on(entry: &mut Entry, kind: StreamKind, meta: &BatchMeta, out
         queue_us: micros(output.queued),
         hop_us: link.rtt().map_or(0, |rtt| micros(rtt.mean / 2)),
     };
-    let end = meta.pos.saturating_add(u32::from(meta.rows));
     let Some(begin) = held.out.begins(meta.pos).filter(|begin| *begin < end) else { return [Some(computed), None] };
     // Not told by who comes next: the coordinator may hold layers in the middle of its own chain.
     let is_last_stage = open.span.end() == held.served.file.layers();
     let pos = if meta.last_row_only && is_last_stage { end.saturating_sub(1) } else { begin };
-    let width = usize::try_from(open.width).unwrap_or(usize::MAX);
-    let skip = usize::try_from(pos.saturating_sub(meta.pos)).unwrap_or(usize::MAX).saturating_mul(width);
+    let skip = usize::try_from(pos.saturating_sub(from)).unwrap_or(usize::MAX).saturating_mul(held.log.width());
     let data = if skip == 0 { output.rows } else { output.rows.get(skip..).unwrap_or_default().to_vec() };
     let rows = u16::try_from(end.saturating_sub(pos)).unwrap_or(u16::MAX);
     // Numbered by the hop that they leave on: rows that are sent again have no other numbers than new ones.
     let (epoch, seq) = (open.epoch, held.next_seq);
     let BatchMeta { last_row_only, rewind, deadline, .. } = *meta;
-    match link.send(Batch { session: open.session, epoch, seq, pos, rows, last_row_only, rewind, deadline, data }) {
+    let form = form(open);
+    let session = open.session;
+    match link.send(Batch { session, epoch, seq, pos, rows, last_row_only, rewind, deadline, form, data }) {
         Ok(()) => {
             held.next_seq = seq.saturating_add(1);
             held.out.advanced(end);
@@ -108,6 +158,11 @@ pub(super) fn hand_on(entry: &mut Entry, kind: StreamKind, meta: &BatchMeta, out
             }
         }
     }
+}
+
+/// What a session hands on.
+pub(super) fn form(open: &Open) -> Form {
+    if open.ends.gives_logits > 0 { Form::Logits } else { Form::Rows }
 }
 
 fn micros(duration: Duration) -> u64 {

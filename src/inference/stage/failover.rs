@@ -14,6 +14,7 @@ use tokio::{runtime::Handle, time::Instant};
 use super::{
     Entry, Held, Plane,
     admission::{REACH_NEXT, reach, watch_next},
+    compute::form,
     log::Log,
 };
 
@@ -210,6 +211,7 @@ fn next_kept(plane: &Plane, key: (PeerId, SessionId), epoch: u32) -> Option<(Dat
         last_row_only: false,
         rewind: false,
         deadline,
+        form: form(machine.open()),
         data,
     };
     *next_seq = next_seq.saturating_add(1);

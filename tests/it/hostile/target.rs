@@ -2,7 +2,7 @@
 
 use futures::{StreamExt, stream};
 use libp2p::PeerId;
-use quelea_shard::frame::{Open, Prefix, SessionId};
+use quelea_shard::frame::{Ends, Open, Prefix, SessionId};
 use quelea_wire::{ModelId, Profile, SpanRange};
 
 use super::attacker::Attacker;
@@ -66,6 +66,7 @@ impl Target {
             next,
             next_addrs: Vec::new(),
             prefix: Prefix::default(),
+            ends: Ends::default(),
         }
     }
 }

@@ -17,6 +17,8 @@ use tokio::task::JoinHandle;
 pub enum Manner {
     /// It says that it has everything, and gives zeros.
     Corrupt,
+    /// It gives the outline, says that it has everything, and gives zeros.
+    CorruptOutlined,
     /// It says that it has everything, and gives nothing.
     Silent,
     /// Its outline says that the tokenizer is shorter than it is.
@@ -66,6 +68,11 @@ impl Fake {
                         let bytes = shortened(&outline);
                         Some(Answer::Outline { total: u32::try_from(bytes.len()).unwrap(), bytes })
                     }
+                    (Question::Outline { offset: 0 }, Manner::CorruptOutlined) => {
+                        told.fetch_add(1, Ordering::Relaxed);
+                        let bytes = outline.encode();
+                        Some(Answer::Outline { total: u32::try_from(bytes.len()).unwrap(), bytes })
+                    }
                     (Question::Have, Manner::WrongOutline) => Some(Answer::Unknown),
                     // The outline is for the honest to give.
                     (Question::Outline { .. }, _) => Some(Answer::Unknown),
@@ -74,7 +81,8 @@ impl Fake {
                         count.fetch_add(1, Ordering::Relaxed);
                         let chunks = first..first + u32::from(run);
                         let len: u64 = chunks.map(|chunk| outline.chunk_len(chunk)).sum();
-                        (manner == Manner::Corrupt).then(|| Answer::Chunks(vec![0; usize::try_from(len).unwrap()]))
+                        matches!(manner, Manner::Corrupt | Manner::CorruptOutlined)
+                            .then(|| Answer::Chunks(vec![0; usize::try_from(len).unwrap()]))
                     }
                 };
                 match answer {

@@ -1,7 +1,9 @@
 //! Every number of an announcement at its ends: signed, believed or not, and kept.
 
 use libp2p::identity::Keypair;
-use quelea_announce::{Announcement, Book, MAX_LIFETIME_MS, Offer, SignedAnnouncement, State, next_seq, topic_index};
+use quelea_announce::{
+    Announcement, Book, Ends, MAX_LIFETIME_MS, Offer, SignedAnnouncement, State, next_seq, topic_index,
+};
 use quelea_wire::{ModelId, NetworkId, Profile, SpanRange, envelope::Signed};
 
 const ENDS: [u64; 8] = [0, 1, 255, u32::MAX as u64, i64::MAX as u64, i64::MAX as u64 + 1, u64::MAX - 1, u64::MAX];
@@ -24,6 +26,7 @@ fn offer(end: u64) -> Offer {
         kv_pages_free: cut(end, u32::MAX),
         price_decode: end,
         price_prefill: end,
+        ends: Ends { embedding: end > 0, head: end > 0 },
     }
 }
 

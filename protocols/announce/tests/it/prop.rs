@@ -3,8 +3,8 @@
 use libp2p::{Multiaddr, PeerId, identity::Keypair};
 use proptest::prelude::*;
 use quelea_announce::{
-    Announcement, Book, Change, DecodeError, MAX_ADDRS, MAX_BYTES, MAX_LIFETIME_MS, MAX_OFFERS, MAX_RTT, Offer, Reach,
-    SignError, SignedAnnouncement, State,
+    Announcement, Book, Change, DecodeError, Ends, MAX_ADDRS, MAX_BYTES, MAX_LIFETIME_MS, MAX_OFFERS, MAX_RTT, Offer,
+    Reach, SignError, SignedAnnouncement, State,
 };
 use quelea_wire::{ModelId, NetworkId, Profile, SpanRange};
 
@@ -26,8 +26,9 @@ fn offer() -> impl Strategy<Value = Offer> {
     let state = prop_oneof![Just(State::Loading), Just(State::Ready), Just(State::Draining)];
     let span = (0_u16..100, 1_u16..100, 0_u16..100);
     let speeds = (any::<u32>(), any::<u32>(), any::<u16>(), any::<u32>(), any::<u64>(), any::<u64>());
-    (any::<[u8; 32]>(), any::<u16>(), span, state, speeds).prop_map(
-        |(model, profile, (start, count, rest), state, speeds)| Offer {
+    let ends = any::<[bool; 2]>().prop_map(|[embedding, head]| Ends { embedding, head });
+    (any::<[u8; 32]>(), any::<u16>(), span, (state, ends), speeds).prop_map(
+        |(model, profile, (start, count, rest), (state, ends), speeds)| Offer {
             model: ModelId(model),
             profile: Profile::from_u16(profile),
             span: SpanRange::new(start, start + count).unwrap(),
@@ -39,6 +40,7 @@ fn offer() -> impl Strategy<Value = Offer> {
             kv_pages_free: speeds.3,
             price_decode: speeds.4,
             price_prefill: speeds.5,
+            ends,
         },
     )
 }
@@ -234,6 +236,7 @@ fn what_cannot_be_is_refused() {
         kv_pages_free: 1,
         price_decode: 1,
         price_prefill: 1,
+        ends: Ends::default(),
     };
     said.offers = vec![offer.clone()];
     assert!(matches!(Announcement::decode(peer(42), &said.encode()), Err(DecodeError::Senseless(_))));
@@ -261,6 +264,7 @@ fn a_query_finds_the_spans_of_one_model() {
         kv_pages_free: 1,
         price_decode: 1,
         price_prefill: 1,
+        ends: Ends::default(),
     };
     let mut say = |who: u8, seq: u64, offers: Vec<Offer>, tombstone: bool| {
         let mut said = Announcement::new(peer(who), seq, NOW);

@@ -1,7 +1,7 @@
 //! Rows and their acknowledgement.
 
 use super::{
-    DecodeError, ROWS, SessionId, begin,
+    DecodeError, SessionId, begin,
     cursor::{Cursor, put_session},
     finish,
 };
@@ -20,6 +20,37 @@ pub const MAX_BATCH_BYTES: u32 = 16 * 1024 * 1024;
 pub const MAX_DEADLINE_MS: u32 = 60 * 60 * 1000;
 
 const FLOAT: usize = size_of::<f32>();
+
+/// What the values of a batch are. Each form has a kind of frame, whose fields are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Form {
+    /// Rows of the residual stream.
+    #[default]
+    Rows,
+    /// Token ids, one a row, as the bits of the values.
+    Tokens,
+    /// The likeliest logits after each row; see [`TopLogits`](super::TopLogits).
+    Logits,
+}
+
+impl Form {
+    /// The kind of frame.
+    #[must_use]
+    pub fn kind(self) -> u8 {
+        match self {
+            Self::Rows => 0x40,
+            Self::Tokens => 0x42,
+            Self::Logits => 0x43,
+        }
+    }
+
+    /// The form that frames of `kind` have, if they are part of a batch.
+    #[must_use]
+    pub fn of(kind: u8) -> Option<Self> {
+        [Self::Rows, Self::Tokens, Self::Logits].into_iter().find(|form| form.kind() == kind)
+    }
+}
+
 const LAST_ROW_ONLY: u8 = 1;
 const REWIND: u8 = 2;
 
@@ -116,9 +147,9 @@ impl RowsHeader {
         })
     }
 
-    /// Appends a whole Rows frame with `values` as its fragment, converting them straight into `out`.
-    pub(crate) fn encode_with(&self, values: &[f32], out: &mut Vec<u8>) {
-        let at = begin(out, ROWS);
+    /// Appends a whole frame of this form with `values` as its fragment, converting them straight into `out`.
+    pub(crate) fn encode_with(&self, form: Form, values: &[f32], out: &mut Vec<u8>) {
+        let at = begin(out, form.kind());
         self.put(out);
         put_floats(values, out);
         finish(out, at);
@@ -145,6 +176,55 @@ pub struct Rows {
 }
 
 impl Rows {
+    pub(super) fn put(&self, out: &mut Vec<u8>) {
+        self.header.put(out);
+        out.extend_from_slice(&self.fragment);
+    }
+
+    pub(super) fn take(c: &mut Cursor<'_>) -> Result<Self, DecodeError> {
+        let (header, fragment) = RowsHeader::split(c.remaining())?;
+        Ok(Self { header, fragment: fragment.to_vec() })
+    }
+}
+
+/// A batch of token ids: u32, one for each row, all in one fragment. What is no token of the model the stage refuses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tokens {
+    /// Where the batch belongs; its `total` is the fragment's length, 4 bytes a row.
+    pub header: RowsHeader,
+    /// The ids, little-endian.
+    pub fragment: Vec<u8>,
+}
+
+impl Tokens {
+    pub(super) const MAX_LEN: usize = RowsHeader::LEN + MAX_BATCH_ROWS as usize * FLOAT;
+
+    pub(super) fn put(&self, out: &mut Vec<u8>) {
+        self.header.put(out);
+        out.extend_from_slice(&self.fragment);
+    }
+
+    pub(super) fn take(c: &mut Cursor<'_>) -> Result<Self, DecodeError> {
+        let (header, fragment) = RowsHeader::split(c.remaining())?;
+        let whole = usize::from(header.rows).saturating_mul(FLOAT);
+        if fragment.len() != whole || usize::try_from(header.total) != Ok(whole) {
+            return Err(DecodeError::Field("tokens"));
+        }
+        Ok(Self { header, fragment: fragment.to_vec() })
+    }
+}
+
+/// A fragment of a batch of likeliest logits: as [`Rows`], of values that are put together as
+/// [`TopLogits`](super::TopLogits) says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Logits {
+    /// Where the fragment belongs.
+    pub header: RowsHeader,
+    /// The values; at most [`MAX_FRAGMENT`] bytes.
+    pub fragment: Vec<u8>,
+}
+
+impl Logits {
     pub(super) fn put(&self, out: &mut Vec<u8>) {
         self.header.put(out);
         out.extend_from_slice(&self.fragment);

@@ -9,6 +9,7 @@ use super::{
     DecodeError, MAX_DEADLINE_MS, SessionId,
     control::SESSION,
     cursor::{Cursor, MAX_PEER, put_peer, put_session},
+    ends::Ends,
     prefix::Prefix,
 };
 
@@ -54,11 +55,13 @@ pub struct Open {
     /// How the prompt begins: blocks that the stage has kept are taken over, the others kept for sessions to come. Only
     /// with [`PREFIX`](crate::protocol::PREFIX).
     pub prefix: Prefix,
+    /// What of the model's ends the stage computes besides its layers. Only with [`THIN`](crate::protocol::THIN).
+    pub ends: Ends,
 }
 
 impl Open {
     pub(super) const MAX_LEN: usize =
-        SESSION + 32 + 2 + 2 * 2 + 4 * 4 + 2 * (1 + MAX_PEER) + MAX_ADDRS_LEN + Prefix::MAX_LEN;
+        SESSION + 32 + 2 + 2 * 2 + 4 * 4 + 2 * (1 + MAX_PEER) + MAX_ADDRS_LEN + Prefix::MAX_LEN + Ends::LEN;
 
     /// [`Self::step_deadline_ms`], at most an hour.
     #[must_use]
@@ -84,7 +87,8 @@ impl Open {
         put_peer(out, Some(&self.prev));
         put_peer(out, Some(&self.next));
         put_addrs(out, &self.next_addrs);
-        self.prefix.put(out);
+        self.prefix.put(out, self.ends != Ends::default());
+        self.ends.put(out);
     }
 
     pub(super) fn take(c: &mut Cursor<'_>) -> Result<Self, DecodeError> {
@@ -119,6 +123,7 @@ impl Open {
             next,
             next_addrs,
             prefix: Prefix::take(c)?,
+            ends: Ends::take(c)?,
         })
     }
 }

@@ -50,9 +50,12 @@ impl Prefix {
         u32::from(self.reuse).saturating_mul(BLOCK_ROWS)
     }
 
-    /// The last field of Open. What is empty takes no byte, so that frames without keys are those of before.
-    pub(super) fn put(&self, out: &mut Vec<u8>) {
-        if !self.keys.is_empty() {
+    /// What is empty takes no byte, so that frames without keys are those of before; where another field follows, it is a
+    /// count of 0.
+    pub(super) fn put(&self, out: &mut Vec<u8>, followed: bool) {
+        if self.keys.is_empty() && followed {
+            out.push(0);
+        } else if !self.keys.is_empty() {
             put_keys(out, &self.keys);
             let count = self.keys.len().min(MAX_KEYS);
             out.push(self.reuse.min(u8::try_from(count).unwrap_or(u8::MAX)));
@@ -63,7 +66,12 @@ impl Prefix {
         if c.is_empty() {
             return Ok(Self::default());
         }
-        let keys = take_keys(c)?;
+        let keys = match c.u8()? {
+            // Without a field behind it the count would not be there.
+            0 if c.is_empty() => return Err(DecodeError::Field("keys")),
+            0 => return Ok(Self::default()),
+            count => take_keys(c, count)?,
+        };
         let reuse = c.u8()?;
         if usize::from(reuse) > keys.len() {
             return Err(DecodeError::Field("reuse"));
@@ -97,7 +105,8 @@ impl Keep {
 
     pub(super) fn take(c: &mut Cursor<'_>) -> Result<Self, DecodeError> {
         let (session, epoch) = c.session()?;
-        Ok(Self { session, epoch, first: c.u8()?, keys: take_keys(c)? })
+        let (first, count) = (c.u8()?, c.u8()?);
+        Ok(Self { session, epoch, first, keys: take_keys(c, count)? })
     }
 }
 
@@ -108,8 +117,8 @@ fn put_keys(out: &mut Vec<u8>, keys: &[BlockKey]) {
     sent.iter().for_each(|key| out.extend_from_slice(&key.0));
 }
 
-fn take_keys(c: &mut Cursor<'_>) -> Result<Vec<BlockKey>, DecodeError> {
-    let count = usize::from(c.u8()?);
+fn take_keys(c: &mut Cursor<'_>, count: u8) -> Result<Vec<BlockKey>, DecodeError> {
+    let count = usize::from(count);
     if !(1..=MAX_KEYS).contains(&count) {
         return Err(DecodeError::Field("keys"));
     }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     codec::{CodecError, FrameReader, FrameWriter},
-    frame::{Ack, Frame, ROWS, Raw, Reject, RowsHeader, SessionId},
+    frame::{Ack, Form, Frame, Raw, Reject, RowsHeader, SessionId},
     protocol::{Negotiated, last_word},
     reassembly::{Expect, Reassembly},
 };
@@ -144,7 +144,7 @@ where
             Ok(None) => return LinkEnd::PeerClosed.into(),
             Err(e) => return e.into(),
         };
-        if raw.kind != ROWS {
+        let Some(form) = Form::of(raw.kind) else {
             let Raw { kind, flags, .. } = raw;
             match other(raw) {
                 Ok(()) => match reader.skip(kind, flags) {
@@ -153,7 +153,7 @@ where
                 },
                 Err(end) => return end.into(),
             }
-        }
+        };
         let (header, fragment) = match RowsHeader::split(raw.body) {
             Ok(rows) => rows,
             Err(e) => return CodecError::from(e).into(),
@@ -161,7 +161,7 @@ where
         let RowsHeader { session, epoch, seq, .. } = header;
         let ack = Ack { session, epoch, seq, received: header.end(fragment.len()) };
         // The batch goes on before the acknowledgement: the sink does not wait, and rows are in more of a hurry.
-        if let Some(incoming) = take(&mut reassembly, &mut lease, &peer, sessions, &header, fragment)
+        if let Some(incoming) = take(&mut reassembly, &mut lease, &peer, sessions, form, &header, fragment)
             && let Err(closed) = sink(incoming)
         {
             return Stop::Sink(closed);
@@ -185,6 +185,7 @@ fn take<T: Sessions + ?Sized>(
     lease: &mut Option<Lease>,
     peer: &PeerId,
     sessions: &T,
+    form: Form,
     header: &RowsHeader,
     fragment: &[u8],
 ) -> Option<Incoming> {
@@ -194,6 +195,10 @@ fn take<T: Sessions + ?Sized>(
         sessions.dropped(peer, Dropped::NotExpected);
         return None;
     };
+    if expect.form != form {
+        reassembly.forget(&session);
+        return Some(Incoming::Bad { session, epoch, code: ErrorCode::BadShape });
+    }
     if reassembly.is_full() {
         reassembly.retain(|session, epoch| sessions.expect(peer, session, epoch).is_some());
     }

@@ -407,7 +407,7 @@ async fn write_batch<S: AsyncWrite + Unpin>(
         flight.depart(&header, bytes, offset).await;
         // Only now, as the window may have made it wait.
         header.deadline_ms = remaining_ms(batch.deadline);
-        writer.queue_rows(&header, values);
+        writer.queue_rows(batch.form, &header, values);
         writer.flush().await?;
     }
     Ok(())

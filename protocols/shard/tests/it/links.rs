@@ -5,7 +5,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use futures::{AsyncReadExt, AsyncWriteExt};
 use quelea_shard::{
     codec::FrameReader,
-    frame::{Ack, Frame, Hello, Probe, Reject, Rows, RowsHeader, StreamKind, put_floats},
+    frame::{Ack, Form, Frame, Hello, Probe, Reject, Rows, RowsHeader, StreamKind, put_floats},
     link::{Budget, DataSender, Incoming, LinkEnd, SILENCE, SendError, SenderConfig, receive},
     protocol::{self, Negotiated, VERSION},
     reassembly::BATCH_TIMEOUT,
@@ -171,7 +171,7 @@ async fn unfinished_batches_end_their_sessions() {
     };
     let start = Instant::now();
     for n in 1..=2 {
-        writer.queue_rows(&begin(n), &[1.0; 8192]);
+        writer.queue_rows(Form::Rows, &begin(n), &[1.0; 8192]);
     }
     writer.flush().await.expect("open");
     let over = soon(rx.recv()).await;
@@ -182,11 +182,28 @@ async fn unfinished_batches_end_their_sessions() {
     assert_eq!(start.elapsed(), BATCH_TIMEOUT);
     // The stream goes on, with all of its share.
     let whole = batch(3, 0, 0, 1, WIDTH);
-    writer.queue_rows(&RowsHeader { rows: 1, total: WIDTH * 4, ..begin(3) }, &whole.data);
-    writer.queue_rows(&begin(1), &[1.0; 8192]);
+    writer.queue_rows(Form::Rows, &RowsHeader { rows: 1, total: WIDTH * 4, ..begin(3) }, &whole.data);
+    writer.queue_rows(Form::Rows, &begin(1), &[1.0; 8192]);
     writer.flush().await.expect("open");
     assert!(same(&next_batch(&mut rx).await, &whole));
     until(|| sessions.taken() == 32 * 1024).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_ids_are_not_rows() {
+    let (sender, mut rx, ..) = linked(1 << 16, SenderConfig::default(), table([(1, 4), (2, 1)])).await;
+    let ids = quelea_shard::link::Batch {
+        form: Form::Tokens,
+        data: quelea_shard::link::Batch::of_tokens(&[5, 6, 7, 8]),
+        ..batch(2, 0, 0, 4, 1)
+    };
+    sender.send(ids).expect("room");
+    let refused = soon(rx.recv()).await;
+    assert_eq!(refused, Some(Incoming::Bad { session: session(2), epoch: 1, code: ErrorCode::BadShape }));
+    // The others of the stream go on.
+    let rows = batch(1, 0, 0, 2, 4);
+    sender.send(rows.clone()).expect("room");
+    assert!(same(&next_batch(&mut rx).await, &rows));
 }
 
 #[tokio::test(start_paused = true)]
@@ -246,7 +263,7 @@ async fn a_session_that_ends_in_mid_batch_is_dropped_and_still_acknowledged() {
     let values = vec![0.5; (16 * WIDTH) as usize];
     for fragment in 0..4 {
         let offset = fragment * 16 * WIDTH * 4;
-        writer.queue_rows(&RowsHeader { offset, ..header }, &values);
+        writer.queue_rows(Form::Rows, &RowsHeader { offset, ..header }, &values);
         writer.flush().await.expect("open");
         let ack = Ack { session: session(1), epoch: 1, seq: 0, received: offset + 16 * WIDTH * 4 };
         assert!(matches!(soon(reader.next()).await, Ok(Some(Frame::Ack(a))) if a == ack));
@@ -257,7 +274,7 @@ async fn a_session_that_ends_in_mid_batch_is_dropped_and_still_acknowledged() {
     assert_eq!(sessions.dropped.load(Ordering::Relaxed), 2);
     let other = batch(2, 0, 0, 1, WIDTH);
     let header = RowsHeader { session: session(2), rows: 1, total: WIDTH * 4, last_row_only: true, ..header };
-    writer.queue_rows(&header, &other.data);
+    writer.queue_rows(Form::Rows, &header, &other.data);
     writer.flush().await.expect("open");
     assert!(same(&next_batch(&mut rx).await, &other));
 }

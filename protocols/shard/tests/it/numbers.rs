@@ -4,7 +4,7 @@
 //! is met, and what is none (an id, a text, a length) is met besides.
 
 use quelea_shard::{
-    frame::{self, Frame, MAX_BATCH_BYTES, MAX_DEADLINE_MS, MAX_FRAME},
+    frame::{self, Form, Frame, MAX_BATCH_BYTES, MAX_DEADLINE_MS, MAX_FRAME},
     reassembly::{Expect, Reassembly},
     session::{Arrived, Event, Session},
 };
@@ -66,13 +66,14 @@ fn act(frame: Frame, open: &frame::Open) {
         Frame::Keep(f) => Event::Keep { epoch: f.epoch },
         Frame::Reroute(f) => Event::Reroute(Box::new(f)),
         Frame::Resume(f) => Event::Resume(f),
-        Frame::Rows(f) => {
-            let h = f.header;
-            let expect = Expect { width: open.width, max_rows: open.max_rows };
-            for expect in [expect, Expect { width: u32::MAX, max_rows: u32::MAX }, Expect { width: 3, max_rows: 400 }] {
+        Frame::Rows(frame::Rows { header: h, fragment })
+        | Frame::Tokens(frame::Tokens { header: h, fragment })
+        | Frame::Logits(frame::Logits { header: h, fragment }) => {
+            let shape = |width, max_rows| Expect { form: Form::Rows, width, max_rows };
+            for expect in [shape(open.width, open.max_rows), shape(u32::MAX, u32::MAX), shape(3, 400)] {
                 let mut batches = Reassembly::new();
                 let far = now + std::time::Duration::from_millis(u64::from(MAX_DEADLINE_MS));
-                if let Ok(whole) = batches.push(now, &h, &f.fragment, expect) {
+                if let Ok(whole) = batches.push(now, &h, &fragment, expect) {
                     assert!(h.total <= MAX_BATCH_BYTES && whole.is_none_or(|batch| batch.deadline <= far));
                 }
                 let _ = (batches.due(), batches.take_overdue(far + far.duration_since(now)));

@@ -4,7 +4,7 @@ use futures::{executor::block_on, io::Cursor};
 use proptest::prelude::*;
 use quelea_shard::{
     codec::FrameReader,
-    frame::{self, DecodeError, Frame, MAX_BATCH_BYTES, MAX_FRAGMENT, RowsHeader, max_body, put_floats},
+    frame::{self, DecodeError, Form, Frame, MAX_BATCH_BYTES, MAX_FRAGMENT, RowsHeader, max_body, put_floats},
     reassembly::{Expect, MAX_PARTIAL_BATCHES, MAX_PARTIAL_BYTES, Reassembly},
 };
 use quelea_wire::ErrorCode;
@@ -47,7 +47,7 @@ proptest! {
         pieces in proptest::collection::vec(1..=MAX_FRAGMENT / 4, 1..40),
     ) {
         let mut reassembly = Reassembly::new();
-        let expect = Expect { width: MAX_BATCH_BYTES / 4 / 128, max_rows: 128 };
+        let expect = Expect { form: Form::Rows, width: MAX_BATCH_BYTES / 4 / 128, max_rows: 128 };
         let mut sent = 0;
         for floats in pieces {
             let fragment = vec![0; floats * 4];
@@ -78,6 +78,22 @@ fn a_count_of_keys_takes_nothing() {
 }
 
 #[test]
+fn token_ids_take_what_has_arrived() {
+    let (_, frame) = samples().into_iter().find(|(n, _)| *n == "tokens").expect("a sample");
+    let mut bytes = Vec::new();
+    frame.encode(&mut bytes);
+    let body = &mut bytes[frame::HEADER..];
+    // A count of rows and a total that are far beyond what is there.
+    body[28..30].copy_from_slice(&128_u16.to_le_bytes());
+    let at = RowsHeader::LEN - 8;
+    body[at..at + 4].copy_from_slice(&512_u32.to_le_bytes());
+    let mut refused = None;
+    let taken = allocation_counter::measure(|| refused = Frame::decode(0x42, body).err());
+    assert_eq!(refused, Some(DecodeError::Field("tokens")));
+    assert!(taken.bytes_max <= 64, "{} bytes", taken.bytes_max);
+}
+
+#[test]
 fn every_known_kind_has_a_cap_of_its_own() {
     for kind in 0..=u8::MAX {
         let max = u32::try_from(max_body(kind) + frame::KIND_AND_FLAGS).expect("small");
@@ -93,7 +109,7 @@ fn every_known_kind_has_a_cap_of_its_own() {
 #[test]
 fn a_stream_holds_so_many_unfinished_batches_and_no_more() {
     let mut reassembly = Reassembly::new();
-    let expect = Expect { width: MAX_BATCH_BYTES / 4 / 128, max_rows: 128 };
+    let expect = Expect { form: Form::Rows, width: MAX_BATCH_BYTES / 4 / 128, max_rows: 128 };
     let fragment = vec![0; MAX_FRAGMENT];
     let now = Instant::now();
     for n in 0..MAX_PARTIAL_BATCHES {
@@ -126,7 +142,7 @@ fn a_stream_holds_so_many_unfinished_batches_and_no_more() {
 
 #[test]
 fn a_batch_that_is_not_the_sessions_is_refused() {
-    let expect = Expect { width: 4, max_rows: 10 };
+    let expect = Expect { form: Form::Rows, width: 4, max_rows: 10 };
     let now = Instant::now();
     let floats = |values: &[f32]| {
         let mut bytes = Vec::new();
@@ -152,7 +168,7 @@ fn a_batch_that_is_not_the_sessions_is_refused() {
 
 #[test]
 fn fragments_of_a_batch_must_follow_each_other() {
-    let expect = Expect { width: 4, max_rows: 10 };
+    let expect = Expect { form: Form::Rows, width: 4, max_rows: 10 };
     let now = Instant::now();
     let part = [0; 16];
     let begun = || {

@@ -5,8 +5,8 @@ use proptest::{collection::vec, prelude::*};
 use quelea_shard::{
     codec::{CodecError, FrameReader},
     frame::{
-        self, BlockKey, CRITICAL, DecodeError, Fault, Frame, Keep, MAX_ADDRS, MAX_BODY, MAX_DETAIL, MAX_KEYS, Open,
-        Prefix,
+        self, BlockKey, CRITICAL, DecodeError, Ends, Fault, Frame, Keep, MAX_ADDRS, MAX_BODY, MAX_DETAIL, MAX_KEYS,
+        MAX_TOP_LOGITS, Open, Prefix, TopLogits,
     },
 };
 use quelea_wire::ErrorCode;
@@ -68,6 +68,30 @@ proptest! {
         let whole = encode(&read).len();
         prop_assert_eq!(end.is_ok(), whole == cut);
         prop_assert_eq!(&frames[..read.len()], &read[..]);
+    }
+
+    #[test]
+    fn likeliest_logits_come_back(
+        sum in any::<u64>(),
+        logits in proptest::collection::btree_map(0..200_000_u32, -1e30_f32..1e30, 1..64),
+    ) {
+        let mut top: Vec<_> = logits.into_iter().collect();
+        top.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        let sent = TopLogits { sum, top };
+        let mut values = Vec::new();
+        sent.put(&mut values);
+        let width = TopLogits::width(u16::try_from(sent.top.len()).expect("few"));
+        prop_assert_eq!(u32::try_from(values.len()), Ok(width));
+        prop_assert!(values.iter().all(|value| value.is_finite()));
+        prop_assert_eq!(TopLogits::take(&values, 200_000), Ok(sent));
+    }
+
+    #[test]
+    fn values_that_are_no_logits_do_no_harm(words in vec(any::<u32>(), 0..64), vocab in 0..1_000_usize) {
+        let values: Vec<f32> = words.into_iter().map(f32::from_bits).collect();
+        if let Ok(top) = TopLogits::take(&values, vocab) {
+            prop_assert!(top.top.iter().all(|(id, logit)| (*id as usize) < vocab && logit.is_finite()));
+        }
     }
 
     #[test]
@@ -168,7 +192,7 @@ fn impossible_fields_are_refused() {
         ("rows", 35, 0, "total"),
         ("rows", 39, 12, "offset"),
         ("rows", 39, 6, "offset"),
-        ("open_prefix", 188, 0, "keys"),
+        ("open_tokens", 189, 2, "takes_tokens"),
         ("open_prefix", 188, 129, "keys"),
         ("open_prefix", 237, 4, "reuse"),
         ("accept_kept", 24, 0, "kept_rows"),
@@ -188,5 +212,56 @@ fn impossible_fields_are_refused() {
         assert!(Frame::decode(kind, &body[..body.len() - 1]).is_err(), "{name} cut");
         body.push(0);
         assert!(Frame::decode(kind, &body).is_err(), "{name} with a byte more");
+    }
+}
+
+#[test]
+fn logits_that_lie_are_refused() {
+    let values = |sum: [u32; 3], top: &[(u32, f32)]| {
+        let sum = sum.map(f32::from_bits).to_vec();
+        [sum, top.iter().flat_map(|(id, logit)| [f32::from_bits(*id), *logit]).collect()].concat()
+    };
+    let take = |sum, top: &[(u32, f32)]| TopLogits::take(&values(sum, top), 10);
+    assert!(take([1, 0, 0], &[(3, 2.0), (4, 2.0), (1, -1.0)]).is_ok());
+    for top in [
+        &[][..],
+        &[(10, 1.0)],
+        &[(3, 1.0), (3, 0.5)],
+        // Out of order, by the logit and by the id.
+        &[(3, 1.0), (4, 2.0)],
+        &[(4, 1.0), (3, 1.0)],
+    ] {
+        assert_eq!(take([1, 0, 0], top), Err(ErrorCode::BadShape), "{top:?}");
+    }
+    for logit in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        assert_eq!(take([1, 0, 0], &[(3, logit)]), Err(ErrorCode::NotFinite));
+    }
+    // More bits than the sum has.
+    for sum in [[1 << 22, 0, 0], [0, 1 << 22, 0], [0, 0, 1 << 20]] {
+        assert_eq!(take(sum, &[(3, 1.0)]), Err(ErrorCode::BadShape));
+    }
+    assert_eq!(take([u32::MAX >> 10, u32::MAX >> 10, u32::MAX >> 12], &[(3, 1.0)]).map(|t| t.sum), Ok(u64::MAX));
+    let many = vec![(0, 1.0); usize::from(MAX_TOP_LOGITS) + 1];
+    assert_eq!(take([1, 0, 0], &many), Err(ErrorCode::BadShape));
+    assert_eq!(TopLogits::take(&[0.0; 2], 10), Err(ErrorCode::BadShape));
+    assert_eq!(TopLogits::take(&[0.0; 4], 10), Err(ErrorCode::BadShape));
+}
+
+#[test]
+fn an_open_without_ends_says_nothing_of_them() {
+    let (_, frame) = samples().into_iter().find(|(name, _)| *name == "open_tokens").expect("a sample");
+    let Frame::Open(thin) = frame else { panic!("an Open") };
+    let body = |open: Open| encode(&[open.into()])[frame::HEADER..].to_vec();
+    let (with, plain) = (body(thin.clone()), body(Open { ends: Ends::default(), ..thin }));
+    assert_eq!(with, [&plain[..], &[0, 1, 0, 0]].concat());
+    // A count of 0 keys that nothing follows, ends that are nothing, more logits than there may be, a flag that is none.
+    for (tail, field) in [
+        (&[0][..], "keys"),
+        (&[0, 0, 0, 0], "gives_logits"),
+        (&[0, 0, 1, 4], "gives_logits"),
+        (&[0, 2, 0, 0], "takes_tokens"),
+    ] {
+        let bytes = [&plain[..], tail].concat();
+        assert_eq!(Frame::decode(0x10, &bytes), Err(DecodeError::Field(field)));
     }
 }

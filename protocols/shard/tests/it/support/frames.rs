@@ -2,7 +2,7 @@
 
 use libp2p::{Multiaddr, PeerId};
 use proptest::{collection::vec, option, prelude::*};
-use quelea_shard::frame::*;
+use quelea_shard::{frame::*, link::Batch};
 use quelea_wire::{ErrorCode, ModelId, Profile, SpanRange};
 
 use super::{peer, session};
@@ -37,10 +37,15 @@ pub fn samples() -> Vec<(&'static str, Frame)> {
         next: peer(2),
         next_addrs: vec![addr("/ip4/192.0.2.1/udp/8468/quic-v1"), addr("/ip6/2001:db8::1/tcp/8468")],
         prefix: Prefix::default(),
+        ends: Ends::default(),
     };
     let keys = vec![BlockKey([0x11; 16]), BlockKey([0x22; 16]), BlockKey([0x33; 16])];
     let mut fragment = Vec::new();
     put_floats(&[1.0, -2.5, f32::MIN_POSITIVE, 0.0], &mut fragment);
+    let (mut ids, mut top, mut values) = (Vec::new(), Vec::new(), Vec::new());
+    put_floats(&Batch::of_tokens(&[5, 128_000]), &mut ids);
+    TopLogits { sum: 0x0123_4567_89ab_cdef, top: vec![(7, 2.5), (128_000, -1.0)] }.put(&mut values);
+    put_floats(&values, &mut top);
     vec![
         ("hello", Hello { version: 1, stream: StreamKind::Bulk, features: 0x8000_0000_0000_0001 }.into()),
         ("hello_ack", HelloAck { version: 1, features: 2 }.into()),
@@ -61,7 +66,19 @@ pub fn samples() -> Vec<(&'static str, Frame)> {
         ("rows", Rows { header, fragment: fragment.clone() }.into()),
         ("rows_rewind", Rows { header: RowsHeader { last_row_only: false, rewind: true, ..header }, fragment }.into()),
         ("ack", Ack { session: s, epoch, seq: 9, received: 24 }.into()),
-        ("open_prefix", Open { prefix: Prefix { keys: keys.clone(), reuse: 2 }, ..open }.into()),
+        ("open_prefix", Open { prefix: Prefix { keys: keys.clone(), reuse: 2 }, ..open.clone() }.into()),
+        ("open_tokens", Open { ends: Ends { takes_tokens: true, gives_logits: 0 }, ..open.clone() }.into()),
+        (
+            "open_logits_prefix",
+            Open {
+                prefix: Prefix { keys: keys.clone(), reuse: 2 },
+                ends: Ends { takes_tokens: false, gives_logits: 40 },
+                ..open
+            }
+            .into(),
+        ),
+        ("tokens", Tokens { header: RowsHeader { total: 8, offset: 0, ..header }, fragment: ids }.into()),
+        ("logits", Logits { header: RowsHeader { rows: 1, total: 28, offset: 0, ..header }, fragment: top }.into()),
         ("accept_kept", Accept { session: s, epoch, kv_pages_free: 12, kept_rows: 64 }.into()),
         ("keep", Keep { session: s, epoch, first: 3, keys }.into()),
         ("stalled", Stalled { session: s, epoch, code: ErrorCode::NextSilent, about: peer(2) }.into()),
@@ -124,6 +141,23 @@ fn any_prefix() -> impl Strategy<Value = Prefix> {
     })
 }
 
+fn any_ends() -> impl Strategy<Value = Ends> {
+    (any::<bool>(), 0..=MAX_TOP_LOGITS).prop_map(|(takes_tokens, gives_logits)| Ends { takes_tokens, gives_logits })
+}
+
+fn any_tokens() -> impl Strategy<Value = Frame> {
+    (any_session(), any::<[u32; 3]>(), vec(any::<[u8; 4]>(), 1..=usize::from(MAX_BATCH_ROWS))).prop_map(
+        |((session, epoch), [seq, pos, deadline_ms], ids)| {
+            let rows = u16::try_from(ids.len()).expect("few");
+            let (last_row_only, rewind, offset) = (false, false, 0);
+            let total = u32::from(rows) * 4;
+            let header =
+                RowsHeader { session, epoch, seq, pos, rows, last_row_only, rewind, deadline_ms, total, offset };
+            Tokens { header, fragment: ids.concat() }.into()
+        },
+    )
+}
+
 fn any_open() -> impl Strategy<Value = Frame> {
     let addr = (any::<[u8; 4]>(), any::<u16>())
         .prop_map(|(ip, port)| addr(&format!("/ip4/{}/udp/{port}/quic-v1", std::net::Ipv4Addr::from(ip))));
@@ -135,7 +169,7 @@ fn any_open() -> impl Strategy<Value = Frame> {
         1..=MAX_WIDTH,
         [1..=u32::MAX, 1..=u32::MAX, 1..=u32::MAX],
         [any_peer(), any_peer()],
-        (vec(addr, 0..=MAX_ADDRS), any_prefix()),
+        (vec(addr, 0..=MAX_ADDRS), any_prefix(), any_ends()),
     )
         .prop_map(
             |(
@@ -146,7 +180,7 @@ fn any_open() -> impl Strategy<Value = Frame> {
                 width,
                 numbers,
                 [prev, next],
-                (next_addrs, prefix),
+                (next_addrs, prefix, ends),
             )| {
                 let [max_rows, step_deadline_ms, idle_ms] = numbers;
                 let span = SpanRange::new(start, start + layers).expect("within the longest model");
@@ -165,6 +199,7 @@ fn any_open() -> impl Strategy<Value = Frame> {
                     next,
                     next_addrs,
                     prefix,
+                    ends,
                 }
                 .into()
             },
@@ -286,6 +321,11 @@ pub fn any_frame() -> impl Strategy<Value = Frame> {
         (any_session(), any_code(), option::of(any_peer()), any_detail())
             .prop_map(|((session, epoch), code, about, detail)| Fault { session, epoch, code, about, detail }.into()),
         any_rows(),
+        any_rows().prop_map(|frame| match frame {
+            Frame::Rows(Rows { header, fragment }) => Logits { header, fragment }.into(),
+            other => other,
+        }),
+        any_tokens(),
         any_failover(),
         (any_session(), any::<[u32; 2]>()).prop_map(|((session, epoch), [seq, received])| Ack {
             session,

@@ -19,7 +19,7 @@ use futures::{
 use libp2p::{PeerId, identity::Keypair};
 use quelea_shard::{
     codec::{FrameReader, FrameWriter},
-    frame::{SessionId, StreamKind},
+    frame::{Form, SessionId, StreamKind},
     link::{Batch, Budget, Dropped, Incoming, Sessions, SinkClosed},
     protocol::{self, Negotiated},
     reassembly::Expect,
@@ -70,6 +70,7 @@ pub fn batch(n: u8, seq: u32, pos: u32, rows: u16, width: u32) -> Batch {
         last_row_only: seq.is_multiple_of(2),
         rewind: seq % 3 == 1,
         deadline: Instant::now() + Duration::from_secs(60),
+        form: Form::Rows,
         data: (0..values).map(|i| (seq * 31 + i) as f32 / 7.0).collect(),
     }
 }
@@ -135,7 +136,7 @@ impl Sessions for Table {
     fn expect(&self, _: &PeerId, session: &SessionId, epoch: u32) -> Option<Expect> {
         let sessions = self.sessions.lock().expect("nobody panics");
         let (current, width) = *sessions.get(session)?;
-        (current == epoch).then_some(Expect { width, max_rows: 1 << 20 })
+        (current == epoch).then_some(Expect { form: Form::Rows, width, max_rows: 1 << 20 })
     }
 
     fn dropped(&self, _: &PeerId, _: Dropped) {

@@ -1,0 +1,49 @@
+//! Flags about asking without a model's ends, and computing them for others.
+
+use clap::{Args, ValueEnum};
+
+use crate::inference::serve::ServeEnds;
+
+/// Whether a worker computes the model's ends for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EndsArg {
+    /// Where they are here and fit beside the layers
+    Auto,
+    /// Always; layers next to them are not served without
+    Always,
+    /// Never: no token ids are seen here
+    Never,
+}
+
+impl From<EndsArg> for ServeEnds {
+    fn from(arg: EndsArg) -> Self {
+        match arg {
+            EndsArg::Auto => Self::Auto,
+            EndsArg::Always => Self::Always,
+            EndsArg::Never => Self::Never,
+        }
+    }
+}
+
+/// Who embeds the tokens and computes the logits.
+#[derive(Debug, Args)]
+pub(crate) struct ThinArgs {
+    /// Have the first stage embed and the last compute the logits, so that nothing of the model but its tokenizer is needed
+    /// here; the first stage then sees the tokens [default: where embedding and head are not on this machine]
+    #[arg(long)]
+    pub(crate) thin: bool,
+    /// Never do that: fetch embedding and head instead
+    #[arg(long, conflicts_with = "thin")]
+    pub(crate) no_thin: bool,
+}
+
+impl ThinArgs {
+    /// What was asked for, if anything.
+    pub(crate) fn choice(&self) -> Option<bool> {
+        match (self.thin, self.no_thin) {
+            (true, _) => Some(true),
+            (_, true) => Some(false),
+            _ => None,
+        }
+    }
+}
