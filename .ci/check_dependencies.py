@@ -19,6 +19,7 @@ ALLOWED = {
     "quelea-announce": {"quelea-wire"},
     "quelea-broadcast": {"quelea-wire"},
     "quelea-exchange": {"quelea-wire"},
+    "quelea-ledger": {"quelea-wire"},
     "quelea-record": {"quelea-wire"},
     "quelea-rendezvous": {"quelea-wire"},
     "quelea-shard": {"quelea-wire"},
@@ -31,7 +32,7 @@ ALLOWED = {
 
 # External crate -> workspace crates that alone may use it directly.
 ONLY_IN_CRATE = {
-    "libp2p": {"quelea", "quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-record", "quelea-rendezvous", "quelea-shard", "quelea-weights", "quelea-behaviours"},
+    "libp2p": {"quelea", "quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-ledger", "quelea-record", "quelea-rendezvous", "quelea-shard", "quelea-weights", "quelea-behaviours"},
     "candle-core": {"quelea-engine"},
     "tokenizers": {"quelea-engine"},
     "redb": {"quelea"},

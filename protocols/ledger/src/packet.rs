@@ -1,0 +1,150 @@
+//! What travels: one packet a request.
+//!
+//! ```text
+//! version u8 = 1 | sender's nonce [16] | receiver's nonce [16] | 0: sync, or 1: envelope u16 length and bytes
+//! sync: unit u32 | notes: seq u64, hash, total u64 | redeems: the same | your note? | your redeem? | holds ≤ 64 | vouchers ≤ 8
+//! ```
+//!
+//! The pair of nonces names a session. Only what carries the nonces of the session that both sides have synced is heard.
+
+use crate::fields::{DecodeError, Hash, HoldId, List, Nonce, Raw, Unit, decode, encode, record};
+
+/// The longest packet: a sync with all its parts has some 3 KiB.
+pub const MAX_PACKET: usize = 4096;
+
+/// The most open holds that a sync lists.
+pub const MAX_HOLDS: usize = 64;
+
+/// The most vouchers that a sync carries.
+pub const MAX_VOUCHERS: usize = 8;
+
+const VERSION: u8 = 1;
+
+record! {
+    /// The newest step of a counter. Zero where there is none.
+    pub struct Head {
+        /// Its number.
+        pub seq: u64,
+        /// Its name.
+        pub hash: Hash,
+        /// The counter, in micro-credits.
+        pub total: u64,
+    }
+
+    struct SyncFields {
+        unit: Unit,
+        notes: Head,
+        redeems: Head,
+        your_note: Option<Raw>,
+        your_redeem: Option<Raw>,
+        holds: List<HoldId, MAX_HOLDS>,
+        vouchers: List<Raw, MAX_VOUCHERS>,
+    }
+
+    struct Frame {
+        version: u8,
+        from: Nonce,
+        to: Nonce,
+        tag: u8,
+    }
+}
+
+impl Copy for Head {}
+
+impl Head {
+    /// No step yet.
+    pub const NONE: Self = Self { seq: 0, hash: Hash::ZERO, total: 0 };
+}
+
+/// Where the sender stands, and what it holds of the receiver's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sync {
+    /// Of which account.
+    pub unit: Unit,
+    /// The sender's own newest note.
+    pub notes: Head,
+    /// The sender's own newest redeem.
+    pub redeems: Head,
+    /// The receiver's newest note that the sender has.
+    pub your_note: Option<Raw>,
+    /// The receiver's newest redeem that the sender has.
+    pub your_redeem: Option<Raw>,
+    /// The receiver's holds that are open at the sender.
+    pub holds: Vec<HoldId>,
+    /// The receiver's newest vouchers for them.
+    pub vouchers: Vec<Raw>,
+}
+
+/// What a packet brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// The opening of a session.
+    Sync(Box<Sync>),
+    /// A message of the session.
+    Signed(Raw),
+}
+
+/// A packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packet {
+    /// The sender's nonce.
+    pub from: Nonce,
+    /// The receiver's, as the sender last heard it; zero at first.
+    pub to: Nonce,
+    /// What it brings.
+    pub content: Content,
+}
+
+impl Packet {
+    /// The bytes that travel.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let tag = u8::from(matches!(self.content, Content::Signed(_)));
+        let mut out = encode(&Frame { version: VERSION, from: self.from, to: self.to, tag });
+        match &self.content {
+            Content::Signed(raw) => out.extend(encode(raw)),
+            Content::Sync(sync) => out.extend(encode(&SyncFields {
+                unit: sync.unit,
+                notes: sync.notes,
+                redeems: sync.redeems,
+                your_note: sync.your_note.clone(),
+                your_redeem: sync.your_redeem.clone(),
+                holds: List(sync.holds.clone()),
+                vouchers: List(sync.vouchers.clone()),
+            })),
+        }
+        out
+    }
+
+    /// Reads a packet.
+    ///
+    /// # Errors
+    /// When it is longer than [`MAX_PACKET`], of another version, or not in its one form.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        if bytes.len() > MAX_PACKET {
+            return Err(DecodeError::Long);
+        }
+        let (head, rest) = bytes.split_at_checked(34).ok_or(DecodeError::Short)?;
+        let Frame { version, from, to, tag } = decode(head)?;
+        if version != VERSION {
+            return Err(DecodeError::Field("version"));
+        }
+        let content = match tag {
+            0 => {
+                let fields: SyncFields = decode(rest)?;
+                Content::Sync(Box::new(Sync {
+                    unit: fields.unit,
+                    notes: fields.notes,
+                    redeems: fields.redeems,
+                    your_note: fields.your_note,
+                    your_redeem: fields.your_redeem,
+                    holds: fields.holds.0,
+                    vouchers: fields.vouchers.0,
+                }))
+            }
+            1 => Content::Signed(decode(rest)?),
+            other => return Err(DecodeError::Kind(other)),
+        };
+        Ok(Self { from, to, content })
+    }
+}
