@@ -16,7 +16,7 @@ use crate::{
     home::Home,
     identity,
     inference::{
-        CutOff, FinishReason, InferEvent, InferRequest, LikelyToken, PromptForm, Route, RouteHop, Speculate,
+        CutOff, FinishReason, InferEvent, InferRequest, LikelyToken, PromptForm, Route, RouteHop, Saw, Speculate,
         Speculation, Summary, TokenLogprobs, models::quantised, session_log::SessionLogs,
     },
     node::{GRACE, Node, settings::Settings},
@@ -92,6 +92,7 @@ fn request(args: &InferArgs) -> Result<InferRequest, CliError> {
         objective: args.objective.into(),
         resume: args.resume.clone(),
         thin: args.thin.choice(),
+        private: args.thin.private,
         ..InferRequest::new("", prompt)
     })
 }
@@ -358,6 +359,13 @@ pub(super) fn footer(route: &[RouteHop], summary: &Summary) -> String {
     let stages: Vec<String> = route.iter().map(|hop| format!("{} [{}]", short(&hop.peer), hop.layers)).collect();
     let stages = if stages.is_empty() { "here, unsplit".into() } else { stages.join(" → ") };
     lines.push(format!("route:        {stages}"));
+    if !summary.private.is_empty() {
+        lines.push(format!("private:      layers {} ran here", summary.private.join(" and ")));
+    }
+    for Saw { peer, layers, tokens } in &summary.saw {
+        let what = if *tokens { "the tokens, and the rows of" } else { "the rows of" };
+        lines.push(format!("saw:          {} {what} layers {layers}", short(peer)));
+    }
     if let Some(first) = route.iter().find(|hop| hop.sees_tokens) {
         lines.push(format!("thin:         {} embedded the tokens, and saw them", short(&first.peer)));
     }

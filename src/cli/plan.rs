@@ -58,6 +58,7 @@ fn request(args: &PlanArgs) -> PlanRequest {
         objective: args.objective.into(),
         timeout_ms: u64::try_from(args.timeout.as_millis()).unwrap_or(u64::MAX),
         thin: args.thin.choice(),
+        private: args.thin.private,
     }
 }
 

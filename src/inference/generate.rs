@@ -12,10 +12,11 @@ use tokio::sync::mpsc;
 use super::{
     models::Ends,
     pipeline::Pipeline,
+    private,
     resume::Begun,
     sampling::{self, Logits, Picker, Text},
     speculate::Speculator,
-    types::{FinishReason, InferError, InferEvent, InferRequest, PromptForm, Speculate, Summary},
+    types::{FinishReason, InferError, InferEvent, InferRequest, PromptForm, Route, Speculate, Summary},
 };
 
 /// For how long a caller may leave events unread before the request is cancelled for it.
@@ -25,6 +26,13 @@ pub(super) const SLOW_CALLER: Duration = Duration::from_secs(60);
 pub(crate) fn check(ends: &Ends, request: &InferRequest) -> Result<(), InferError> {
     if request.max_tokens == 0 {
         return Err(InferError::new(ErrorCode::Usage, "max_tokens must be at least 1"));
+    }
+    if request.private > 0 && request.route != Route::Local {
+        if request.thin == Some(true) {
+            let message = "layers are kept here with embedding and head, and --thin has those computed elsewhere";
+            return Err(InferError::new(ErrorCode::Usage, message));
+        }
+        private::between(request.private, ends.file.layers())?;
     }
     sampling::settings(request, ends.hparams.vocab).map(drop)
 }
@@ -180,6 +188,8 @@ pub(crate) async fn generate(
         logprobs,
         speculation: (request.speculate != Speculate::Off).then_some(speculator.done),
         predicted: None,
+        saw: pipeline.saw(),
+        private: pipeline.private(),
         hops: pipeline.finish().await,
         recoveries: pipeline.recoveries(),
         ttft_s: ttft.as_secs_f64(),

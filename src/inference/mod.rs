@@ -9,6 +9,7 @@
 //! | `experience`, `meter` | what was measured of peers, and of this node |
 //! | `generate`, `sampling`, `pipeline` | prompt to text, wherever the layers run |
 //! | `thin` | asking without embedding and head |
+//! | `private` | keeping the outer layers here |
 //! | `speculate` | guessing tokens and verifying several in one pass |
 //! | `resume`, `session_log` | going on with an answer that was cut off, and what is kept for that |
 //! | `prefix` | names of prompts' beginnings |
@@ -35,6 +36,7 @@ pub(crate) mod plane;
 pub(crate) mod planner;
 mod planning;
 pub(crate) mod prefix;
+mod private;
 pub(crate) mod publish;
 pub(crate) mod rebalance;
 mod resume;
@@ -63,7 +65,7 @@ pub use self::{
     },
     types::{
         CutOff, FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PlanRequest, Prediction,
-        PromptForm, Recovery, Route, RouteHop, Speculate, Speculation, Summary, TokenLogprobs,
+        PromptForm, Recovery, Route, RouteHop, Saw, Speculate, Speculation, Summary, TokenLogprobs,
     },
 };
 use self::{

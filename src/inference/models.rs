@@ -14,7 +14,7 @@ use quelea_engine::{
     template::ChatTemplate,
     tokenizer::Tokenizer,
 };
-use quelea_wire::{ErrorCode, ModelId};
+use quelea_wire::{ErrorCode, ModelId, SpanRange};
 use tokio::sync::{Mutex, OnceCell, watch};
 
 use super::{
@@ -150,6 +150,8 @@ pub(crate) struct Ends {
     ends: OnceCell<Runner>,
     /// The whole model, for requests that run here.
     whole: OnceCell<Runner>,
+    /// So many of the first layers with the embedding, and of the last with the head, for requests that keep them here.
+    outer: Mutex<Option<(u16, (Runner, Runner))>>,
     /// Fetches what is missing of a model of the store: its file may have holes where its layers would be.
     stored: Option<Puller>,
 }
@@ -165,8 +167,8 @@ impl Ends {
         let tokenizer = Tokenizer::from_gguf(&file.gguf).map_err(|e| unusable(&file.name, &e))?;
         let template = ChatTemplate::from_gguf(&file.gguf, &tokenizer).map_err(|e| unusable(&file.name, &e))?;
         let hparams = Hparams::from_gguf(&file.gguf).map_err(|e| unusable(&file.name, &e))?;
-        let (ends, whole) = (OnceCell::new(), OnceCell::new());
-        Ok(Self { file, tokenizer, template, hparams, salt, compute, ends, whole, stored })
+        let (ends, whole, outer) = (OnceCell::new(), OnceCell::new(), Mutex::default());
+        Ok(Self { file, tokenizer, template, hparams, salt, compute, ends, whole, outer, stored })
     }
 
     /// A stage with embedding and head: the whole model where that is loaded anyway. What is missing of them is fetched.
@@ -179,6 +181,31 @@ impl Ends {
             self.start(gguf, Span::ends()).await
         };
         self.ends.get_or_try_init(start).await
+    }
+
+    /// Stages with the embedding and the first `n` layers, and with the last `n` and the head: the whole model where that is
+    /// loaded anyway. What is missing of them is fetched.
+    pub(crate) async fn outer(&self, n: u16) -> Result<(Runner, Runner), InferError> {
+        if let Some(whole) = self.whole.get() {
+            return Ok((whole.clone(), whole.clone()));
+        }
+        let mut outer = self.outer.lock().await;
+        if let Some((_, runners)) = outer.as_ref().filter(|(known, _)| *known == n) {
+            return Ok(runners.clone());
+        }
+        let last = self.file.layers();
+        let spans = [SpanRange::new(0, n), SpanRange::new(last.saturating_sub(n), last)];
+        let [front, back] = spans.map(|span| span.map_err(|e| InferError::new(ErrorCode::Usage, e.to_string())));
+        let (front, back) = (front?, back?);
+        for parts in [Parts::Layers(front), Parts::Layers(back)] {
+            self.fetched(parts).await?;
+        }
+        let gguf = self.fetched(Parts::Ends).await.map_err(|error| self.without_ends(error))?;
+        let front = Span { layers: front.as_usize(), embedding: true, head: false };
+        let back = Span { layers: back.as_usize(), embedding: false, head: true };
+        let runners = (self.start(gguf.clone(), front).await?, self.start(gguf, back).await?);
+        *outer = Some((n, runners.clone()));
+        Ok(runners)
     }
 
     fn without_ends(&self, error: InferError) -> InferError {

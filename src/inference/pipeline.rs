@@ -23,9 +23,10 @@ use super::{
     plane::engine_code,
     planner::{nanos, observed::Took},
     prefix,
+    private::Private,
     sampling::Logits,
     serve::profile_of,
-    types::{HopReport, InferError, Recovery},
+    types::{HopReport, InferError, Recovery, Saw},
 };
 
 /// Whose work this is to a runner of this node: that of the node's own user.
@@ -76,6 +77,8 @@ impl Pipeline {
     /// Names the rows of `ids`, all of which were computed, for requests that begin alike.
     pub(crate) fn keep(&self, ends: &Ends, ids: &[u32]) {
         match self {
+            // The layers that are here have kept nothing, and the others are given all rows.
+            Self::Chain(remote) if remote.private.is_some() => {}
             Self::Chain(remote) => {
                 let keys = ends.prefix_keys(ends.profile(), ids);
                 remote.chain.keep(&prefix::to_wire(&keys).keys);
@@ -96,10 +99,26 @@ impl Pipeline {
         }
     }
 
+    /// Which peers were given what.
+    pub(crate) fn saw(&self) -> Vec<Saw> {
+        match self {
+            Self::Chain(remote) => remote.chain.saw(),
+            Self::Local(_) => Vec::new(),
+        }
+    }
+
+    /// Layers that are kept here by the request's wish.
+    pub(crate) fn private(&self) -> Vec<String> {
+        match self {
+            Self::Chain(remote) if remote.private.is_some() => remote.chain.around(),
+            _ => Vec::new(),
+        }
+    }
+
     /// Whether the chain's ends compute those of the model.
     pub(crate) fn is_thin(&self) -> bool {
         match self {
-            Self::Chain(remote) => remote.head.is_none(),
+            Self::Chain(remote) => remote.chain.ends().takes_tokens,
             Self::Local(_) => false,
         }
     }
@@ -135,6 +154,8 @@ pub(crate) struct RemoteLayers {
     model: Arc<Ends>,
     /// The head; nothing where the last stage has it.
     head: Option<Work>,
+    /// Layers around those of the chain, embedding and head with them.
+    private: Option<Private>,
     took: Took,
 }
 
@@ -151,13 +172,23 @@ impl RemoteLayers {
             Work::open(runner, spec, step_timeout).map(|(work, _)| work)
         };
         let head = runner.map(open).transpose()?;
-        Ok(Self { chain, model: model.clone(), head, took: Took::default() })
+        Ok(Self { chain, model: model.clone(), head, private: None, took: Took::default() })
+    }
+
+    /// With the layers around the chain's here.
+    pub(crate) fn within(chain: ChainSession, model: &Arc<Ends>, private: Private) -> Self {
+        Self { chain, model: model.clone(), head: None, private: Some(private), took: Took::default() }
     }
 
     async fn prefill(&mut self, prompt: &[u32]) -> Result<Logits, InferError> {
         let started = Instant::now();
         let mut pos = usize::try_from(self.chain.kept_rows()).unwrap_or(0);
         self.took.prompt_rows = count(prompt.len().saturating_sub(pos));
+        if let Some(private) = &mut self.private {
+            let logits = private.prefill(&mut self.chain, prompt).await?;
+            self.took.prompt_ns = nanos(started.elapsed());
+            return Ok(Logits::all(logits, self.model.hparams.vocab));
+        }
         for chunk in prompt.get(pos..).unwrap_or_default().chunks(PREFILL_CHUNK) {
             self.chain.push_chunk(chunk, u32::try_from(pos).unwrap_or(u32::MAX)).await?;
             pos += chunk.len();
@@ -169,6 +200,11 @@ impl RemoteLayers {
 
     async fn decode(&mut self, ids: &[u32], pos: u32) -> Result<Logits, InferError> {
         let started = Instant::now();
+        if let Some(private) = &mut self.private {
+            let logits = private.decode(&mut self.chain, ids, pos).await?;
+            self.took.pass(count(ids.len()), started.elapsed());
+            return Ok(Logits::all(logits, self.model.hparams.vocab));
+        }
         let rows = self.chain.decode(ids, pos).await?;
         self.took.pass(count(ids.len()), started.elapsed());
         self.head(rows).await

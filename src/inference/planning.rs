@@ -26,6 +26,7 @@ use super::{
         report::{self, PlanReport},
     },
     prefix,
+    private::{self, Private},
     serve::{Served, profile_named},
     thin::Thin,
     types::{HopReport, InferError, InferRequest, PlanRequest, Prediction, Route},
@@ -47,10 +48,12 @@ impl Asker {
         max_rows: u32,
     ) -> Result<(Pipeline, Option<Prediction>), InferError> {
         let own = self.own.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut thin = Thin::of(request, ends)?;
+        let kept = request.private;
+        let mut thin = if kept > 0 { None } else { Thin::of(request, ends)? };
         let model = ends.file.id;
-        let query = self.query(ends, request.objective, prompt.len(), request.max_tokens, max_rows)?;
-        let mut query = Thin::in_query(thin, query);
+        let query = self.query(ends, request.objective(), prompt.len(), request.max_tokens, max_rows)?;
+        let span = private::between(kept, ends.file.layers())?;
+        let mut query = Thin::in_query(thin, Query { span, ..query });
         let profile = profile_named(ends.profile());
         // Only what was measured counts against others.
         let alone = request.route != Route::Swarm && fits_here(ends).is_ok();
@@ -104,8 +107,10 @@ impl Asker {
                 return Ok((Pipeline::Local(Box::new(local)), prediction));
             }
             // Rows that others computed are as good as new ones only where they depend on nothing else.
-            let keys = if ends.is_exact() { ends.prefix_keys(ends.profile(), prompt) } else { PrefixKeys::default() };
-            let runner = if thin.is_some() { None } else { Some(ends.ends().await?) };
+            let shares = ends.is_exact() && kept == 0;
+            let keys = if shares { ends.prefix_keys(ends.profile(), prompt) } else { PrefixKeys::default() };
+            let runner = if thin.is_some() || kept > 0 { None } else { Some(ends.ends().await?) };
+            let outer = if kept > 0 { Some(ends.outer(kept).await?) } else { None };
             let spec = SessionSpec {
                 model,
                 profile,
@@ -116,6 +121,7 @@ impl Asker {
                 prefix: prefix::to_wire(&keys),
                 layers: ends.file.layers(),
                 embed: runner.cloned(),
+                fed: kept > 0,
                 ends: thin.map(Thin::on_the_wire).unwrap_or_default(),
                 prompt: prompt.to_vec(),
                 own: own.clone(),
@@ -123,7 +129,13 @@ impl Asker {
             };
             match ChainSession::open(self.plane.clone(), hops, spec).await {
                 Ok(chain) => {
-                    let remote = RemoteLayers::new(chain, ends, runner, request.step_timeout())?;
+                    let limit = request.step_timeout();
+                    let remote = match outer {
+                        Some(outer) => {
+                            RemoteLayers::within(chain, ends, Private::open(ends, &outer, kept, max_rows, limit)?)
+                        }
+                        None => RemoteLayers::new(chain, ends, runner, limit)?,
+                    };
                     return Ok((Pipeline::Chain(Box::new(remote)), prediction));
                 }
                 Err(error) => {
@@ -262,8 +274,11 @@ impl Asker {
         }
         let max_rows = u32::try_from(rows.min(context)).unwrap_or(u32::MAX);
         let prompt = usize::try_from(request.prompt_tokens).unwrap_or(usize::MAX);
-        let query = self.query(&ends, request.objective, prompt, request.max_tokens, max_rows)?;
-        let query = Thin::in_query(Thin::planned(request.thin, &ends), query);
+        let objective = if request.private > 0 { Objective::Private } else { request.objective };
+        let query = self.query(&ends, objective, prompt, request.max_tokens, max_rows)?;
+        let span = private::between(request.private, ends.file.layers())?;
+        let thin = if request.private > 0 { None } else { Thin::planned(request.thin, &ends) };
+        let query = Thin::in_query(thin, Query { span, ..query });
         let profile = profile_named(ends.profile());
         let fits = fits_here(&ends);
         let local = fits.is_ok().then(|| self.local_speed(&ends, &query));

@@ -145,6 +145,10 @@ pub struct InferRequest {
     /// here; the first stage then sees the tokens. Left out: where embedding and head are not on this machine.
     #[serde(default)]
     pub thin: Option<bool>,
+    /// So many of the first and of the last layers are run here, of a model whose file is here. Chains are then chosen by
+    /// [`Objective::Private`].
+    #[serde(default)]
+    pub private: u16,
 }
 
 fn default_max_tokens() -> u32 {
@@ -202,7 +206,13 @@ impl InferRequest {
             objective: Objective::Latency,
             resume: None,
             thin: None,
+            private: 0,
         }
+    }
+
+    /// What the chain is chosen by.
+    pub(crate) fn objective(&self) -> Objective {
+        if self.private > 0 { Objective::Private } else { self.objective }
     }
 
     pub(crate) fn step_timeout(&self) -> Duration {
@@ -242,6 +252,17 @@ pub struct HopReport {
     pub queue_ms_per_row: f64,
     /// Mean milliseconds one way to the next hop, from acknowledgements; nothing when none was measured.
     pub hop_ms: Option<f64>,
+}
+
+/// What a peer was given of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saw {
+    /// The peer.
+    pub peer: String,
+    /// The layers that it ran, half-open: it was given the rows before them, and has those between and behind them.
+    pub layers: String,
+    /// Whether it was given the tokens themselves.
+    pub tokens: bool,
 }
 
 /// A stage that was lost while answering, and how the answer went on.
@@ -327,6 +348,9 @@ pub struct PlanRequest {
     /// As in [`InferRequest`].
     #[serde(default)]
     pub thin: Option<bool>,
+    /// As in [`InferRequest`].
+    #[serde(default)]
+    pub private: u16,
 }
 
 fn default_prompt_tokens() -> u64 {
@@ -376,6 +400,12 @@ pub struct Summary {
     pub predicted: Option<Prediction>,
     /// Who did what, in the order of the layers; empty when everything ran here.
     pub hops: Vec<HopReport>,
+    /// Which peers were given what, those that were lost and those that took over among them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub saw: Vec<Saw>,
+    /// Layers that were run here by the request's wish, half-open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub private: Vec<String>,
     /// Stages that were lost meanwhile.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub recoveries: Vec<Recovery>,

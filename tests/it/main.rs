@@ -26,6 +26,7 @@
 //! | `dht` | are values, providers and peers found through others, and given up |
 //! | `weights` | do models come from peers as they are, whatever happens on the way |
 //! | `thin` | is an answer the same for somebody who has nothing of the model but its id |
+//! | `private` | is it also the same with the outer layers kept, and is it said who saw what |
 //! | `demo` | does the demo work with nothing at hand |
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say what they expect by failing loudly, helpers too")]
@@ -51,6 +52,7 @@ mod masking;
 mod measure;
 mod peers;
 mod prefix;
+mod private;
 mod registry;
 mod resume;
 mod sampling;

@@ -35,6 +35,10 @@ pub(crate) struct ThinArgs {
     /// Never do that: fetch embedding and head instead
     #[arg(long, conflicts_with = "thin")]
     pub(crate) no_thin: bool,
+    /// Run the first and the last N layers here, so that peers see nothing next to the tokens of prompt or answer, and as few
+    /// peers as can be; needs these layers here, and memory for them [N: 1 if left out]
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_value_t = 0, default_missing_value = "1", conflicts_with = "thin", hide_default_value = true)]
+    pub(crate) private: u16,
 }
 
 impl ThinArgs {

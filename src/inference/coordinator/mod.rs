@@ -28,7 +28,7 @@ use quelea_shard::{
     protocol,
     reassembly::Expect,
 };
-use quelea_wire::{ErrorCode, ModelId, Profile};
+use quelea_wire::{ErrorCode, ModelId, Profile, SpanRange};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout_at},
@@ -40,7 +40,7 @@ use super::{
     links::{Control, EVENTS, FromStage},
     plane::{Plane, RESULTS},
     planner::{Hop, Query},
-    types::{HopReport, InferError, PREFILL_WINDOW, Recovery, RouteHop},
+    types::{HopReport, InferError, PREFILL_WINDOW, Recovery, RouteHop, Saw},
 };
 
 /// Chunks of a prompt that may be on their way through the chain at once.
@@ -71,8 +71,10 @@ pub(crate) struct SessionSpec {
     pub(crate) prefix: Prefix,
     /// Layers of the model.
     pub(crate) layers: u16,
-    /// Has the embedding; nothing where the first stage embeds.
+    /// Has the embedding; nothing where the first stage embeds, or rows are [fed](ChainSession::feed).
     pub(crate) embed: Option<Runner>,
+    /// Whether the first layers' rows are fed, and all rows come back, also those of the prompt.
+    pub(crate) fed: bool,
     /// What the first and the last stage compute besides their layers.
     pub(crate) ends: Ends,
     /// Token ids that the session begins with.
@@ -185,6 +187,10 @@ pub(crate) struct ChainSession {
     /// Whether the last of them took others back, which stages that have not got them still hold.
     rewound: bool,
     last: Vec<f32>,
+    /// Rows for the first stage from position 0 on, where they are fed.
+    fed: Vec<f32>,
+    /// Who was given rows, of which layers.
+    saw: Vec<(PeerId, SpanRange)>,
     /// Whether all stages keep the session when a neighbour is lost.
     survives: bool,
     /// What all stages know; who comes in must know it, too.
@@ -258,6 +264,8 @@ impl ChainSession {
             sent: 0,
             rewound: false,
             last: Vec::new(),
+            fed: Vec::new(),
+            saw: Vec::new(),
             survives,
             features: common,
             dead: HashSet::new(),
@@ -268,6 +276,7 @@ impl ChainSession {
         session.kept_rows = session.accepted(deadline).await?;
         session.sent = session.kept_rows;
         session.stages.iter_mut().for_each(|stage| stage.joined = true);
+        session.saw = session.stages.iter().map(|stage| (stage.hop.peer, stage.hop.span)).collect();
         Ok(session)
     }
 
@@ -281,6 +290,36 @@ impl ChainSession {
             last.gives_logits = self.spec.ends.gives_logits > 0;
         }
         route
+    }
+
+    /// Which peers were given rows, and of which layers: also those that were lost, and those that took over.
+    pub(crate) fn saw(&self) -> Vec<Saw> {
+        let tokens = |span: &SpanRange| self.spec.ends.takes_tokens && span.start() == self.spec.query.span.start();
+        let of = |(peer, span): &(PeerId, SpanRange)| Saw {
+            peer: peer.to_string(),
+            layers: span.to_string(),
+            tokens: tokens(span),
+        };
+        self.saw.iter().map(of).collect()
+    }
+
+    /// The layers of the model that this chain leaves out, at either end.
+    pub(crate) fn around(&self) -> Vec<String> {
+        let span = self.spec.query.span;
+        let ends = [SpanRange::new(0, span.start()), SpanRange::new(span.end(), self.spec.layers)];
+        ends.into_iter().flatten().map(|span| span.to_string()).collect()
+    }
+
+    /// Keeps rows that the first layers gave, the first of them at `pos`, for the first stage, and for whoever takes its place.
+    pub(crate) fn feed(&mut self, pos: u32, rows: &[f32]) {
+        let width = usize::try_from(self.spec.width).unwrap_or(usize::MAX);
+        self.fed.truncate(usize::try_from(pos).unwrap_or(usize::MAX).saturating_mul(width));
+        self.fed.extend_from_slice(rows);
+    }
+
+    /// Rows of the prompt that have come back since they were last asked for, where all of them do.
+    pub(crate) fn results(&mut self) -> Vec<f32> {
+        std::mem::take(&mut self.last)
     }
 
     /// Stages that were lost, and who took over.
@@ -304,10 +343,10 @@ impl ChainSession {
             self.result().await?;
         }
         let deadline = Instant::now() + self.spec.step_timeout.saturating_mul(self.chunks_under_way() + 1);
-        self.send(StreamKind::Bulk, ids, pos, true, deadline).await
+        self.send(StreamKind::Bulk, ids, pos, !self.spec.fed, deadline).await
     }
 
-    /// Waits for all chunks; the last row of the prompt, or its logits.
+    /// Waits for all chunks; the last row of the prompt, or its logits, or all rows that have not been asked for.
     pub(crate) async fn end_of_prefill(&mut self) -> Result<Vec<f32>, InferError> {
         while !self.expected.is_empty() {
             self.result().await?;
@@ -365,6 +404,11 @@ impl ChainSession {
         let ids = self.ids.get(at(from)..at(until)).unwrap_or_default();
         let (form, data) = match &self.spec.embed {
             Some(embed) => (Form::Rows, embed.stage().embed(ids).map_err(|e| engine(&e))?),
+            None if self.spec.fed => {
+                let width = usize::try_from(self.spec.width).unwrap_or(usize::MAX);
+                let rows = at(from).saturating_mul(width)..at(until).saturating_mul(width);
+                (Form::Rows, self.fed.get(rows).unwrap_or_default().to_vec())
+            }
             None => (Form::Tokens, Batch::of_tokens(ids)),
         };
         let rows = u16::try_from(ids.len()).unwrap_or(u16::MAX);

@@ -153,6 +153,7 @@ impl ChainSession {
         }
         for stage in hops {
             added.push(stage.hop.clone());
+            self.saw.push((stage.hop.peer, stage.hop.span));
             chain.push(stage);
         }
         chain.extend(alive);

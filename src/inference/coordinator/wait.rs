@@ -130,7 +130,11 @@ impl ChainSession {
             if expected.data.len() < whole {
                 break;
             }
-            self.last = std::mem::take(&mut expected.data);
+            if self.spec.fed {
+                self.last.append(&mut expected.data);
+            } else {
+                self.last = std::mem::take(&mut expected.data);
+            }
             self.expected.pop_front();
         }
         Ok(())

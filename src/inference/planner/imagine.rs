@@ -180,6 +180,7 @@ mod tests {
             objective: Objective::Latency,
             timeout_ms: 0,
             thin: None,
+            private: 0,
         }
     }
 
