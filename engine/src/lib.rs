@@ -9,6 +9,7 @@
 //! - [`tokenizer`], [`template`] and [`sampler`] are what stands before the first stage and after the last.
 
 pub mod backend;
+pub mod bf16;
 pub mod chain;
 pub mod error;
 pub mod gguf;
@@ -25,6 +26,7 @@ pub mod synth;
 pub mod template;
 pub mod tokenizer;
 
+pub use bf16::round_to_bf16;
 pub use chain::{Chain, ChainError, log_probs, logits_for};
 pub use error::{BackendError, LoadError, StageError};
 pub use gguf::{Gguf, GgufError};

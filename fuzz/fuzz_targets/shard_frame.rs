@@ -14,7 +14,7 @@ use futures::{AsyncRead, executor::block_on};
 use libfuzzer_sys::fuzz_target;
 use quelea_shard::{
     codec::FrameReader,
-    frame::{self, CRITICAL, Form, Frame, Logits, MAX_FRAGMENT, MAX_FRAME, Rows, Tokens, TopLogits},
+    frame::{self, CRITICAL, Form, Frame, Logits, MAX_FRAGMENT, MAX_FRAME, Rows, Rows16, Tokens, TopLogits},
     reassembly::{Expect, MAX_PARTIAL_BYTES, Reassembly},
 };
 use tokio::time::Instant;
@@ -84,11 +84,12 @@ fuzz_target!(|data: &[u8]| {
             Frame::Rows(Rows { header, fragment }) => Some((Form::Rows, header, fragment)),
             Frame::Tokens(Tokens { header, fragment }) => Some((Form::Tokens, header, fragment)),
             Frame::Logits(Logits { header, fragment }) => Some((Form::Logits, header, fragment)),
+            Frame::Rows16(Rows16 { header, fragment }) => Some((Form::Rows16, header, fragment)),
             _ => None,
         };
         if let Some((form, header, fragment)) = part {
             arrived += fragment.len();
-            let width = header.total / 4 / u32::from(header.rows);
+            let width = header.total / form.value_bytes() as u32 / u32::from(header.rows);
             let expect = Expect { form, width, max_rows: u32::MAX };
             if let Ok(Some(batch)) = reassembly.push(Instant::now(), &header, &fragment, expect) {
                 assert_eq!(batch.data.len(), usize::from(header.rows) * width as usize);
@@ -102,7 +103,7 @@ fuzz_target!(|data: &[u8]| {
                 }
             }
             assert!(reassembly.received_bytes() <= arrived.min(MAX_PARTIAL_BYTES));
-            assert!(reassembly.capacity_bytes() <= 2 * arrived + MAX_FRAGMENT);
+            assert!(reassembly.capacity_bytes() <= 4 * arrived + 2 * MAX_FRAGMENT);
         }
     }
 });

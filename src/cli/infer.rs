@@ -17,7 +17,7 @@ use crate::{
     identity,
     inference::{
         CutOff, FinishReason, InferEvent, InferRequest, LikelyToken, PromptForm, Route, RouteHop, Saw, Speculate,
-        Speculation, Summary, TokenLogprobs, models::quantised, session_log::SessionLogs,
+        Speculation, Summary, TokenLogprobs, models::quantised, planner::size, session_log::SessionLogs,
     },
     node::{GRACE, Node, settings::Settings},
 };
@@ -93,6 +93,7 @@ fn request(args: &InferArgs) -> Result<InferRequest, CliError> {
         resume: args.resume.clone(),
         thin: args.thin.choice(),
         private: args.thin.private,
+        profile: args.thin.profile(),
         ..InferRequest::new("", prompt)
     })
 }
@@ -392,6 +393,10 @@ pub(super) fn footer(route: &[RouteHop], summary: &Summary) -> String {
         summary.prompt_ids.len(),
         summary.prompt_tokens_per_s
     ));
+    if summary.bytes_sent > 0 {
+        let (sent, received) = (size(summary.bytes_sent), size(summary.bytes_received));
+        lines.push(format!("rows:         {sent} sent, {received} received ({})", summary.profile));
+    }
     lines.push(format!("first token:  {:.0} ms   total: {:.2} s", summary.ttft_s * 1e3, summary.total_s));
     if let Some(predicted) = &summary.predicted {
         let here = predicted.local_tokens_per_s.map_or_else(String::new, |rate| format!("; here alone: {rate:.1}"));

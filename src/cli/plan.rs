@@ -59,6 +59,7 @@ fn request(args: &PlanArgs) -> PlanRequest {
         timeout_ms: u64::try_from(args.timeout.as_millis()).unwrap_or(u64::MAX),
         thin: args.thin.choice(),
         private: args.thin.private,
+        profile: args.thin.profile(),
     }
 }
 

@@ -330,11 +330,13 @@ impl Wanted<'_> {
 
     /// Why an offer is of no use to this request.
     fn unfit(&self, offer: &Offer) -> Option<String> {
+        // Who computes exactly rounds between layers for those who ask.
+        let rounds = self.profile == Profile::ExactBf16 && offer.profile == Profile::Exact;
         if offer.layers_total != self.layers {
             Some(format!("announces {} layers for this model", offer.layers_total))
         } else if offer.state != State::Ready {
             Some(format!("{:?}", offer.state).to_lowercase())
-        } else if offer.profile != self.profile {
+        } else if offer.profile != self.profile && !rounds {
             Some(format!("computes with {}, not {}", offer.profile, self.profile))
         } else {
             None

@@ -188,6 +188,8 @@ pub(crate) async fn generate(
         logprobs,
         speculation: (request.speculate != Speculate::Off).then_some(speculator.done),
         predicted: None,
+        bytes_sent: pipeline.bytes().0,
+        bytes_received: pipeline.bytes().1,
         saw: pipeline.saw(),
         private: pipeline.private(),
         hops: pipeline.finish().await,

@@ -65,7 +65,7 @@ pub use self::{
     },
     types::{
         CutOff, FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PlanRequest, Prediction,
-        PromptForm, Recovery, Route, RouteHop, Saw, Speculate, Speculation, Summary, TokenLogprobs,
+        PromptForm, Recovery, RequestProfile, Route, RouteHop, Saw, Speculate, Speculation, Summary, TokenLogprobs,
     },
 };
 use self::{
@@ -153,7 +153,8 @@ impl Asker {
             Route::Auto | Route::Swarm => self.open_again(ends, request, begun, max_rows).await?,
             Route::Local => {
                 let runner = ends.whole().await?;
-                let local = LocalLayers::new(ends, runner, &rows, max_rows, request.step_timeout())?;
+                let name = ends.profile(request.profile)?;
+                let local = LocalLayers::new(ends, runner, name, &rows, max_rows, request.step_timeout())?;
                 (Pipeline::Local(Box::new(local)), None)
             }
         };

@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, OnceCell, watch};
 use super::{
     memory::{self, Needed},
     serve::{self, Served},
-    types::InferError,
+    types::{InferError, RequestProfile},
 };
 use crate::{
     demo::DEMO_GGUF,
@@ -35,6 +35,9 @@ pub(crate) const DEMO: &str = "demo";
 
 /// Models kept open for requests, with the weights that were needed of them.
 const MAX_OPEN: usize = 4;
+
+/// The profile whose residual stream is rounded, in the engine's words.
+const EXACT_BF16: &str = "exact-bf16";
 
 /// A model file with its identity.
 #[derive(Debug, Clone)]
@@ -232,9 +235,22 @@ impl Ends {
         loaded || self.stored.as_ref().is_none_or(|puller| puller.shelf.has(self.file.id, Parts::Ends))
     }
 
-    /// The numeric profile that this node computes with, in the engine's words.
-    pub(crate) fn profile(&self) -> &'static str {
-        self.compute.profile()
+    /// The numeric profile of a request that this node computes or has computed, in the engine's words.
+    ///
+    /// # Errors
+    /// When it is not one of this node's.
+    pub(crate) fn profile(&self, asked: RequestProfile) -> Result<&'static str, InferError> {
+        match (asked, self.compute.profile()) {
+            (RequestProfile::Own, own) => Ok(own),
+            (RequestProfile::ExactBf16, "exact") => Ok(EXACT_BF16),
+            (RequestProfile::ExactBf16, own) => {
+                let message = format!(
+                    "exact-bf16 is computed by the exact kernels with keys and values of f32, and this node computes with {own}"
+                );
+                Err(InferError::new(ErrorCode::ProfileMismatch, message)
+                    .hint("leave --device and --kv at their defaults"))
+            }
+        }
     }
 
     /// Whether results depend on nothing but their input.

@@ -25,7 +25,7 @@ use super::{
     prefix,
     private::Private,
     sampling::Logits,
-    serve::profile_of,
+    serve::profile_named,
     types::{HopReport, InferError, Recovery, Saw},
 };
 
@@ -80,11 +80,11 @@ impl Pipeline {
             // The layers that are here have kept nothing, and the others are given all rows.
             Self::Chain(remote) if remote.private.is_some() => {}
             Self::Chain(remote) => {
-                let keys = ends.prefix_keys(ends.profile(), ids);
+                let keys = ends.prefix_keys(remote.name, ids);
                 remote.chain.keep(&prefix::to_wire(&keys).keys);
             }
             Self::Local(local) => {
-                let keys = ends.prefix_keys(local.work.runner.stage().profile(), ids);
+                let keys = ends.prefix_keys(local.name, ids);
                 let new = keys.keys().get(local.named..).unwrap_or_default();
                 local.work.runner.keep(local.work.session, local.named, new.to_vec());
             }
@@ -104,6 +104,14 @@ impl Pipeline {
         match self {
             Self::Chain(remote) => remote.chain.saw(),
             Self::Local(_) => Vec::new(),
+        }
+    }
+
+    /// Bytes of rows that left for the first stage, and that came back from the last.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        match self {
+            Self::Chain(remote) => remote.chain.bytes(),
+            Self::Local(_) => (0, 0),
         }
     }
 
@@ -127,7 +135,7 @@ impl Pipeline {
     pub(crate) fn profile(&self) -> Profile {
         match self {
             Self::Chain(remote) => remote.chain.profile(),
-            Self::Local(local) => profile_of(local.work.runner.stage()),
+            Self::Local(local) => profile_named(local.name),
         }
     }
 
@@ -152,6 +160,8 @@ impl Pipeline {
 pub(crate) struct RemoteLayers {
     pub(crate) chain: ChainSession,
     model: Arc<Ends>,
+    /// The profile, in the engine's words.
+    name: &'static str,
     /// The head; nothing where the last stage has it.
     head: Option<Work>,
     /// Layers around those of the chain, embedding and head with them.
@@ -164,6 +174,7 @@ impl RemoteLayers {
     pub(crate) fn new(
         chain: ChainSession,
         model: &Arc<Ends>,
+        name: &'static str,
         runner: Option<&Runner>,
         step_timeout: Duration,
     ) -> Result<Self, InferError> {
@@ -172,12 +183,13 @@ impl RemoteLayers {
             Work::open(runner, spec, step_timeout).map(|(work, _)| work)
         };
         let head = runner.map(open).transpose()?;
-        Ok(Self { chain, model: model.clone(), head, private: None, took: Took::default() })
+        Ok(Self { chain, model: model.clone(), name, head, private: None, took: Took::default() })
     }
 
     /// With the layers around the chain's here.
     pub(crate) fn within(chain: ChainSession, model: &Arc<Ends>, private: Private) -> Self {
-        Self { chain, model: model.clone(), head: None, private: Some(private), took: Took::default() }
+        // Nothing is named of what is kept here.
+        Self { chain, model: model.clone(), name: "", head: None, private: Some(private), took: Took::default() }
     }
 
     async fn prefill(&mut self, prompt: &[u32]) -> Result<Logits, InferError> {
@@ -225,6 +237,8 @@ impl RemoteLayers {
 /// A whole model in one stage of this process, for one request; all requests share the stage.
 pub(crate) struct LocalLayers {
     work: Work,
+    /// The profile, in the engine's words.
+    name: &'static str,
     /// Rows of the prompt that are there from before.
     kept_rows: usize,
     /// Blocks of it that have names.
@@ -237,20 +251,22 @@ impl LocalLayers {
         self.work.runner.stage().vocab()
     }
 
-    /// `runner` has all of the model.
+    /// `runner` has all of the model; `name` is the profile's.
     pub(crate) fn new(
         ends: &Ends,
         runner: &Runner,
+        name: &'static str,
         prompt: &[u32],
         max_rows: u32,
         step_timeout: Duration,
     ) -> Result<Self, InferError> {
         let layers: Range<usize> = 0..ends.hparams.n_layers;
-        let prefix = ends.prefix_keys(runner.stage().profile(), prompt);
+        let prefix = ends.prefix_keys(name, prompt);
+        let bf16 = profile_named(name) == Profile::ExactBf16;
         let named = prefix.keys().len();
-        let spec = SessionSpec { group: OWN_GROUP, layers, max_rows, prefix, on_event: None };
+        let spec = SessionSpec { group: OWN_GROUP, layers, max_rows, bf16, prefix, on_event: None };
         let (work, kept_rows) = Work::open(runner, spec, step_timeout)?;
-        Ok(Self { work, kept_rows, named, took: Took::default() })
+        Ok(Self { work, name, kept_rows, named, took: Took::default() })
     }
 
     async fn prefill(&mut self, prompt: &[u32]) -> Result<Vec<f32>, InferError> {

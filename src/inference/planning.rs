@@ -11,7 +11,8 @@ use quelea_engine::{
     Span,
     runner::{PrefixKeys, pages_for},
 };
-use quelea_wire::{ErrorCode, SpanRange};
+use quelea_shard::frame::Form;
+use quelea_wire::{ErrorCode, Profile, SpanRange};
 
 use super::{
     Asker,
@@ -35,8 +36,11 @@ use super::{
 /// Chains that are tried for one request before its first token.
 const TRIES: usize = 4;
 
-/// A row's values on the wire.
-const VALUE_BYTES: u64 = size_of::<f32>() as u64;
+/// Bytes of a row between stages of a profile.
+fn row_bytes(ends: &Ends, profile: Profile) -> u64 {
+    let value = u64::try_from(Form::of_rows(profile).value_bytes()).unwrap_or(u64::MAX);
+    u64::try_from(ends.hparams.hidden).unwrap_or(u64::MAX).saturating_mul(value)
+}
 
 impl Asker {
     /// Finds a chain and opens a session over it. A peer that fails meanwhile is left out, and the next best chain taken.
@@ -51,10 +55,13 @@ impl Asker {
         let kept = request.private;
         let mut thin = if kept > 0 { None } else { Thin::of(request, ends)? };
         let model = ends.file.id;
+        let name = ends.profile(request.profile)?;
+        let profile = profile_named(name);
         let query = self.query(ends, request.objective(), prompt.len(), request.max_tokens, max_rows)?;
         let span = private::between(kept, ends.file.layers())?;
-        let mut query = Thin::in_query(thin, Query { span, ..query });
-        let profile = profile_named(ends.profile());
+        let row_bytes = row_bytes(ends, profile);
+        let mut query = Thin::in_query(thin, Query { span, row_bytes, ..query });
+        let bf16 = profile == Profile::ExactBf16;
         // Only what was measured counts against others.
         let alone = request.route != Route::Swarm && fits_here(ends).is_ok();
         let local = self.plane.experience.observed().unsplit(model).filter(|_| alone);
@@ -97,18 +104,18 @@ impl Asker {
             let prediction = Some(report::prediction(&query, &planned));
             let hops = planned.chosen.chain();
             if let Some(served) = self.serves_alone(&hops, ends) {
-                let local = LocalLayers::new(ends, &served.runner, prompt, max_rows, request.step_timeout())?;
+                let local = LocalLayers::new(ends, &served.runner, name, prompt, max_rows, request.step_timeout())?;
                 return Ok((Pipeline::Local(Box::new(local)), prediction));
             }
             if planned.local_is_faster(&query) {
                 tracing::info!(model = %model.short(), "this node alone is faster than any chain");
                 let runner = ends.whole().await?;
-                let local = LocalLayers::new(ends, runner, prompt, max_rows, request.step_timeout())?;
+                let local = LocalLayers::new(ends, runner, name, prompt, max_rows, request.step_timeout())?;
                 return Ok((Pipeline::Local(Box::new(local)), prediction));
             }
             // Rows that others computed are as good as new ones only where they depend on nothing else.
             let shares = ends.is_exact() && kept == 0;
-            let keys = if shares { ends.prefix_keys(ends.profile(), prompt) } else { PrefixKeys::default() };
+            let keys = if shares { ends.prefix_keys(name, prompt) } else { PrefixKeys::default() };
             let runner = if thin.is_some() || kept > 0 { None } else { Some(ends.ends().await?) };
             let outer = if kept > 0 { Some(ends.outer(kept).await?) } else { None };
             let spec = SessionSpec {
@@ -132,9 +139,9 @@ impl Asker {
                     let limit = request.step_timeout();
                     let remote = match outer {
                         Some(outer) => {
-                            RemoteLayers::within(chain, ends, Private::open(ends, &outer, kept, max_rows, limit)?)
+                            RemoteLayers::within(chain, ends, Private::open(ends, &outer, kept, bf16, max_rows, limit)?)
                         }
-                        None => RemoteLayers::new(chain, ends, runner, limit)?,
+                        None => RemoteLayers::new(chain, ends, name, runner, limit)?,
                     };
                     return Ok((Pipeline::Chain(Box::new(remote)), prediction));
                 }
@@ -171,7 +178,6 @@ impl Asker {
         let here = self.plane.handle.local();
         let layers =
             SpanRange::new(0, ends.file.layers()).map_err(|e| InferError::new(ErrorCode::ModelFile, e.to_string()))?;
-        let hidden = u64::try_from(ends.hparams.hidden).unwrap_or(u64::MAX);
         let mut seed = DefaultHasher::new();
         (here.to_bytes(), ends.file.id.0).hash(&mut seed);
         Ok(Query {
@@ -182,7 +188,7 @@ impl Asker {
             // A caller keeps to its choice, so that stages still have its prompts; others have other seeds.
             seed: seed.finish(),
             layer_bytes: ends.file.manifest.layers.iter().map(|part| part.bytes).collect(),
-            ..Query::new(here, layers, hidden.saturating_mul(VALUE_BYTES))
+            ..Query::new(here, layers, row_bytes(ends, Profile::Exact))
         })
     }
 
@@ -278,8 +284,9 @@ impl Asker {
         let query = self.query(&ends, objective, prompt, request.max_tokens, max_rows)?;
         let span = private::between(request.private, ends.file.layers())?;
         let thin = if request.private > 0 { None } else { Thin::planned(request.thin, &ends) };
-        let query = Thin::in_query(thin, Query { span, ..query });
-        let profile = profile_named(ends.profile());
+        let profile = profile_named(ends.profile(request.profile)?);
+        let row_bytes = row_bytes(&ends, profile);
+        let query = Thin::in_query(thin, Query { span, row_bytes, ..query });
         let fits = fits_here(&ends);
         let local = fits.is_ok().then(|| self.local_speed(&ends, &query));
         let wanted = Wanted {

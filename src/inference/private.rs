@@ -38,18 +38,19 @@ pub(crate) struct Private {
 
 impl Private {
     /// Sessions of at most `max_rows` rows in `front`, which has the embedding and the first `n` layers at least, and `back`,
-    /// which has the last `n` and the head.
+    /// which has the last `n` and the head; rounded to bf16, if it says so.
     pub(crate) fn open(
         model: &Ends,
         (front, back): &(Runner, Runner),
         n: u16,
+        bf16: bool,
         max_rows: u32,
         step_timeout: Duration,
     ) -> Result<Self, InferError> {
         let open = |runner: &Runner, layers: Range<usize>| {
             let first = runner.stage().span().layers.start;
             let layers = layers.start.saturating_sub(first)..layers.end.saturating_sub(first);
-            let spec = SessionSpec { group: OWN_GROUP, layers, max_rows, ..SessionSpec::default() };
+            let spec = SessionSpec { group: OWN_GROUP, layers, max_rows, bf16, ..SessionSpec::default() };
             Work::open(runner, spec, step_timeout).map(|(work, _)| work)
         };
         let (n, all) = (usize::from(n), model.hparams.n_layers);

@@ -135,6 +135,7 @@ pub(crate) fn profile_of(stage: &Stage) -> Profile {
 pub(crate) fn profile_named(name: &str) -> Profile {
     match name {
         "exact" => Profile::Exact,
+        "exact-bf16" => Profile::ExactBf16,
         "exact-kv-f16" => Profile::ExactKvF16,
         "exact-kv-q8" => Profile::ExactKvQ8,
         "candle-cpu-f32" => Profile::CandleCpu,

@@ -37,6 +37,18 @@ pub enum Route {
     Local,
 }
 
+/// With which arithmetic a request is computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RequestProfile {
+    /// As this node computes.
+    #[default]
+    Own,
+    /// As the exact kernels compute, but what goes into each layer, and out of the last one, is rounded to bf16: half the
+    /// bytes between peers, and other answers.
+    ExactBf16,
+}
+
 /// Whether several tokens are guessed and verified in one pass. The answer is the same either way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -149,6 +161,9 @@ pub struct InferRequest {
     /// [`Objective::Private`].
     #[serde(default)]
     pub private: u16,
+    /// With which arithmetic it is computed.
+    #[serde(default)]
+    pub profile: RequestProfile,
 }
 
 fn default_max_tokens() -> u32 {
@@ -207,6 +222,7 @@ impl InferRequest {
             resume: None,
             thin: None,
             private: 0,
+            profile: RequestProfile::Own,
         }
     }
 
@@ -351,6 +367,9 @@ pub struct PlanRequest {
     /// As in [`InferRequest`].
     #[serde(default)]
     pub private: u16,
+    /// As in [`InferRequest`].
+    #[serde(default)]
+    pub profile: RequestProfile,
 }
 
 fn default_prompt_tokens() -> u64 {
@@ -400,6 +419,12 @@ pub struct Summary {
     pub predicted: Option<Prediction>,
     /// Who did what, in the order of the layers; empty when everything ran here.
     pub hops: Vec<HopReport>,
+    /// Bytes of rows that left for the first stage, headers aside.
+    #[serde(default)]
+    pub bytes_sent: u64,
+    /// Bytes of rows that came back from the last stage.
+    #[serde(default)]
+    pub bytes_received: u64,
     /// Which peers were given what, those that were lost and those that took over among them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub saw: Vec<Saw>,

@@ -12,8 +12,8 @@ const SPANS: [&str; 3] = ["0..2", "2..4", "4..6"];
 const LONG: [&str; 6] = ["--raw", "--ignore-eos", "--max-tokens", "480", "Once", "--model"];
 
 /// The answer in one piece: what is printed, and how many rows every stage computes for it.
-async fn unsplit() -> (String, f64) {
-    let args = [&["infer", "--route", "local"], &LONG[..], &[DEMO]].concat();
+async fn unsplit(more: &[&str]) -> (String, f64) {
+    let args = [&["infer", "--route", "local"], &LONG[..], &[DEMO], more].concat();
     let plain = quelea(&args).await.expect(0).stdout;
     let json: Value = quelea(&[&args[..], &["--json"]].concat()).await.expect(0).json();
     (plain, (numbers(&json["prompt_ids"]).len() + 480 - 1) as f64)
@@ -45,7 +45,7 @@ async fn goes_on(at: &[usize], signal: Signal) {
 
 /// The same of somebody who asks with more arguments.
 pub async fn goes_on_asked(at: &[usize], signal: Signal, args: &[&str]) {
-    let (text, all_rows) = unsplit().await;
+    let (text, all_rows) = unsplit(args).await;
     let twice: Vec<&str> = SPANS.into_iter().chain(at.iter().map(|at| SPANS[*at])).collect();
     let Swarm { boot, mut workers } = swarm(DEMO, &twice).await;
     let swarm = Swarm { boot, workers: Vec::new() };

@@ -27,6 +27,7 @@
 //! | `weights` | do models come from peers as they are, whatever happens on the way |
 //! | `thin` | is an answer the same for somebody who has nothing of the model but its id |
 //! | `private` | is it also the same with the outer layers kept, and is it said who saw what |
+//! | `thin_links` | do half the bytes between peers give one answer, however the layers are cut |
 //! | `demo` | does the demo work with nothing at hand |
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say what they expect by failing loudly, helpers too")]
@@ -60,5 +61,6 @@ mod speculate;
 mod store;
 mod swarm;
 mod thin;
+mod thin_links;
 mod watch;
 mod weights;

@@ -82,6 +82,10 @@ impl Backend for Dry {
         nothing()
     }
 
+    fn round_bf16(&self, (): ()) -> Result<(), BackendError> {
+        nothing()
+    }
+
     fn gather(&self, (): &(), _: &[u32]) -> Result<(), BackendError> {
         nothing()
     }

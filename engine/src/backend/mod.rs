@@ -84,6 +84,9 @@ pub trait Backend: Send + Sync + 'static {
     /// `activation(gate) * up`, value by value.
     fn gate(&self, gate: Self::Rows, up: &Self::Rows, activation: Activation) -> Result<Self::Rows, BackendError>;
 
+    /// Each value rounded to bf16; see [`round_to_bf16`](crate::bf16::round_to_bf16).
+    fn round_bf16(&self, x: Self::Rows) -> Result<Self::Rows, BackendError>;
+
     /// The rows with these numbers, in this order: what one expert is to work on.
     fn gather(&self, x: &Self::Rows, rows: &[u32]) -> Result<Self::Rows, BackendError>;
 

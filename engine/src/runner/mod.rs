@@ -105,6 +105,8 @@ pub struct SessionSpec {
     pub layers: Range<usize>,
     /// Most rows it will ever hold.
     pub max_rows: u32,
+    /// Whether it is of the profile `exact-bf16`; see [`bf16`](crate::bf16). Prompts' names tell profiles apart.
+    pub bf16: bool,
     /// How its prompt begins: pages that are known by these keys are taken over, and others kept for those to come. Of
     /// no effect where numbers depend on the batch ([`Stage::is_exact`]), nor in a session that hears of nothing.
     pub prefix: PrefixKeys,

@@ -57,13 +57,14 @@ impl Shared {
     }
 
     pub(super) fn open(&self, spec: SessionSpec) -> Result<Opened, AdmissionError> {
-        let SessionSpec { group, layers, max_rows, prefix, on_event } = spec;
+        let SessionSpec { group, layers, max_rows, bf16, prefix, on_event } = spec;
         let context = self.stage.hparams().context_length;
         if max_rows as usize > context {
             return Err(AdmissionError::Context { max_rows, context });
         }
         let first = layers.start;
         let cache = self.stage.new_cache_over(layers, max_rows as usize);
+        let cache = if bf16 { cache.rounding() } else { cache };
         let scope = Scope { group, first, layers: cache.layers() };
         let pages = if scope.layers == 0 { 0 } else { pages_for(max_rows) };
         // Rows that others computed are as good as one's own only where the numbers depend on nothing else.

@@ -15,6 +15,8 @@ pub struct Cache {
     pub(super) first: usize,
     /// How many of them.
     pub(super) layers: usize,
+    /// Whether rows are rounded to bf16 before the first layer and after each.
+    pub(super) rounds: bool,
     pub(super) pages: Box<dyn Pages>,
 }
 
@@ -25,6 +27,13 @@ impl std::fmt::Debug for Cache {
 }
 
 impl Cache {
+    /// For a session of the profile `exact-bf16`; of use while nothing is held.
+    #[must_use]
+    pub fn rounding(mut self) -> Self {
+        self.rounds = true;
+        self
+    }
+
     /// Rows held.
     pub fn len(&self) -> usize {
         self.len

@@ -45,8 +45,8 @@ pub(super) trait Compute: Send + Sync {
     fn new_pages(&self, layers: usize) -> Box<dyn Pages>;
 
     /// Runs the rows of all parts, which stand below each other in `rows`, through as many layers as the parts' caches
-    /// have, from `first` on.
-    fn forward(&self, first: usize, parts: Vec<Part<'_>>, rows: &[f32]) -> Result<Vec<f32>, StageError>;
+    /// have, from `first` on; rounded to bf16 before the first and after each, if it says so.
+    fn forward(&self, first: usize, rounds: bool, parts: Vec<Part<'_>>, rows: &[f32]) -> Result<Vec<f32>, StageError>;
 
     /// `[n, hidden]` to `[n, vocab]`.
     fn logits(&self, rows: &[f32]) -> Result<Vec<f32>, StageError>;
@@ -152,7 +152,7 @@ impl<B: Backend> Compute for Loaded<B> {
         Box::new(KvCache::with_pool(layers, &self.pages))
     }
 
-    fn forward(&self, first: usize, parts: Vec<Part<'_>>, rows: &[f32]) -> Result<Vec<f32>, StageError> {
+    fn forward(&self, first: usize, rounds: bool, parts: Vec<Part<'_>>, rows: &[f32]) -> Result<Vec<f32>, StageError> {
         let mut layers = 0;
         let mut sequences = Vec::with_capacity(parts.len());
         for Part { pages, pos, rows } in parts {
@@ -161,12 +161,13 @@ impl<B: Backend> Compute for Loaded<B> {
             sequences.push(Sequence { pos, rows, cache });
         }
         let rotations = self.rope.at(sequences.iter().map(|sequence| (sequence.pos, sequence.rows)))?;
-        let mut rows = self.backend.upload(rows, self.hidden)?;
+        let round = |rows| if rounds { self.backend.round_bf16(rows) } else { Ok(rows) };
+        let mut rows = round(self.backend.upload(rows, self.hidden)?)?;
         let layers = self.layers.iter().zip(&self.windowed).skip(first).take(layers);
         for (index, (layer, windowed)) in layers.enumerate() {
             let rotation = rotations.of(*windowed);
             let mut step = Step { rotation, layer: index, sequences: &mut sequences };
-            rows = layer.forward(&self.backend, rows, &mut step)?;
+            rows = round(layer.forward(&self.backend, rows, &mut step)?)?;
         }
         Ok(self.backend.download(rows)?)
     }

@@ -183,7 +183,7 @@ impl Stage {
         let end = layers.end.min(self.span.layers.len());
         let first = layers.start.min(end);
         let layers = end.saturating_sub(first);
-        Cache { len: 0, limit, stage: self.id, first, layers, pages: self.inner.new_pages(layers) }
+        Cache { len: 0, limit, stage: self.id, first, layers, rounds: false, pages: self.inner.new_pages(layers) }
     }
 
     /// The embedding's rows of these tokens: `[ids.len(), hidden]`.
@@ -232,7 +232,8 @@ impl Stage {
                 let too_many = StageError::TooManyRows { found: total, max: MAX_BATCH_ROWS };
                 if total > MAX_BATCH_ROWS { Err(too_many) } else { Ok(rows) }
             });
-            waiting.push(matches!(checked, Ok(1..)).then_some((segment.cache.first, segment.cache.layers)));
+            let Cache { first, layers, rounds, .. } = *segment.cache;
+            waiting.push(matches!(checked, Ok(1..)).then_some((first, layers, rounds)));
             results.push(checked.map(|_| Vec::new()));
         }
         while let Some(layers) = waiting.iter().find_map(|layers| *layers) {
@@ -241,12 +242,12 @@ impl Stage {
         results
     }
 
-    /// Runs the segments that wait for just these layers: the first, and how many.
+    /// Runs the segments that wait for just these layers: the first, how many, and whether they round.
     fn forward_group(
         &self,
-        layers: (usize, usize),
+        layers: (usize, usize, bool),
         segments: &mut [Segment<'_>],
-        waiting: &mut [Option<(usize, usize)>],
+        waiting: &mut [Option<(usize, usize, bool)>],
         results: &mut [Result<Vec<f32>, StageError>],
     ) {
         let width = self.hidden();
@@ -256,7 +257,7 @@ impl Stage {
             let n = segment.rows.len().checked_div(width).unwrap_or(0);
             parts.push(Part { pages: &mut *segment.cache.pages, pos: segment.pos, rows: n });
         }
-        let computed = self.inner.forward(layers.0, parts, &rows);
+        let computed = self.inner.forward(layers.0, layers.2, parts, &rows);
 
         let mut done = 0usize;
         for ((segment, waits), result) in segments.iter_mut().zip(waiting).zip(results) {

@@ -64,7 +64,8 @@ fn deaf() -> OnEvent {
 
 fn open(runner: &Runner, group: u64, prompt: &[u32], max_rows: u32) -> (SessionId, usize) {
     let prefix = PrefixKeys::new(&[9; 32], &[1; 32], runner.stage().profile(), prompt);
-    let spec = SessionSpec { group, layers: 0..LAYERS, max_rows, prefix, on_event: Some(deaf()) };
+    let spec =
+        SessionSpec { group, layers: 0..LAYERS, max_rows, prefix, on_event: Some(deaf()), ..SessionSpec::default() };
     let opened = runner.open_with(spec).unwrap();
     (opened.session, opened.reused_rows as usize)
 }

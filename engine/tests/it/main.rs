@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "helpers of tests fail loudly, as tests do")]
 
 mod batching;
+mod bf16;
 mod demo;
 mod families;
 mod folders;

@@ -15,14 +15,14 @@ mod prefix;
 
 use std::fmt;
 
-use quelea_wire::ErrorCode;
+use quelea_wire::{ErrorCode, Profile};
 
 use self::cursor::Cursor;
 pub use self::{
     control::{Accept, Cancel, Close, Closed, Fault, MAX_DETAIL, Phase, Probe, Refuse, State, Totals, Trim},
     data::{
-        Ack, Form, Logits, MAX_BATCH_BYTES, MAX_BATCH_ROWS, MAX_DEADLINE_MS, MAX_FRAGMENT, Rows, RowsHeader, Tokens,
-        put_floats,
+        Ack, Form, Logits, MAX_BATCH_BYTES, MAX_BATCH_ROWS, MAX_DEADLINE_MS, MAX_FRAGMENT, Rows, Rows16, RowsHeader,
+        Tokens, put_bf16, put_floats,
     },
     ends::{Ends, MAX_TOP_LOGITS, TopLogits},
     failover::{Commit, MAX_COMMITMENT, Reroute, Rerouted, Resume, Stalled},
@@ -193,6 +193,8 @@ kinds! {
     Tokens = 0x42, Predecessor, max Tokens::MAX_LEN;
     /// A fragment of a batch of likeliest logits, of a last stage that has the head.
     Logits = 0x43, Predecessor, max MAX_BODY;
+    /// A fragment of a batch of rows of bf16.
+    Rows16 = 0x44, Predecessor, max MAX_BODY;
 }
 
 impl Frame {
@@ -217,10 +219,18 @@ impl Frame {
             Self::Tokens(_) | Self::Logits(_) => true,
             _ => false,
         };
+        let by_bf16 = match self {
+            Self::Open(open) => open.profile == Profile::ExactBf16,
+            Self::Rows16(_) => true,
+            _ => false,
+        };
         let by_failover =
             matches!(self, Self::Stalled(_) | Self::Reroute(_) | Self::Rerouted(_) | Self::Resume(_) | Self::Commit(_));
         let bit = |needed: bool, bit: u64| if needed { bit } else { 0 };
-        bit(by_prefix, protocol::PREFIX) | bit(by_failover, protocol::FAILOVER) | bit(by_thin, protocol::THIN)
+        bit(by_prefix, protocol::PREFIX)
+            | bit(by_failover, protocol::FAILOVER)
+            | bit(by_thin, protocol::THIN)
+            | bit(by_bf16, protocol::BF16)
     }
 }
 

@@ -44,10 +44,11 @@
 //! | 0x41 | Ack | data | successor | session, epoch, seq u32, received u32 |
 //! | 0x42 | Tokens | data | predecessor | *thin:* as Rows; the fragment is u32 token ids, one a row, all of the batch's |
 //! | 0x43 | Logits | data | predecessor | *thin:* as Rows; the fragment is what [`frame::TopLogits`] says |
+//! | 0x44 | Rows16 | data | predecessor | *bf16:* as Rows; the fragment is bf16 values |
 //!
 //! A *peer* is a u8 length and that many bytes (0: none), *next_addrs* a u8 count of (u16 length, multiaddr), *detail*
 //! a u16 length and UTF-8, *totals* rows_in, rows_out, compute_us, queue_us, hop_us, all u64. A *fragment* is f32
-//! values, row after row. 0x20–0x3f are kept for control, 0x44–0x7f for data.
+//! values, row after row. 0x20–0x3f are kept for control, 0x45–0x7f for data.
 //!
 //! | feature bit | name | what it adds |
 //! |---|---|---|
@@ -55,6 +56,7 @@
 //! | 1 | rewind | the flag of Rows by which rows go back behind the last ones |
 //! | 2 | failover | a session outlives the loss of a stage: Stalled, Reroute, Rerouted, Resume, Commit |
 //! | 3 | thin | the first stage embeds, the last has the head: the last field of Open, Tokens, Logits |
+//! | 4 | bf16 | sessions of the profile `exact-bf16`, whose rows are Rows16 |
 //!
 //! What a feature adds is sent only where both ends have said that they know it; otherwise it ends the stream.
 //!

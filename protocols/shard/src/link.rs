@@ -70,13 +70,15 @@ impl Batch {
         values.iter().map(|value| value.to_bits()).collect()
     }
 
-    /// Bytes of [`Self::data`]; `None` when the protocol has no room for the batch.
-    fn wire_bytes(&self) -> Option<u32> {
+    /// Bytes of [`Self::data`] on the wire; `None` when the protocol has no room for the batch.
+    #[must_use]
+    pub fn wire_bytes(&self) -> Option<u32> {
         let rows = usize::from(self.rows);
-        let bytes = self.data.len().checked_mul(size_of::<f32>()).and_then(|n| u32::try_from(n).ok())?;
+        let bytes = self.data.len().checked_mul(self.form.value_bytes()).and_then(|n| u32::try_from(n).ok())?;
         let fits = (1..=MAX_BATCH_ROWS).contains(&self.rows)
             && self.data.len().checked_rem(rows) == Some(0)
-            && (1..=MAX_BATCH_BYTES).contains(&bytes);
+            && (1..=MAX_BATCH_BYTES).contains(&bytes)
+            && bytes.is_multiple_of(4);
         fits.then_some(bytes)
     }
 }

@@ -33,8 +33,11 @@ pub const FAILOVER: u64 = 4;
 /// are Tokens and Logits.
 pub const THIN: u64 = 8;
 
+/// Feature bit: sessions of the profile `exact-bf16`, whose rows are Rows16.
+pub const BF16: u64 = 16;
+
 /// The feature bits of this build.
-pub const FEATURES: u64 = PREFIX | REWIND | FAILOVER | THIN;
+pub const FEATURES: u64 = PREFIX | REWIND | FAILOVER | THIN | BF16;
 
 /// How long a greeting may take: several round trips through a slow relay.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(5);

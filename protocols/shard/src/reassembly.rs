@@ -1,8 +1,8 @@
 //! Batches from fragments.
 //!
 //! What a peer can make us hold per stream: [`MAX_PARTIAL_BATCHES`] batches begun and not finished, of
-//! [`MAX_PARTIAL_BYTES`] received bytes together. Memory is taken as bytes arrive, at most twice of them, and never
-//! more than the batch's stated size, which must be what the session's shape says.
+//! [`MAX_PARTIAL_BYTES`] received bytes together. Memory is taken as bytes arrive, at most twice of them (four times of
+//! bf16, which is held as f32), and never more than the batch's stated size, which must be what the session's shape says.
 
 use std::time::Duration;
 
@@ -48,12 +48,13 @@ struct Partial {
     deadline: Instant,
     /// When the rest must have come.
     due: Instant,
+    form: Form,
     data: Vec<f32>,
 }
 
 impl Partial {
     fn received(&self) -> usize {
-        self.data.len().saturating_mul(FLOAT)
+        self.data.len().saturating_mul(self.form.value_bytes())
     }
 }
 
@@ -94,7 +95,12 @@ impl Reassembly {
         if have > MAX_PARTIAL_BYTES || self.partial.len() >= MAX_PARTIAL_BATCHES {
             return Err(ErrorCode::Overloaded);
         }
-        append(&mut partial.data, fragment, header.total)?;
+        let whole = usize::try_from(header.total).unwrap_or(usize::MAX);
+        let whole = whole.checked_div(partial.form.value_bytes()).unwrap_or(whole);
+        match partial.form {
+            Form::Rows16 => append16(&mut partial.data, fragment, whole)?,
+            _ => append(&mut partial.data, fragment, whole)?,
+        }
         if header.end(fragment.len()) < header.total {
             self.partial.push(partial);
             return Ok(None);
@@ -150,7 +156,8 @@ impl Reassembly {
 }
 
 fn begin(now: Instant, header: &RowsHeader, expect: Expect) -> Result<Partial, ErrorCode> {
-    let size = u64::from(header.rows).checked_mul(u64::from(expect.width)).and_then(|n| n.checked_mul(FLOAT as u64));
+    let values = u64::from(header.rows).checked_mul(u64::from(expect.width));
+    let size = values.and_then(|n| n.checked_mul(u64::try_from(expect.form.value_bytes()).ok()?));
     if size != Some(u64::from(header.total)) {
         return Err(ErrorCode::BadShape);
     }
@@ -161,7 +168,13 @@ fn begin(now: Instant, header: &RowsHeader, expect: Expect) -> Result<Partial, E
         return Err(ErrorCode::BadPosition);
     }
     let due = now.checked_add(BATCH_TIMEOUT).unwrap_or(now);
-    Ok(Partial { header: *header, deadline: deadline(now, header.deadline_ms), due, data: Vec::new() })
+    Ok(Partial {
+        header: *header,
+        deadline: deadline(now, header.deadline_ms),
+        due,
+        form: expect.form,
+        data: Vec::new(),
+    })
 }
 
 /// Whether `header` goes on where `partial` stands. The deadline may differ: it is what remains.
@@ -174,23 +187,39 @@ fn follows(partial: &Partial, header: &RowsHeader) -> Result<(), ErrorCode> {
     if expected == *header { Ok(()) } else { Err(ErrorCode::BadPosition) }
 }
 
-/// Appends the floats of `fragment`; whole floats, as [`RowsHeader::split`] has checked.
-fn append(data: &mut Vec<f32>, fragment: &[u8], total: u32) -> Result<(), ErrorCode> {
-    let (floats, _) = fragment.as_chunks::<FLOAT>();
-    let free = data.capacity().saturating_sub(data.len());
-    if free < floats.len() {
-        // Doubles, so that a batch is copied once at most on average, but not past what the batch will hold.
-        let whole = usize::try_from(total).unwrap_or(usize::MAX).saturating_div(FLOAT);
-        let needed = data.len().saturating_add(floats.len());
+/// Makes room for `more` values of a batch of `whole`: doubles, so that a batch is copied once at most on average, but not
+/// past what the batch will hold.
+fn make_room(data: &mut Vec<f32>, more: usize, whole: usize) {
+    if data.capacity().saturating_sub(data.len()) < more {
+        let needed = data.len().saturating_add(more);
         let wanted = data.len().saturating_mul(2).min(whole).max(needed);
         data.reserve_exact(wanted.saturating_sub(data.len()));
     }
+}
+
+/// Appends the floats of `fragment`; whole floats, as [`RowsHeader::split`] has checked.
+fn append(data: &mut Vec<f32>, fragment: &[u8], whole: usize) -> Result<(), ErrorCode> {
+    let (floats, _) = fragment.as_chunks::<FLOAT>();
+    make_room(data, floats.len(), whole);
     // No early exit: a loop without one is vectorised.
     let bad = floats.iter().fold(false, |bad, &bytes| bad | (u32::from_le_bytes(bytes) & EXPONENT == EXPONENT));
     if bad {
         return Err(ErrorCode::NotFinite);
     }
     data.extend(floats.iter().map(|&bytes| f32::from_le_bytes(bytes)));
+    Ok(())
+}
+
+/// Appends the values of a `fragment` of bf16. They take twice the memory that they took on the wire.
+fn append16(data: &mut Vec<f32>, fragment: &[u8], whole: usize) -> Result<(), ErrorCode> {
+    const UPPER: u32 = EXPONENT >> 16;
+    let (halves, _) = fragment.as_chunks::<{ size_of::<u16>() }>();
+    make_room(data, halves.len(), whole);
+    let bits = |bytes: [u8; 2]| u32::from(u16::from_le_bytes(bytes));
+    if halves.iter().fold(false, |bad, &bytes| bad | (bits(bytes) & UPPER == UPPER)) {
+        return Err(ErrorCode::NotFinite);
+    }
+    data.extend(halves.iter().map(|&bytes| f32::from_bits(bits(bytes) << 16)));
     Ok(())
 }
 

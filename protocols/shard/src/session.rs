@@ -180,7 +180,8 @@ impl Session {
     #[must_use]
     pub fn expect(&self, from: &PeerId, epoch: u32) -> Option<Expect> {
         let takes = self.phase == Phase::Live && self.open.prev == *from && self.open.epoch == epoch;
-        let (form, width) = if self.open.ends.takes_tokens { (Form::Tokens, 1) } else { (Form::Rows, self.open.width) };
+        let (form, width) =
+            if self.open.ends.takes_tokens { (Form::Tokens, 1) } else { (self.open.rows(), self.open.width) };
         takes.then_some(Expect { form, width, max_rows: self.open.max_rows })
     }
 

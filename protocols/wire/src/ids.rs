@@ -125,6 +125,9 @@ pub enum Profile {
     ExactKvF16,
     /// The exact kernels; keys and values are kept in 8 bits.
     ExactKvQ8,
+    /// The exact kernels, keys and values kept as f32; the residual stream is rounded to bf16 before the first layer and after
+    /// each, for links that carry half the bytes.
+    ExactBf16,
     /// Candle on a CUDA device.
     CandleCuda,
     /// Candle on a Metal device.
@@ -144,6 +147,7 @@ impl Profile {
             Self::ExactKvQ8 => 4,
             Self::CandleCuda => 5,
             Self::CandleMetal => 6,
+            Self::ExactBf16 => 7,
             Self::Other(n) => n,
         }
     }
@@ -158,6 +162,7 @@ impl Profile {
             4 => Self::ExactKvQ8,
             5 => Self::CandleCuda,
             6 => Self::CandleMetal,
+            7 => Self::ExactBf16,
             n => Self::Other(n),
         }
     }
@@ -172,6 +177,7 @@ impl fmt::Display for Profile {
             Self::ExactKvQ8 => f.write_str("exact-kv-q8"),
             Self::CandleCuda => f.write_str("candle-cuda"),
             Self::CandleMetal => f.write_str("candle-metal"),
+            Self::ExactBf16 => f.write_str("exact-bf16"),
             Self::Other(n) => write!(f, "profile-{n}"),
         }
     }

@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
-use crate::inference::serve::ServeEnds;
+use crate::inference::{RequestProfile, serve::ServeEnds};
 
 /// Whether a worker computes the model's ends for others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -39,9 +39,28 @@ pub(crate) struct ThinArgs {
     /// peers as can be; needs these layers here, and memory for them [N: 1 if left out]
     #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_value_t = 0, default_missing_value = "1", conflicts_with = "thin", hide_default_value = true)]
     pub(crate) private: u16,
+    /// Compute with another profile than this node's: exact-bf16 rounds what is between layers, for half the bytes between
+    /// peers; answers are other ones than with exact, and the same wherever the layers are cut
+    #[arg(long, value_enum, value_name = "PROFILE")]
+    pub(crate) profile: Option<ProfileArg>,
+}
+
+/// Profiles that a request can choose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProfileArg {
+    /// The exact kernels, and the residual stream rounded to bf16 at every layer
+    ExactBf16,
 }
 
 impl ThinArgs {
+    /// The profile that was asked for.
+    pub(crate) fn profile(&self) -> RequestProfile {
+        match self.profile {
+            Some(ProfileArg::ExactBf16) => RequestProfile::ExactBf16,
+            None => RequestProfile::Own,
+        }
+    }
+
     /// What was asked for, if anything.
     pub(crate) fn choice(&self) -> Option<bool> {
         match (self.thin, self.no_thin) {

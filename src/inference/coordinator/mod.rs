@@ -21,7 +21,7 @@ use futures::future::try_join_all;
 use libp2p::PeerId;
 use quelea_announce::SignedAnnouncement;
 use quelea_behaviours::conduct::Deed;
-use quelea_engine::Runner;
+use quelea_engine::{Runner, round_to_bf16};
 use quelea_shard::{
     frame::{BlockKey, Cancel, Close, Ends, Form, Frame, Keep, Prefix, SessionId, StreamKind, Totals},
     link::{Batch, DataSender},
@@ -88,7 +88,7 @@ pub(crate) struct SessionSpec {
 impl SessionSpec {
     /// What comes back from the last stage.
     fn back(&self) -> Expect {
-        let rows = (Form::Rows, self.width);
+        let rows = (Form::of_rows(self.profile), self.width);
         let (form, width) = self.ends.logits_width().map_or(rows, |width| (Form::Logits, width));
         Expect { form, width, max_rows: self.max_rows }
     }
@@ -189,6 +189,8 @@ pub(crate) struct ChainSession {
     last: Vec<f32>,
     /// Rows for the first stage from position 0 on, where they are fed.
     fed: Vec<f32>,
+    /// Bytes of rows that were sent and received.
+    bytes: (u64, u64),
     /// Who was given rows, of which layers.
     saw: Vec<(PeerId, SpanRange)>,
     /// Whether all stages keep the session when a neighbour is lost.
@@ -265,6 +267,7 @@ impl ChainSession {
             rewound: false,
             last: Vec::new(),
             fed: Vec::new(),
+            bytes: (0, 0),
             saw: Vec::new(),
             survives,
             features: common,
@@ -308,6 +311,11 @@ impl ChainSession {
         let span = self.spec.query.span;
         let ends = [SpanRange::new(0, span.start()), SpanRange::new(span.end(), self.spec.layers)];
         ends.into_iter().flatten().map(|span| span.to_string()).collect()
+    }
+
+    /// Bytes of rows that left for the first stage, and that came back.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        self.bytes
     }
 
     /// Keeps rows that the first layers gave, the first of them at `pos`, for the first stage, and for whoever takes its place.
@@ -402,12 +410,19 @@ impl ChainSession {
     fn give(&mut self, from: u32, until: u32, how: How) -> Result<(), Trouble> {
         let at = |pos: u32| usize::try_from(pos).unwrap_or(usize::MAX);
         let ids = self.ids.get(at(from)..at(until)).unwrap_or_default();
+        let form_of_rows = Form::of_rows(self.spec.profile);
         let (form, data) = match &self.spec.embed {
-            Some(embed) => (Form::Rows, embed.stage().embed(ids).map_err(|e| engine(&e))?),
+            Some(embed) => {
+                let mut rows = embed.stage().embed(ids).map_err(|e| engine(&e))?;
+                if form_of_rows == Form::Rows16 {
+                    round_to_bf16(&mut rows);
+                }
+                (form_of_rows, rows)
+            }
             None if self.spec.fed => {
                 let width = usize::try_from(self.spec.width).unwrap_or(usize::MAX);
                 let rows = at(from).saturating_mul(width)..at(until).saturating_mul(width);
-                (Form::Rows, self.fed.get(rows).unwrap_or_default().to_vec())
+                (form_of_rows, self.fed.get(rows).unwrap_or_default().to_vec())
             }
             None => (Form::Tokens, Batch::of_tokens(ids)),
         };
@@ -415,11 +430,13 @@ impl ChainSession {
         let (session, epoch, seq) = (self.id, self.epoch, self.next_seq);
         let How { kind, last_row_only, rewind, deadline } = how;
         let link = if kind == StreamKind::Decode { &self.decode } else { &self.bulk };
-        link.send(Batch { session, epoch, seq, pos: from, rows, last_row_only, rewind, deadline, form, data })
-            .map_err(|error| {
-                let why = link.end().map_or_else(|| error.to_string(), |end| end.to_string());
-                self.first_hop_lost(ErrorCode::HopLost, &why)
-            })?;
+        let batch = Batch { session, epoch, seq, pos: from, rows, last_row_only, rewind, deadline, form, data };
+        let bytes = batch.wire_bytes();
+        link.send(batch).map_err(|error| {
+            let why = link.end().map_or_else(|| error.to_string(), |end| end.to_string());
+            self.first_hop_lost(ErrorCode::HopLost, &why)
+        })?;
+        self.bytes.0 += u64::from(bytes.unwrap_or(0));
         self.next_seq += 1;
         Ok(())
     }

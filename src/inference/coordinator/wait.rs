@@ -112,6 +112,7 @@ impl ChainSession {
         let last = self.results.from;
         let batch = batch
             .map_err(|code| self.lost(last, code, &format!("sends rows that cannot be used: {}", code.meaning())))?;
+        self.bytes.1 += u64::from(batch.wire_bytes().unwrap_or(0));
         let as_asked = |e: &Expected| (e.pos, e.rows) == (batch.pos, batch.rows);
         if self.epoch == FIRST_EPOCH && !self.expected.front().is_some_and(as_asked) {
             let what = format!("sends a result that was not asked for ({} rows at {})", batch.rows, batch.pos);

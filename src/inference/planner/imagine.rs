@@ -18,7 +18,7 @@ use super::{
     placement::{self, Holding},
     plan as choose, report,
 };
-use crate::inference::types::PlanRequest;
+use crate::inference::types::{PlanRequest, RequestProfile};
 
 /// The part of a peer's memory that is kept for keys and values.
 const KV_SHARE: u64 = 4;
@@ -139,7 +139,11 @@ pub(crate) fn plan(shape: &ModelShape, mix: Mix, file: &str, asked: &PlanRequest
         }
     }
     let span = SpanRange::new(0, layers).map_err(|e| e.to_string())?;
-    let row_bytes = u64::try_from(shape.hidden * size_of::<f32>()).unwrap_or(u64::MAX);
+    let value_bytes = match asked.profile {
+        RequestProfile::ExactBf16 => size_of::<u16>(),
+        RequestProfile::Own => size_of::<f32>(),
+    };
+    let row_bytes = u64::try_from(shape.hidden * value_bytes).unwrap_or(u64::MAX);
     let rows = asked.prompt_tokens.saturating_add(u64::from(asked.max_tokens)).min(u64::from(shape.context));
     let query = Query {
         prompt_rows: asked.prompt_tokens,
@@ -181,6 +185,7 @@ mod tests {
             timeout_ms: 0,
             thin: None,
             private: 0,
+            profile: RequestProfile::Own,
         }
     }
 

@@ -10,7 +10,7 @@ use quelea_shard::{
     protocol::FAILOVER,
     session::{Event, Session},
 };
-use quelea_wire::ErrorCode;
+use quelea_wire::{ErrorCode, Profile};
 use tokio::{task::AbortHandle, time::Instant};
 
 use super::{
@@ -94,7 +94,8 @@ fn fits(plane: &Plane, coordinator: PeerId, open: &Open) -> Result<Arc<Served>, 
     if first.width != open.width {
         return Err((ErrorCode::BadShape, format!("rows of this model have {} values", first.width)));
     }
-    if first.profile != open.profile {
+    let rounds = open.profile == Profile::ExactBf16 && first.profile == Profile::Exact;
+    if first.profile != open.profile && !rounds {
         return Err((ErrorCode::ProfileMismatch, format!("the profile here is {}", first.profile)));
     }
     let (embeds, gives_logits) = (open.ends.takes_tokens, open.ends.gives_logits > 0);
@@ -157,6 +158,7 @@ async fn reserve(
             group,
             layers: served.local_layers(&open.span),
             max_rows: open.max_rows,
+            bf16: open.profile == Profile::ExactBf16,
             prefix: prefix::from_wire(&open.prefix),
             on_event: Some(on_event(plane, (coordinator, open.session), open.epoch)),
         };

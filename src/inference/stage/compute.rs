@@ -162,7 +162,7 @@ pub(super) fn hand_on(entry: &mut Entry, kind: StreamKind, meta: &BatchMeta, out
 
 /// What a session hands on.
 pub(super) fn form(open: &Open) -> Form {
-    if open.ends.gives_logits > 0 { Form::Logits } else { Form::Rows }
+    if open.ends.gives_logits > 0 { Form::Logits } else { open.rows() }
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -9,7 +9,7 @@ mod matrix;
 #[cfg(test)]
 mod tests;
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 
 use self::{attention::KvPage, matrix::Matrix};
 use super::{Activation, AttentionShape, Backend, Pairing, Rotation, Sequence};
@@ -173,6 +173,10 @@ impl Backend for Candle {
             Activation::GeluTanh => gate.gelu()?,
         };
         Ok(gate.mul(up)?)
+    }
+
+    fn round_bf16(&self, x: Tensor) -> Result<Tensor, BackendError> {
+        Ok(x.to_dtype(DType::BF16)?.to_dtype(DType::F32)?)
     }
 
     fn gather(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor, BackendError> {

@@ -19,6 +19,7 @@ use quelea_kernels::{
 use super::{Activation, AttentionShape, Backend, Pairing, Rotation, SUPPORTED, Sequence};
 use crate::{
     BackendError, KV_PAGE_ROWS, LoadError,
+    bf16::round_to_bf16,
     gguf::{DType, TensorView},
 };
 
@@ -228,6 +229,11 @@ impl Backend for Cpu {
             Activation::GeluTanh => float::gelu_mul(self.isa, &self.pool, gate.values_mut(), up.values()),
         }
         Ok(gate)
+    }
+
+    fn round_bf16(&self, mut x: Rows) -> Result<Rows, BackendError> {
+        round_to_bf16(x.values_mut());
+        Ok(x)
     }
 
     fn gather(&self, x: &Rows, rows: &[u32]) -> Result<Rows, BackendError> {

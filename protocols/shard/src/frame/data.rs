@@ -1,5 +1,7 @@
 //! Rows and their acknowledgement.
 
+use quelea_wire::Profile;
+
 use super::{
     DecodeError, SessionId, begin,
     cursor::{Cursor, put_session},
@@ -31,9 +33,18 @@ pub enum Form {
     Tokens,
     /// The likeliest logits after each row; see [`TopLogits`](super::TopLogits).
     Logits,
+    /// Rows of the residual stream of the profile `exact-bf16`: two bytes a value, the upper half of an f32 whose lower half is
+    /// zero.
+    Rows16,
 }
 
 impl Form {
+    /// The form of rows of the residual stream in sessions of a profile.
+    #[must_use]
+    pub fn of_rows(profile: Profile) -> Self {
+        if profile == Profile::ExactBf16 { Self::Rows16 } else { Self::Rows }
+    }
+
     /// The kind of frame.
     #[must_use]
     pub fn kind(self) -> u8 {
@@ -41,13 +52,23 @@ impl Form {
             Self::Rows => 0x40,
             Self::Tokens => 0x42,
             Self::Logits => 0x43,
+            Self::Rows16 => 0x44,
+        }
+    }
+
+    /// Bytes of a value.
+    #[must_use]
+    pub const fn value_bytes(self) -> usize {
+        match self {
+            Self::Rows16 => FLOAT / 2,
+            _ => FLOAT,
         }
     }
 
     /// The form that frames of `kind` have, if they are part of a batch.
     #[must_use]
     pub fn of(kind: u8) -> Option<Self> {
-        [Self::Rows, Self::Tokens, Self::Logits].into_iter().find(|form| form.kind() == kind)
+        [Self::Rows, Self::Tokens, Self::Logits, Self::Rows16].into_iter().find(|form| form.kind() == kind)
     }
 }
 
@@ -74,7 +95,7 @@ pub struct RowsHeader {
     pub rewind: bool,
     /// Milliseconds that remain until the result is worthless.
     pub deadline_ms: u32,
-    /// Bytes of the whole batch: rows × width × 4, at most [`MAX_BATCH_BYTES`].
+    /// Bytes of the whole batch: rows × width × 4 (2 of [`Form::Rows16`]), at most [`MAX_BATCH_BYTES`]; a multiple of 4.
     pub total: u32,
     /// Where in the batch the fragment begins, in bytes; a multiple of 4.
     pub offset: u32,
@@ -151,7 +172,10 @@ impl RowsHeader {
     pub(crate) fn encode_with(&self, form: Form, values: &[f32], out: &mut Vec<u8>) {
         let at = begin(out, form.kind());
         self.put(out);
-        put_floats(values, out);
+        match form {
+            Form::Rows16 => put_bf16(values, out),
+            _ => put_floats(values, out),
+        }
         finish(out, at);
     }
 }
@@ -163,6 +187,17 @@ pub fn put_floats(values: &[f32], out: &mut Vec<u8>) {
     let (slots, _) = out.get_mut(at..).unwrap_or_default().as_chunks_mut::<FLOAT>();
     for (slot, value) in slots.iter_mut().zip(values) {
         *slot = value.to_le_bytes();
+    }
+}
+
+/// Appends the upper halves of `values`, whose lower halves are zero, as little-endian bytes.
+pub fn put_bf16(values: &[f32], out: &mut Vec<u8>) {
+    let at = out.len();
+    out.resize(at.saturating_add(values.len().saturating_mul(size_of::<u16>())), 0);
+    let (slots, _) = out.get_mut(at..).unwrap_or_default().as_chunks_mut::<{ size_of::<u16>() }>();
+    for (slot, value) in slots.iter_mut().zip(values) {
+        let [_, _, low, high] = value.to_le_bytes();
+        *slot = [low, high];
     }
 }
 
@@ -210,6 +245,27 @@ impl Tokens {
         if fragment.len() != whole || usize::try_from(header.total) != Ok(whole) {
             return Err(DecodeError::Field("tokens"));
         }
+        Ok(Self { header, fragment: fragment.to_vec() })
+    }
+}
+
+/// A fragment of a batch of rows of bf16: as [`Rows`], of two bytes a value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rows16 {
+    /// Where the fragment belongs.
+    pub header: RowsHeader,
+    /// bf16 values, little-endian; at most [`MAX_FRAGMENT`] bytes.
+    pub fragment: Vec<u8>,
+}
+
+impl Rows16 {
+    pub(super) fn put(&self, out: &mut Vec<u8>) {
+        self.header.put(out);
+        out.extend_from_slice(&self.fragment);
+    }
+
+    pub(super) fn take(c: &mut Cursor<'_>) -> Result<Self, DecodeError> {
+        let (header, fragment) = RowsHeader::split(c.remaining())?;
         Ok(Self { header, fragment: fragment.to_vec() })
     }
 }

@@ -9,6 +9,7 @@ use super::{
     DecodeError, MAX_DEADLINE_MS, SessionId,
     control::SESSION,
     cursor::{Cursor, MAX_PEER, put_peer, put_session},
+    data::Form,
     ends::Ends,
     prefix::Prefix,
 };
@@ -62,6 +63,12 @@ pub struct Open {
 impl Open {
     pub(super) const MAX_LEN: usize =
         SESSION + 32 + 2 + 2 * 2 + 4 * 4 + 2 * (1 + MAX_PEER) + MAX_ADDRS_LEN + Prefix::MAX_LEN + Ends::LEN;
+
+    /// The form of rows of the residual stream in this session.
+    #[must_use]
+    pub fn rows(&self) -> Form {
+        Form::of_rows(self.profile)
+    }
 
     /// [`Self::step_deadline_ms`], at most an hour.
     #[must_use]

@@ -33,9 +33,6 @@ pub const SILENCE: Duration = Duration::from_secs(1);
 /// Weight of a new round trip in the mean: an eighth, as TCP's smoothed round trip has it.
 const RTT_WEIGHT: u32 = 8;
 
-/// Values in a full fragment.
-const FRAGMENT_FLOATS: usize = MAX_FRAGMENT / size_of::<f32>();
-
 /// Bounds of one data stream.
 #[derive(Debug, Clone, Copy)]
 pub struct SenderConfig {
@@ -388,9 +385,10 @@ async fn write_batch<S: AsyncWrite + Unpin>(
     flight: &Flight,
 ) -> std::io::Result<()> {
     let mut offset = 0;
-    for values in batch.data.chunks(FRAGMENT_FLOATS) {
+    let value_bytes = batch.form.value_bytes();
+    for values in batch.data.chunks(MAX_FRAGMENT.checked_div(value_bytes).unwrap_or(MAX_FRAGMENT)) {
         // At most MAX_FRAGMENT.
-        let bytes = u32::try_from(size_of_val(values)).unwrap_or(u32::MAX);
+        let bytes = u32::try_from(values.len().saturating_mul(value_bytes)).unwrap_or(u32::MAX);
         let mut header = RowsHeader {
             session: batch.session,
             epoch: batch.epoch,

@@ -190,6 +190,30 @@ async fn unfinished_batches_end_their_sessions() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn rows_of_bf16_arrive_as_they_are_in_half_the_bytes() {
+    let sessions = Box::leak(Box::new(Table::of([(1, WIDTH)]).of_form(Form::Rows16)));
+    let (sender, mut rx, ..) = linked(1 << 16, SenderConfig::default(), sessions).await;
+    let full = batch(1, 0, 0, 128, WIDTH);
+    let upper = |value: &f32| f32::from_bits(value.to_bits() & 0xffff_0000);
+    let half =
+        quelea_shard::link::Batch { form: Form::Rows16, data: full.data.iter().map(upper).collect(), ..full.clone() };
+    assert_eq!(half.wire_bytes().map(|bytes| 2 * bytes), full.wire_bytes());
+    sender.send(half.clone()).expect("room");
+    assert!(same(&next_batch(&mut rx).await, &half));
+    // NaN and infinity in half the bits.
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut data = half.data[..WIDTH as usize].to_vec();
+        data[7] = bad;
+        sender.send(quelea_shard::link::Batch { seq: 1, pos: 128, rows: 1, data, ..half.clone() }).expect("room");
+        let refused = soon(rx.recv()).await;
+        assert_eq!(refused, Some(Incoming::Bad { session: session(1), epoch: 1, code: ErrorCode::NotFinite }));
+    }
+    // An odd number of values does not fill words.
+    let odd = quelea_shard::link::Batch { rows: 1, data: vec![1.0; 3], ..half };
+    assert_eq!(sender.send(odd), Err(SendError::Invalid));
+}
+
+#[tokio::test(start_paused = true)]
 async fn token_ids_are_not_rows() {
     let (sender, mut rx, ..) = linked(1 << 16, SenderConfig::default(), table([(1, 4), (2, 1)])).await;
     let ids = quelea_shard::link::Batch {

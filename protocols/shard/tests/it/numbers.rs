@@ -68,7 +68,8 @@ fn act(frame: Frame, open: &frame::Open) {
         Frame::Resume(f) => Event::Resume(f),
         Frame::Rows(frame::Rows { header: h, fragment })
         | Frame::Tokens(frame::Tokens { header: h, fragment })
-        | Frame::Logits(frame::Logits { header: h, fragment }) => {
+        | Frame::Logits(frame::Logits { header: h, fragment })
+        | Frame::Rows16(frame::Rows16 { header: h, fragment }) => {
             let shape = |width, max_rows| Expect { form: Form::Rows, width, max_rows };
             for expect in [shape(open.width, open.max_rows), shape(u32::MAX, u32::MAX), shape(3, 400)] {
                 let mut batches = Reassembly::new();

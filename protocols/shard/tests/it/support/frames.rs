@@ -46,6 +46,8 @@ pub fn samples() -> Vec<(&'static str, Frame)> {
     put_floats(&Batch::of_tokens(&[5, 128_000]), &mut ids);
     TopLogits { sum: 0x0123_4567_89ab_cdef, top: vec![(7, 2.5), (128_000, -1.0)] }.put(&mut values);
     put_floats(&values, &mut top);
+    let mut half = Vec::new();
+    put_bf16(&[1.0, -2.5, 0.0, 3.140_625], &mut half);
     vec![
         ("hello", Hello { version: 1, stream: StreamKind::Bulk, features: 0x8000_0000_0000_0001 }.into()),
         ("hello_ack", HelloAck { version: 1, features: 2 }.into()),
@@ -78,6 +80,7 @@ pub fn samples() -> Vec<(&'static str, Frame)> {
             .into(),
         ),
         ("tokens", Tokens { header: RowsHeader { total: 8, offset: 0, ..header }, fragment: ids }.into()),
+        ("rows16", Rows16 { header: RowsHeader { total: 12, offset: 4, ..header }, fragment: half }.into()),
         ("logits", Logits { header: RowsHeader { rows: 1, total: 28, offset: 0, ..header }, fragment: top }.into()),
         ("accept_kept", Accept { session: s, epoch, kv_pages_free: 12, kept_rows: 64 }.into()),
         ("keep", Keep { session: s, epoch, first: 3, keys }.into()),
@@ -323,6 +326,10 @@ pub fn any_frame() -> impl Strategy<Value = Frame> {
         any_rows(),
         any_rows().prop_map(|frame| match frame {
             Frame::Rows(Rows { header, fragment }) => Logits { header, fragment }.into(),
+            other => other,
+        }),
+        any_rows().prop_map(|frame| match frame {
+            Frame::Rows(Rows { header, fragment }) => Rows16 { header, fragment }.into(),
             other => other,
         }),
         any_tokens(),

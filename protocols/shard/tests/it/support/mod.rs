@@ -109,12 +109,18 @@ pub struct Table {
     sessions: Mutex<HashMap<SessionId, (u32, u32)>>,
     pub dropped: AtomicU64,
     budget: Option<Budget>,
+    form: Form,
 }
 
 impl Table {
     pub fn of(sessions: impl IntoIterator<Item = (u8, u32)>) -> Self {
         let sessions = sessions.into_iter().map(|(n, width)| (session(n), (1, width))).collect();
-        Self { sessions: Mutex::new(sessions), dropped: AtomicU64::new(0), budget: None }
+        Self { sessions: Mutex::new(sessions), dropped: AtomicU64::new(0), budget: None, form: Form::Rows }
+    }
+
+    /// With rows of another form.
+    pub fn of_form(self, form: Form) -> Self {
+        Self { form, ..self }
     }
 
     /// With so many bytes for unfinished batches.
@@ -136,7 +142,7 @@ impl Sessions for Table {
     fn expect(&self, _: &PeerId, session: &SessionId, epoch: u32) -> Option<Expect> {
         let sessions = self.sessions.lock().expect("nobody panics");
         let (current, width) = *sessions.get(session)?;
-        (current == epoch).then_some(Expect { form: Form::Rows, width, max_rows: 1 << 20 })
+        (current == epoch).then_some(Expect { form: self.form, width, max_rows: 1 << 20 })
     }
 
     fn dropped(&self, _: &PeerId, _: Dropped) {
