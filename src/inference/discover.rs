@@ -27,6 +27,10 @@ const ONE_LOOK: Duration = Duration::from_secs(2);
 /// Looking around gets at least this, however short the caller's steps are: it is several round trips.
 const PATIENCE_MIN: Duration = Duration::from_secs(2);
 
+/// How long the answers of others are waited for before those that have failed lately are asked, too, where their layers are
+/// missing: a round trip or two. Somebody may be without a stage meanwhile.
+const OTHERS_FIRST: Duration = Duration::from_millis(250);
+
 /// Between two rounds of looking.
 const BETWEEN_ROUNDS: Duration = Duration::from_millis(400);
 
@@ -188,16 +192,32 @@ impl Wanted<'_> {
     /// Asks for the providers of `key` and for the announcement of each that is new. Once what is known covers all
     /// layers, those that have not answered yet get [`GRACE`] and are then left behind: one peer that does not answer must
     /// not hold up everybody.
-    async fn look(&self, handle: &Handle, key: Vec<u8>, found: &mut Found, deadline: Instant, who: Ask) {
+    async fn look(&self, handle: &Handle, key: Vec<u8>, found: &mut Found, deadline: Instant, mut who: Ask) {
         let heard = handle.heard(self.model).await;
         found.left = heard.left.into_iter().collect();
         let spoke: HashMap<PeerId, u64> = heard.issued_ms.into_iter().collect();
         let experience = self.experience;
         let mut providers = handle.find_providers(key).await;
-        let mut asked = FuturesUnordered::new();
-        let mut until = deadline;
+        let (mut asked, mut resting) = (FuturesUnordered::new(), Vec::new());
+        let (mut until, mut others_first) = (deadline, Instant::now() + OTHERS_FIRST);
         let mut more = true;
-        while more || !asked.is_empty() {
+        loop {
+            if who == Ask::Others && (Instant::now() >= others_first || (!more && asked.is_empty())) {
+                match self.is_covered(handle, found, who).await {
+                    // Looked at again when somebody else has answered.
+                    true => others_first = deadline,
+                    false => who = Ask::All,
+                }
+            }
+            while who == Ask::All
+                && asked.len() < PARALLEL
+                && let Some(peer) = resting.pop()
+            {
+                asked.push(ask_named(handle, experience, peer));
+            }
+            if !more && asked.is_empty() {
+                return;
+            }
             tokio::select! {
                 provider = providers.recv(), if more && asked.len() < PARALLEL => match provider {
                     Some(peer) if found.has_fresh(&peer) => {}
@@ -207,31 +227,36 @@ impl Wanted<'_> {
                         let shunned = experience.shunned([(peer, spoke)]).remove(&peer).filter(|_| who == Ask::Others);
                         if let Some(why) = shunned {
                             found.unreachable.insert(peer, format!("is not asked for a while: {why}"));
+                            resting.push(peer);
                             continue;
                         }
                         if !found.announcements.contains_key(&peer) {
                             found.unreachable.entry(peer).or_insert_with(|| "has not answered yet".into());
                         }
-                        asked.push(async move { (peer, ask(handle, experience, peer).await) });
+                        asked.push(ask_named(handle, experience, peer));
                     }
                     None => more = false,
                 },
                 Some((peer, answer)) = asked.next() => {
                     found.add(peer, answer);
-                    if until == deadline && self.is_covered(handle, found).await {
+                    if until == deadline && self.is_covered(handle, found, who).await {
                         until = deadline.min(Instant::now() + GRACE);
                     }
                 }
+                () = tokio::time::sleep_until(others_first.into()), if who == Ask::Others => {}
                 () = tokio::time::sleep_until(until.into()) => return,
             }
         }
     }
 
-    /// Whether peers that have answered hold all layers between them.
-    async fn is_covered(&self, handle: &Handle, found: &Found) -> bool {
+    /// Whether peers that have answered hold all layers between them; with `who`, those that have failed lately count, too.
+    async fn is_covered(&self, handle: &Handle, found: &Found, who: Ask) -> bool {
         let world = self.world(handle, found, Full::LeftOut).await;
-        let usable: Vec<Candidate> =
-            world.candidates.into_iter().filter(|c| !c.shunned && c.is_usable(self.query)).collect();
+        let usable: Vec<Candidate> = world
+            .candidates
+            .into_iter()
+            .filter(|c| (who == Ask::All || !c.shunned) && c.is_usable(self.query))
+            .collect();
         let spans: Vec<SpanRange> = usable.iter().map(|c| c.span).collect();
         let has_ends = planner::lacking(self.query, &usable) == Ends::default();
         has_ends && planner::uncovered(self.query.span, &spans).is_empty()
@@ -362,6 +387,11 @@ fn speed(offer: &Offer, seen: Seen, bytes_per_layer: u64) -> (u64, u64, Source) 
     let claimed_prefill = (offer.prefill_rows_per_s > 0).then(|| 1_000_000_000 / u64::from(offer.prefill_rows_per_s));
     let prefill_ns = seen.prefill_ns.or(claimed_prefill).unwrap_or(decode_ns / PROMPT_SHARE);
     (decode_ns.max(1), prefill_ns.max(1), source)
+}
+
+/// [`ask`], with whom.
+async fn ask_named(handle: &Handle, experience: &Experience, peer: PeerId) -> (PeerId, Result<Said, Unheard>) {
+    (peer, ask(handle, experience, peer).await)
 }
 
 /// What a peer says now; what it said before, where another request has just asked, or it is there and does not answer.

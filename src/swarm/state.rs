@@ -32,6 +32,9 @@ use super::{
 /// streams to each of 256 peers: see [`quelea_shard::Config`].
 const MAX_PENDING: usize = 768;
 
+/// Attempts to reach one peer that are under way at once: where it was, where somebody says that it is now, and relays.
+const MAX_ATTEMPTS: u8 = 3;
+
 /// Dials under way because another peer asked. Less than half of those that the connection limits allow: strangers who
 /// have us dial where nobody answers must not keep us from our own.
 const MAX_ASKED_DIALS: usize = 24;
@@ -286,6 +289,17 @@ impl State {
         match self.dials.get_mut(peer) {
             Some(dial) if dial.asker.is_none() && !dial.through_relays => {
                 dial.through_relays = true;
+                dial.attempts = dial.attempts.saturating_add(1);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a dial of `peer` that is under way may be joined by one to other addresses, which counts as one more attempt.
+    pub(super) fn one_more_attempt(&mut self, peer: &PeerId) -> bool {
+        match self.dials.get_mut(peer) {
+            Some(dial) if dial.attempts < MAX_ATTEMPTS => {
                 dial.attempts = dial.attempts.saturating_add(1);
                 true
             }

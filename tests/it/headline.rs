@@ -26,8 +26,8 @@ const PERCENT: u64 = 40;
 const WORKERS: usize = 4;
 
 /// What a daemon may take beside weights, keys and values: the program itself (unoptimised in tests, with its line tables
-/// in the file), its connections, and the scratch of a chunk. docs/operations.md says the same of an optimised one.
-const BASE: u64 = 96 << 20;
+/// in the file), its connections, and the scratch of a chunk. docs/operations.md states it, too.
+const BASE: u64 = 112 << 20;
 
 const ASK: [&str; 6] = ["--raw", "--ignore-eos", "--max-tokens", "12", "--timeout", "60s"];
 const PROMPT: &str = "Once upon a time there was a weaver bird";

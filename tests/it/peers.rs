@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::harness::{DEMO, Daemon, Launch, ids, quelea, swarm, tempdir, until};
+use crate::harness::{DEMO, Daemon, Launch, Process, ids, quelea, swarm, tempdir, until};
 
 async fn items(daemon: &Daemon, args: &[&str]) -> Vec<Value> {
     daemon.command(&[args, &["--json"]].concat()).await.expect(0).json()["items"].as_array().unwrap().clone()
@@ -172,4 +172,18 @@ async fn more_points_than_a_node_goes_to_are_refused() {
     let point = "/ip4/203.0.113.7/tcp/8468/p2p/12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA";
     let ended = Launch::new().args(&["--rendezvous", &[point; 9].join(",")]).fails().await.expect(2);
     assert!(ended.stderr.contains("at most 8 points"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_peer_is_reached_where_it_is_now_while_it_is_dialled_where_it_was() {
+    let (node, other) = (Launch::new().start().await, Launch::new().start().await);
+    // Takes the connection, and says nothing.
+    let before = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let was = format!("/ip4/127.0.0.1/tcp/{}/p2p/{}", before.local_addr().unwrap().port(), other.peer());
+    let dialling = Process::spawn(&["peers", "connect", &was, "--data-dir", node.home()]);
+    let _held = before.accept().await.unwrap();
+    node.command(&["peers", "connect", other.addr()]).await.expect(0);
+    node.until_connected_to(other.peer()).await;
+    // The first one is answered by the second.
+    dialling.end().await.expect(0);
 }

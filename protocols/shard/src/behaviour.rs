@@ -235,12 +235,14 @@ impl Behaviour {
         }
     }
 
-    /// Opens a stream to a connected peer, on a direct connection if there is one. The answer is [`Event::Opened`]
-    /// with the id returned here, within eleven seconds.
+    /// Opens a stream to a connected peer, on a direct connection if there is one, and on the newest of several: an older one
+    /// may lead to the process that the peer was before it was started again, which QUIC shows only after ten seconds. The
+    /// answer is [`Event::Opened`] with the id returned here, within eleven seconds.
     pub fn open(&mut self, peer: PeerId) -> OpenId {
         let id = OpenId(self.next_id);
         self.next_id = self.next_id.saturating_add(1);
-        let best = self.peers.get(&peer).and_then(|p| p.connections.iter().min_by_key(|(_, relayed)| *relayed));
+        // Of equals the first one is taken.
+        let best = self.peers.get(&peer).and_then(|p| p.connections.iter().rev().min_by_key(|(_, relayed)| *relayed));
         match best {
             None => self.answer(id, peer, Err(OpenError::NotConnected)),
             Some(_) if self.pending.len() >= self.config.max_pending_opens => {

@@ -199,6 +199,8 @@ pub(crate) struct ChainSession {
     features: u64,
     /// Peers that were lost in this session.
     dead: HashSet<PeerId>,
+    /// Peers that the one before could not reach although we could.
+    accused: HashSet<PeerId>,
     recoveries: Vec<Recovery>,
     closed: bool,
 }
@@ -272,6 +274,7 @@ impl ChainSession {
             survives,
             features: common,
             dead: HashSet::new(),
+            accused: HashSet::new(),
             recoveries: Vec::new(),
             closed: false,
         };

@@ -129,6 +129,7 @@ impl ChainSession {
             };
             let planned = discover::find(&plane.handle, wanted, &mut Found::default()).await;
             let hops = planned.map(|planned| planned.chosen.chain()).map_err(|no| {
+                tracing::warn!(session = %self.id, "nobody takes over: {no}");
                 let ends = if no.lacks_only_ends() { " with the model's end next to them" } else { "" };
                 let message = format!("no other peer takes layers {span}{ends}");
                 InferError::new(ErrorCode::NoRoute, message).hint(format!(
@@ -261,11 +262,12 @@ impl ChainSession {
         }
     }
 
-    /// `peer` says that it cannot reach the next one: that is lost, unless it has spoken to us meanwhile.
-    fn unreachable_next(&self, peer: PeerId, heard: &HashSet<PeerId>) -> Trouble {
+    /// `peer` says that it cannot reach the next one: that is lost, unless it has spoken to us meanwhile. The second one who
+    /// says so of the same peer is believed in any case.
+    fn unreachable_next(&mut self, peer: PeerId, heard: &HashSet<PeerId>) -> Trouble {
         let at = self.stages.iter().position(|stage| stage.hop.peer == peer);
         let next = at.and_then(|at| self.stages.get(at + 1)).map(|stage| stage.hop.peer);
-        match next.filter(|next| !heard.contains(next)) {
+        match next.filter(|next| !heard.contains(next) || !self.accused.insert(*next)) {
             Some(next) => {
                 let from = format!("cannot be reached by peer {peer}");
                 self.lost(next, ErrorCode::NextUnreachable, &from)

@@ -39,13 +39,16 @@ const RENEW: Duration = Duration::from_secs(10);
 struct Progress {
     /// Where the rows end that each has computed.
     computed: Vec<u32>,
+    /// Where the rows end that have arrived at each.
+    received: Vec<u32>,
     /// Where the rows end that each may have been given; [`u32::MAX`] when nothing holds it back any more.
     allowed: Vec<u32>,
 }
 
 impl Progress {
     fn of(stands: &[Stand]) -> Self {
-        Self { computed: stands.iter().map(|stand| stand.pos).collect(), allowed: vec![0; stands.len()] }
+        let at: Vec<u32> = stands.iter().map(|stand| stand.pos).collect();
+        Self { computed: at.clone(), received: at, allowed: vec![0; stands.len()] }
     }
 
     /// Where the rows end that the stage at `i` may be given now, of `sent` that there are.
@@ -59,6 +62,12 @@ impl Progress {
 
     fn over(&self) -> bool {
         self.allowed.iter().all(|until| *until == u32::MAX)
+    }
+
+    /// Whether all rows before `sent` have arrived everywhere. Until then a token must not follow: it goes on another
+    /// stream, and may overtake them where the stages behind have long had them and its turn comes at once.
+    fn arrived(&self, sent: u32) -> bool {
+        self.received.iter().all(|rows| *rows >= sent)
     }
 }
 
@@ -94,10 +103,10 @@ impl ChainSession {
                 *allowed = until.max(*allowed);
                 given = self.give_again(given, *allowed)?;
             }
-            if progress.over() {
+            if progress.over() && progress.arrived(self.sent) {
                 return Ok(());
             }
-            self.look(&mut progress.computed, deadline).await?;
+            self.look(&mut progress, deadline).await?;
         }
     }
 
@@ -122,17 +131,20 @@ impl ChainSession {
     }
 
     /// Waits until a stage has got on, for a step of all chunks under way at most.
-    async fn look(&mut self, computed: &mut [u32], deadline: &mut Instant) -> Result<(), Trouble> {
+    async fn look(&mut self, progress: &mut Progress, deadline: &mut Instant) -> Result<(), Trouble> {
         let limit = self.spec.step_timeout.saturating_mul(CHUNKS + 1);
         let give_up = Instant::now() + limit;
         loop {
             let asked = Instant::now();
             let states = self.states(asked + PROBE_TIMEOUT).await?;
             let mut moved = false;
-            for (stage, computed) in self.stages.iter().zip(computed.iter_mut()) {
-                let now = states.get(&stage.hop.peer).map_or(0, computed_by);
-                moved |= now > *computed;
-                *computed = now.max(*computed);
+            let Progress { computed, received, .. } = progress;
+            for ((stage, computed), received) in self.stages.iter().zip(computed.iter_mut()).zip(received.iter_mut()) {
+                let Some(state) = states.get(&stage.hop.peer) else { continue };
+                for (now, before) in [(computed_by(state), computed), (state.pos, received)] {
+                    moved |= now > *before;
+                    *before = now.max(*before);
+                }
             }
             if moved {
                 *deadline = Instant::now() + RECOVERY;
@@ -238,6 +250,14 @@ mod tests {
         // What is within a window is let go at once.
         let progress = Progress::of(&stands(&[100, 0, 100]));
         assert!((0..3).all(|i| progress.allow(i, 100) == u32::MAX));
+    }
+
+    #[test]
+    fn it_ends_when_all_rows_have_arrived() {
+        let mut progress = Progress::of(&stands(&[0, 300, 300]));
+        assert!(!progress.arrived(300), "the first one has none of them yet");
+        progress.received[0] = 300;
+        assert!(progress.arrived(300) && !progress.arrived(301));
     }
 
     #[test]

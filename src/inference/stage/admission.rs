@@ -200,10 +200,16 @@ pub(super) async fn reach(
     open: &Open,
 ) -> Result<(DataSender, DataSender), LinkError> {
     let far = Far { peer: open.next, addrs: &open.next_addrs, asker };
+    let mut broke = false;
     loop {
         match plane.links.data_for(plane, far, StreamKind::Decode).await {
             Ok(decode) => return Ok((decode, plane.links.data_for(plane, far, StreamKind::Bulk).await?)),
             Err(LinkError::Connect(ConnectError::Busy)) => tokio::time::sleep(DIAL_AGAIN).await,
+            // Over a connection to the process that the peer was before it was started again: it is dialled once more.
+            Err(LinkError::Stream(_) | LinkError::Handshake(_)) if !broke => {
+                broke = true;
+                tokio::time::sleep(DIAL_AGAIN).await;
+            }
             Err(error) => return Err(error),
         }
     }

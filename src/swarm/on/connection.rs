@@ -61,12 +61,21 @@ pub(crate) fn connect(
     }
     let opts = DialOpts::peer_id(peer)
         .condition(PeerCondition::DisconnectedAndNotDialing)
-        .addresses(addrs)
+        .addresses(addrs.clone())
         .extend_addresses_through_behaviour()
         .build();
     match driver.swarm.dial(opts) {
-        // A dial that is under way already will answer for this one too.
-        Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => {}
+        Ok(()) => {}
+        // A dial that is under way already may be to where the peer was before it was started again.
+        Err(DialError::DialPeerConditionFalse(_)) if !addrs.is_empty() && driver.state.one_more_attempt(&peer) => {
+            let opts = DialOpts::peer_id(peer).condition(PeerCondition::Disconnected).addresses(addrs).build();
+            if let Err(error) = driver.swarm.dial(opts) {
+                tracing::debug!(%peer, %error, "a second dial was not begun");
+                let _ = driver.state.attempt_failed(&peer);
+            }
+        }
+        // It will answer for this one, too.
+        Err(DialError::DialPeerConditionFalse(_)) => {}
         Err(error) => {
             let _ = driver.state.attempt_failed(&peer);
             if !super::nat::through_relays(driver, peer) {

@@ -79,6 +79,10 @@ impl Launch {
             }
         }
         args.extend(self.args.iter().cloned());
+        // To see what daemons did when a test fails.
+        if std::env::var_os("QUELEA_IT_VERBOSE").is_some() {
+            args.push("-v".into());
+        }
         let process = match &self.within {
             Some(limit) => Process::spawn_within(limit, &args),
             None => Process::spawn(&args),

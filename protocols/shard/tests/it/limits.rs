@@ -1,11 +1,12 @@
 //! What peers cannot make the behaviour hold, and that every opening is answered.
 
-use std::time::Duration;
+use std::{future::poll_fn, time::Duration};
 
 use futures::{AsyncReadExt, future::join_all};
 use libp2p::{
-    core::{Endpoint, transport::PortUse},
-    swarm::NetworkBehaviour,
+    PeerId,
+    core::{ConnectedPoint, Endpoint, transport::PortUse},
+    swarm::{ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, ToSwarm, behaviour::ConnectionEstablished},
 };
 use quelea_shard::{Behaviour, Config, OpenError, frame::StreamKind};
 use quelea_wire::NetworkId;
@@ -234,4 +235,30 @@ fn connections_that_are_denied_later_leave_nothing() {
         assert!(!behaviour.is_connected(&who));
     }
     assert_eq!(behaviour.stats(), quelea_shard::Stats::default());
+}
+
+/// An older connection may lead to the process that the peer was before it was started again.
+#[tokio::test]
+async fn streams_are_opened_on_the_newest_direct_connection() {
+    let (mut behaviour, peer, relay) = (Behaviour::new(config()), PeerId::random(), PeerId::random());
+    let direct = "/ip4/198.51.100.1/tcp/1".to_owned();
+    for (n, address) in [direct.clone(), direct.clone(), format!("{direct}/p2p/{relay}/p2p-circuit")].iter().enumerate()
+    {
+        let endpoint = ConnectedPoint::Dialer {
+            address: address.parse().expect("an address"),
+            role_override: Endpoint::Dialer,
+            port_use: PortUse::New,
+        };
+        behaviour.on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
+            peer_id: peer,
+            connection_id: ConnectionId::new_unchecked(n),
+            endpoint: &endpoint,
+            failed_addresses: &[],
+            other_established: n,
+        }));
+    }
+    behaviour.open(peer);
+    let used = soon(poll_fn(|cx| behaviour.poll(cx))).await;
+    let ToSwarm::NotifyHandler { handler: NotifyHandler::One(used), .. } = used else { panic!("no stream is opened") };
+    assert_eq!(used, ConnectionId::new_unchecked(1));
 }
