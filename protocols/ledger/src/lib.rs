@@ -17,7 +17,8 @@
 //!
 //! [`message`] is what is signed, [`packet`] what travels, [`book`] the state machine of one node: no clock, no I/O, no
 //! randomness. Its owner feeds it commands, packets and the time, makes the [`book::Write`]s of each step durable in one
-//! transaction, and only then sends the [`book::Send`]s. [`evidence`] checks proofs against third peers.
+//! transaction, and only then sends the [`book::Send`]s. [`evidence`] checks proofs against third peers. [`trust`] is
+//! what dealings make a peer worth, and how much it may owe.
 //!
 //! # Messages
 //!
@@ -55,5 +56,6 @@ pub mod message;
 pub mod packet;
 #[cfg(test)]
 mod sim;
+pub mod trust;
 
 pub use fields::{DecodeError, Hash, HoldId, Nonce, Raw, Unit};

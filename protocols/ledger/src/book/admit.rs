@@ -52,7 +52,7 @@ impl Book {
         let after = u64::try_from(wanted.max(0)).unwrap_or(u64::MAX);
         let more = after.saturating_sub(pair.exposure());
         let fits = |used: u64, limit: u64| used.checked_add(more).is_some_and(|sum| sum <= limit);
-        if !terms.proven && !fits(self.pool, self.rules.pool) {
+        if !terms.proven && !fits(self.pool.saturating_add(self.written_off), self.rules.pool) {
             return Err(NotTaken::Pool);
         }
         if let Some(group) = terms.group {

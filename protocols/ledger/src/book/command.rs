@@ -78,6 +78,11 @@ impl Book {
         }
     }
 
+    /// What was lost to unproven debtors lately: it takes up their pool. Not stored, like the terms.
+    pub fn set_written_off(&mut self, amount: u64) {
+        self.written_off = amount;
+    }
+
     /// Tells a debtor its limit.
     ///
     /// # Errors

@@ -203,6 +203,8 @@ pub struct Book {
     pairs: BTreeMap<(PeerId, Unit), Pair>,
     /// What unproven debtors owe together.
     pool: u64,
+    /// What was lost to such lately.
+    written_off: u64,
     groups: BTreeMap<Prefix, Exposure>,
     /// Holds by the time at which they end or are forgotten.
     timers: BTreeSet<(u64, Side, PeerId, Unit, HoldId)>,
@@ -229,6 +231,7 @@ impl Book {
             nonces: 0,
             pairs: BTreeMap::new(),
             pool: 0,
+            written_off: 0,
             groups: BTreeMap::new(),
             timers: BTreeSet::new(),
             #[cfg(test)]
