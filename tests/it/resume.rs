@@ -64,7 +64,13 @@ impl Kept {
     /// An answer of this machine alone is cut off; how much of it was shown.
     async fn cut_off(&self, tokens: &str) -> String {
         let args = [&question(tokens, &[])[..], &["--route", "local", "--data-dir", self.dir()]].concat();
-        killed(Process::spawn(&args)).await
+        let mut asking = Process::spawn(&args);
+        asking.stdout_until(|text| !text.is_empty()).await;
+        // A token is written a moment after it is shown; what was there before it is the answer's beginning, at least.
+        let len = || fs::metadata(self.log().0).unwrap().len();
+        let before = len();
+        until("a token is written", async || (len() > before).then_some(())).await;
+        killed(asking).await
     }
 }
 
