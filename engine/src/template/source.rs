@@ -6,6 +6,17 @@ pub(super) fn prepared(source: &str) -> String {
     without_generation_tags(&with_percent_filters(source))
 }
 
+/// How many operators, brackets, attributes, filters, tests and branches the source could have: no branch of its syntax
+/// tree is deeper than that, but for the few levels that the engine counts itself. Text between tags counts as well, so
+/// that the bound does not depend on how the source is cut into tags.
+pub(super) fn operators(source: &str) -> usize {
+    let signs = source.bytes().filter(|c| b"+-*/%~.|([{".contains(c)).count();
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    // A word that only ends like one: a number may stand right before it.
+    let operator = |word: &&str| ["if", "or", "and", "not", "is", "in"].iter().any(|end| word.ends_with(end));
+    signs + source.split(|c: char| !word(c)).filter(operator).count()
+}
+
 /// Replaces the tags `generation` and `endgeneration`, which only training looks at, by ones without effect.
 fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
@@ -70,6 +81,10 @@ fn in_tag(text: &str, close: &str) -> (String, usize) {
             return (out, at + close.len());
         }
         let Some(length) = literal(&text[at..]) else {
+            if quote(c) {
+                // It never ends, nor does the tag: nothing more is looked for, however often.
+                return (out + &text[at..], text.len());
+            }
             out.push(c);
             at += c.len_utf8();
             continue;
@@ -78,7 +93,7 @@ fn in_tag(text: &str, close: &str) -> (String, usize) {
         let operand = after.trim_start().strip_prefix('%').filter(|operand| !operand.starts_with('}'));
         match operand.map(str::trim_start) {
             Some(operand) => {
-                let end = unary(operand);
+                let Some(end) = unary(operand) else { return (out + &text[at..], text.len()) };
                 out.push_str(&["(", &text[at..at + length], "|percent(", &operand[..end], "))"].concat());
                 at = text.len() - operand.len() + end;
             }
@@ -91,9 +106,14 @@ fn in_tag(text: &str, close: &str) -> (String, usize) {
     (out, at)
 }
 
+/// Whether a text literal begins so.
+fn quote(c: char) -> bool {
+    matches!(c, '\'' | '"')
+}
+
 /// Length of the text literal that stands here.
 fn literal(text: &str) -> Option<usize> {
-    let quote = text.chars().next().filter(|c| matches!(c, '\'' | '"'))?;
+    let quote = text.chars().next().filter(|c| quote(*c))?;
     let mut escaped = false;
     for (at, c) in text.char_indices().skip(1) {
         match c {
@@ -106,23 +126,28 @@ fn literal(text: &str) -> Option<usize> {
     None
 }
 
-/// Length of the operand that stands here: a value with its attributes, items, calls and filters.
-fn unary(text: &str) -> usize {
+/// Length of the operand that stands here: a value with its attributes, items, calls and filters. None where a text or a
+/// bracket of it never ends.
+fn unary(text: &str) -> Option<usize> {
     let word = |text: &str| text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
     let mut at = text.len() - text.trim_start_matches(['-', '+']).len();
     let rest = &text[at..];
-    at += literal(rest).or_else(|| bracket(rest)).or_else(|| number(rest)).unwrap_or_else(|| word(rest));
+    at += match rest.chars().next() {
+        Some(c) if quote(c) => literal(rest)?,
+        Some('(' | '[' | '{') => bracket(rest)?,
+        _ => number(rest).unwrap_or_else(|| word(rest)),
+    };
     loop {
         let rest = &text[at..];
-        if let Some(length) = bracket(rest).filter(|_| !rest.starts_with('{')) {
-            at += length;
+        if rest.starts_with(['(', '[']) {
+            at += bracket(rest)?;
         } else if let Some(name) = rest.strip_prefix('.') {
             at += 1 + word(name);
         } else if let Some(name) = rest.trim_start().strip_prefix('|') {
             let name = name.trim_start();
             at = text.len() - name.len() + word(name);
         } else {
-            return at;
+            return Some(at);
         }
     }
 }
@@ -150,6 +175,8 @@ fn bracket(text: &str) -> Option<usize> {
         }
         at += c.len_utf8();
         match c {
+            // As it never ends, neither does the bracket.
+            c if quote(c) => return None,
             '(' | '[' | '{' => depth += 1,
             ')' | ']' | '}' if depth == 1 => return Some(at),
             ')' | ']' | '}' => depth -= 1,
@@ -162,6 +189,22 @@ fn bracket(text: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_never_ends_is_looked_for_once() {
+        // Looking for the end again at each of these takes the square of the length, or its cube: hours.
+        for part in ["\\'", "'a'%(", "'a'%x(", "'a'%x['", "'a'%'"] {
+            let source = ["{{ '", &part.repeat(super::super::MAX_SOURCE / part.len())].concat();
+            assert!(prepared(&source).len() >= source.len(), "{part}");
+        }
+    }
+
+    #[test]
+    fn operators_are_counted_wherever_they_stand() {
+        assert_eq!(operators("{{ a+1 }}"), 3);
+        assert_eq!(operators("{{1if 1else 2}}"), 3);
+        assert_eq!(operators("{% if not a.b|c is d %}x{%elif e%}y{%endif%}"), 16);
+    }
 
     #[test]
     fn only_texts_before_percent_signs_are_rewritten() {

@@ -234,3 +234,57 @@ fn a_long_conversation_fits_the_budget() {
         assert!(text.len() > 950_000, "{name}");
     }
 }
+
+/// A template with as many levels as the bound allows, of each kind that has no bound of its own.
+fn deepest() -> Vec<(&'static str, String)> {
+    let chains = [
+        ("{{ x", "+1", " }}"),
+        ("{{ x", "*1", " }}"),
+        ("{{ x", "**1", " }}"),
+        ("{{ x", "~1", " }}"),
+        ("{{ x", ".a", " }}"),
+        ("{{ x", "[0]", " }}"),
+        ("{{ x", "[0:]", " }}"),
+        ("{{ x", "()", " }}"),
+        ("{{ x", "|upper", " }}"),
+        ("{{ x", " is defined", " }}"),
+        ("{{ x", " is not defined", " }}"),
+        ("{{ x", " or 1", " }}"),
+        ("{{ x", " and 1", " }}"),
+        ("{{ x", " if 1", " }}"),
+        ("{{ x", " if 1 else 2", " }}"),
+        ("{{ ", "not ", "x }}"),
+        ("{{ ", "-", "x }}"),
+        ("{{ ", "(", "x }}"),
+        ("{{ '%s'", " % 1", " }}"),
+        ("{{ 1", "+1", " }}"),
+        ("{{ [1]", "+[1]", " }}"),
+        ("{{ x(", "-", "y) }}"),
+        ("{% set ", "(", "a = 1 %}"),
+        ("{% set a", ".b", " = 1 %}"),
+        ("{% filter upper", "|upper", " %}a{% endfilter %}"),
+        ("{% if a %}", "{% elif b %}", "{% endif %}"),
+        ("{% for a in b", ".c", " %}{% endfor %}"),
+        ("{% macro m(a=1", "+b", ") %}{% endmacro %}{{ m() }}"),
+    ];
+    let chain = |(before, part, after): (&str, &'static str, &str)| {
+        let each = source::operators(&part.repeat(64)).div_ceil(64);
+        (part, [before, &part.repeat((MAX_OPERATORS - 16) / each), after].concat())
+    };
+    chains.into_iter().map(chain).collect()
+}
+
+#[test]
+fn no_chain_overflows_a_stack() {
+    // This thread has the stack of a worker, two megabytes: what is compiled here is dropped here as well.
+    for (part, source) in deepest() {
+        match ChatTemplate::new(&source, "", "") {
+            // Rendering such a chain may well fail.
+            Ok(template) => drop(template.render(&[], false, &Map::new())),
+            Err(error) => assert!(matches!(error, TemplateError::Syntax(_)), "{part}: {error}"),
+        }
+        let more = source.replacen(part, &part.repeat(64), 1);
+        let error = ChatTemplate::new(&more, "", "").unwrap_err();
+        assert!(matches!(error, TemplateError::Operators { .. }), "{part}: {error}");
+    }
+}
