@@ -9,9 +9,9 @@ pub use variant::{Experts, LongRope, Variant, Window, Yarn};
 use crate::{LoadError, backend::AttentionShape, gguf::Gguf, models::Architecture};
 
 /// More layers than any model has: a bound on what a file can make us allocate and loop over.
-const MAX_LAYERS: u32 = 4096;
+pub(crate) const MAX_LAYERS: u32 = 4096;
 /// The widest row believed, in values; the largest known models stay under 2^15.
-const MAX_WIDTH: u32 = 1 << 20;
+pub(crate) const MAX_WIDTH: u32 = 1 << 20;
 /// Context length assumed when the file names none.
 const DEFAULT_CONTEXT: u32 = 2048;
 /// RoPE base frequency assumed when the file names none, the value of the original paper.

@@ -7,7 +7,10 @@ mod window;
 use serde_json::{Map, Value};
 
 use super::HfError;
-use crate::gguf::write::Writer;
+use crate::{
+    gguf::write::Writer,
+    hparams::{MAX_LAYERS, MAX_WIDTH},
+};
 
 /// The families that folders are read of: `model_type`, and GGUF's name.
 const FAMILIES: [(&str, &str); 9] = [
@@ -135,7 +138,12 @@ impl Config {
 
     /// Number of layers.
     pub(super) fn layers(&self) -> Result<u32, HfError> {
-        self.size("num_hidden_layers")
+        let layers = self.size("num_hidden_layers")?;
+        // Lists are made for them.
+        if layers > MAX_LAYERS {
+            return Err(Self::wrong("num_hidden_layers", &format!("at most {MAX_LAYERS}")));
+        }
+        Ok(layers)
     }
 
     /// Number of experts of a layer, where there are any.
@@ -147,7 +155,15 @@ impl Config {
         let (heads, _) = self.heads()?;
         let divided =
             self.size("hidden_size")?.checked_div(heads).ok_or_else(|| Self::wrong("num_attention_heads", "heads"));
-        self.optional_size("head_dim")?.map_or(divided, Ok)
+        let (key, dim) = match self.optional_size("head_dim")? {
+            Some(dim) => ("head_dim", dim),
+            None => ("hidden_size", divided?),
+        };
+        // As for layers.
+        if dim > MAX_WIDTH {
+            return Err(Self::wrong(key, &format!("heads of at most {MAX_WIDTH} values")));
+        }
+        Ok(dim)
     }
 
     /// Writes the `general.*` and `<architecture>.*` keys; gives back tensors that the file lacks and the model needs.
@@ -197,5 +213,40 @@ impl Config {
         }
         self.write_window(writer)?;
         self.write_rope(writer, head_dim)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn sizes_that_lists_are_made_for_are_bounded() {
+        let plain = json!({
+            "model_type": "gemma3_text", "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2,
+            "intermediate_size": 64, "vocab_size": 64, "max_position_embeddings": 512, "sliding_window": 16,
+            "rms_norm_eps": 1e-6, "head_dim": 32, "hidden_activation": "gelu_pytorch_tanh",
+            "rope_scaling": { "rope_type": "llama3", "factor": 8.0 }
+        });
+        let write = |key: &str, value: Value| {
+            let mut config = plain.clone();
+            config[key] = value;
+            Config::parse(config.to_string().as_bytes())?.write(&mut Writer::new())
+        };
+        assert_eq!(write("head_dim", json!(64)).unwrap()[0].1.len(), 32);
+        for (key, value) in [
+            ("num_hidden_layers", json!(u32::MAX)),
+            ("num_hidden_layers", json!(1 << 20)),
+            ("head_dim", json!(u32::MAX)),
+            ("partial_rotary_factor", json!(1e300)),
+            ("partial_rotary_factor", json!(-1.0)),
+        ] {
+            let mut config = plain.clone();
+            config[key] = value;
+            let error = Config::parse(config.to_string().as_bytes()).unwrap().write(&mut Writer::new()).unwrap_err();
+            assert!(matches!(&error, HfError::Config { key: named, .. } if named == key), "{key}: {error}");
+        }
     }
 }

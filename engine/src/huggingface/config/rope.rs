@@ -44,6 +44,9 @@ impl Config {
         let float = |name: &str| Self::optional_float(&rope, name);
         let base = float("rope_theta")?.unwrap_or(rope_base(self.kind));
         let part = float("partial_rotary_factor")?.unwrap_or(1.0);
+        if !(0.0..=1.0).contains(&part) {
+            return Err(Self::wrong("partial_rotary_factor", "a part between 0 and 1"));
+        }
         let dims = (part * f64::from(head_dim)) as u32;
         writer.set(&key("freq_base"), base as f32).set(&key("dimension_count"), dims);
         let original = float("original_max_position_embeddings")?;
