@@ -274,6 +274,15 @@ fn hostile_files_are_refused() {
     assert!(matches!(load(&merge, None), Err(TokenizerError::Merge { .. })));
     let large = small(json!({ "pre_tokenizer": byte_level(Some("(?:a{1000}){1000}")) }));
     assert!(matches!(load(&large, None), Err(TokenizerError::Hf(HfError::Expression { .. }))));
+    let split = json!({ "type": "Split", "pattern": { "Regex": r"\w{90}x" }, "behavior": "Isolated" });
+    for (key, list, kind) in
+        [("pre_tokenizer", "pretokenizers", &split), ("normalizer", "normalizers", &json!({ "type": "NFC" }))]
+    {
+        let many = small(json!({ key: { "type": "Sequence", list: vec![kind; 600] } }));
+        assert!(matches!(load(&many, None), Err(TokenizerError::Hf(HfError::Steps { found: 600.., .. }))));
+    }
+    let long = small(json!({ "pre_tokenizer": byte_level(Some(&"a".repeat(10_000))) }));
+    assert!(matches!(load(&long, None), Err(TokenizerError::Hf(HfError::Expression { .. }))));
     for json in [&b"{"[..], b"[]", b"{}", b"{\"model\":{}}", b"{\"model\":{\"vocab\":{}}}"] {
         assert!(Tokenizer::from_hf(json, None).is_err());
     }

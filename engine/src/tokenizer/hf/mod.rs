@@ -60,7 +60,19 @@ pub enum HfError {
         /// What is wrong with it.
         reason: String,
     },
+    /// More steps on the way from text to words than any real tokenizer has.
+    #[error("tokenizer.json: there are {found} normalizers and pre-tokenizers, at most {max} are allowed")]
+    Steps {
+        /// How many there are.
+        found: usize,
+        /// The bound.
+        max: usize,
+    },
 }
+
+/// Most normalizers and pre-tokenizers together; the published files have under ten. Each may compile an expression, so
+/// that this bounds the memory of all of them: with [`split::MAX_COMPILED`], at some 400 MiB.
+const MAX_STEPS: usize = 32;
 
 fn unsupported(what: &'static str, found: impl Into<String>) -> HfError {
     HfError::Unsupported { what, found: found.into() }
@@ -181,8 +193,14 @@ struct Pipeline {
 
 impl Pipeline {
     fn new(file: &File) -> Result<Self, HfError> {
+        let normalizers = entries(file.normalizer.as_ref(), "normalizers");
+        let splitters = entries(file.pre_tokenizer.as_ref(), "pretokenizers");
+        let found = normalizers.len().saturating_add(splitters.len());
+        if found > MAX_STEPS {
+            return Err(HfError::Steps { found, max: MAX_STEPS });
+        }
         let mut normalizer = Normalizer::default();
-        for entry in entries(file.normalizer.as_ref(), "normalizers") {
+        for entry in normalizers {
             normalizer.add(entry)?;
         }
         let mut before = Normalizer::default();
@@ -198,7 +216,7 @@ impl Pipeline {
             splits.push(Step::Each(each));
             Ok(())
         };
-        for entry in entries(file.pre_tokenizer.as_ref(), "pretokenizers") {
+        for entry in splitters {
             let split = match kind(entry) {
                 "ByteLevel" => {
                     byte_level = true;
