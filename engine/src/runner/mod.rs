@@ -5,9 +5,9 @@
 //! queues again. So the weights are read once for all of them, a token waits for one chunk of somebody's long prompt,
 //! and a prompt never for more than one token of each session.
 //!
-//! Sessions belong to groups: those of one coordinator, or of one tenant. The groups that have decodes ready give
-//! equally many to a batch, and prefills go in turns, whatever the number of their sessions. Within a group decodes run
-//! in the order they came, and sessions with prefill work have turns. Within a session jobs and trims happen in the
+//! Sessions belong to groups: those of one coordinator, or of one tenant. The groups that have decodes ready have equal
+//! shares of a batch, whatever the number of their sessions; what one has no decodes for goes to the others, so that
+//! batches are full. Prefills go in turns. Within a group decodes run in the order they came, and sessions with prefill work have turns. Within a session jobs and trims happen in the
 //! order they were submitted. A job for a position before the session's end takes rows back: what was guessed and was
 //! wrong goes without a word of its own.
 //!

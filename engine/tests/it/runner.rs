@@ -110,7 +110,8 @@ fn decode_is_not_starved_by_a_long_prompt_nor_one_prompt_by_another() {
     assert_eq!(order(&rx, 6), ["decode", "other", "decode", "long", "long", "long"]);
 }
 
-/// A coordinator with many sessions takes nothing from one that has a single session.
+/// A coordinator with many sessions takes nothing from one that has a single session, and that one takes no places in a
+/// batch that it has nothing for.
 #[test]
 fn groups_have_turns_whatever_they_queue() {
     let runner = Runner::spawn(stage(), RunnerConfig { max_sessions: 8, queue: 64, ..CONFIG }).unwrap();
@@ -133,7 +134,9 @@ fn groups_have_turns_whatever_they_queue() {
         drop(release);
         let order = order(&rx, 18);
         let turns: Vec<usize> = (0..18).filter(|at| order[*at] == "one").collect();
-        assert!(turns[0] <= 1 && turns[1] <= 3, "{phase:?}: {order:?}");
+        // A batch of decodes holds one of each session, a tick of prefills a single job.
+        let in_tick = if phase == Phase::Decode { many.len() + 1 } else { 2 };
+        assert!(turns[0] <= 1 && turns[1] <= in_tick + 1, "{phase:?}: {order:?}");
         runner.close(blocker);
     }
 }
