@@ -19,17 +19,21 @@ impl Store {
     /// Maps the file at `path`.
     pub(crate) fn map(path: &Path) -> Result<Self, GgufError> {
         let io = |source| GgufError::Io { path: path.to_owned(), source };
+        // Opening a pipe waits until somebody writes to it.
+        Self::refuse_what_is_no_file(&std::fs::metadata(path).map_err(io)?).map_err(io)?;
         let file = File::open(path).map_err(io)?;
         Self::map_file(&file).map_err(io)
+    }
+
+    fn refuse_what_is_no_file(meta: &std::fs::Metadata) -> std::io::Result<()> {
+        if meta.is_file() { Ok(()) } else { Err(std::io::Error::other("not a regular file")) }
     }
 
     /// Maps an open file.
     #[allow(unsafe_code, reason = "mapping a file is something that Rust cannot prove sound")]
     pub(crate) fn map_file(file: &File) -> std::io::Result<Self> {
         let meta = file.metadata()?;
-        if !meta.is_file() {
-            return Err(std::io::Error::other("not a regular file"));
-        }
+        Self::refuse_what_is_no_file(&meta)?;
         if meta.len() == 0 {
             // An empty file cannot be mapped; the parser says what is missing.
             return Ok(Self::Owned(Vec::new()));
@@ -74,5 +78,20 @@ impl Store {
         }
         #[cfg(not(unix))]
         let _ = (start, len);
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_is_refused_without_waiting_for_a_writer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        let error = Store::map(&path).unwrap_err().to_string();
+        assert!(error.contains("not a regular file"), "{error}");
     }
 }

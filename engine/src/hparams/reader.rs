@@ -142,12 +142,13 @@ impl Reader<'_> {
     pub(super) fn rope_scale(&self) -> Result<f32, LoadError> {
         match self.scaling_type()? {
             Some("none") => Ok(1.0),
-            Some("linear" | "yarn") => self.positive("rope.scaling.factor", None),
-            _ => match self.optional_positive("rope.scaling.factor")? {
-                Some(factor) => Ok(factor),
-                // Files older than the `type` key name a linear factor alone.
-                None => self.positive("rope.scale_linear", Some(1.0)),
-            },
+            Some("yarn") => self.positive("rope.scaling.factor", None),
+            // A factor of zero stands for none, and so does no factor at all, as llama.cpp reads it. Files older than the
+            // `type` key name a linear factor by itself.
+            _ if self.gguf.contains(&self.key("rope.scaling.factor")) => {
+                Ok(self.cap("rope.scaling.factor")?.unwrap_or(1.0))
+            }
+            _ => Ok(self.cap("rope.scale_linear")?.unwrap_or(1.0)),
         }
     }
 

@@ -35,6 +35,10 @@ fn rope_factors_and_linear_scaling_divide_the_frequencies() {
     assert!(far_apart(&halved, &plain));
     let linear = model("llama").str("llama.rope.scaling.type", "linear").f32("llama.rope.scaling.factor", 2.0);
     assert!(close(&last_logits(&linear.open()), &halved));
+    // As llama.cpp reads it, a factor of zero is none, and none is one.
+    let none = model("llama").str("llama.rope.scaling.type", "linear");
+    assert_eq!(last_logits(&none.clone().open()), plain);
+    assert_eq!(last_logits(&none.f32("llama.rope.scaling.factor", 0.0).open()), plain);
     let dynamic = model("llama").str("llama.rope.scaling.type", "dynamic").open();
     let error = Stage::load(&dynamic, Span::ends()).unwrap_err().to_string();
     let expected = "'dynamic' is not supported; supported are none, linear, yarn, longrope";
