@@ -34,6 +34,7 @@ pub use hparams::Hparams;
 pub use manifest::Manifest;
 pub use models::Architecture;
 pub use outline::Outline;
+pub use quelea_kernels::MAX_THREADS;
 pub use runner::Runner;
 pub(crate) use stage::KvBlock;
 pub use stage::{Cache, Device, Isa, KvFormat, Segment, Span, Stage, StageOptions, UnknownDevice, UnknownIsa};

@@ -386,7 +386,7 @@ pub(crate) enum ModelCommand {
         after_help = "Examples:\n  quelea model tokenize model.gguf --text 'Hello' --json\n  quelea model tokenize vocab.gguf --special --text '<|im_start|>user'"
     )]
     Tokenize {
-        /// A GGUF file (a vocabulary alone will do), a folder with tokenizer.json, or 'demo'
+        /// A GGUF file (a vocabulary alone will do), a folder of safetensors with its tokenizer.json, or 'demo'
         file: String,
         /// The text
         #[arg(long)]

@@ -20,5 +20,5 @@ pub mod pool;
 pub mod product;
 
 pub use isa::Isa;
-pub use pool::Pool;
+pub use pool::{MAX_THREADS, Pool};
 pub use product::{Activations, Counts, Forms, PackError, PackedMatrix, WeightType, dequantize, kernels_run, matmul};

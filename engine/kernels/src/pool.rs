@@ -13,6 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
+/// Most threads of a pool: more than any machine has cores for. A system runs out of mappings for stacks at some ten
+/// thousand threads, and that ends the process.
+pub const MAX_THREADS: usize = 1024;
+
 /// How long a worker looks for the next job before it parks: longer than the gap between two products of a decode step,
 /// shorter than a scheduler's slice.
 const SPIN: Duration = Duration::from_micros(50);
@@ -75,8 +79,8 @@ thread_local! {
 }
 
 impl Pool {
-    /// A pool of `threads` threads, the caller of [`Pool::run`] included. Where the system refuses a thread the pool
-    /// goes on with fewer; results do not depend on it.
+    /// A pool of `threads` threads, [`MAX_THREADS`] at most, the caller of [`Pool::run`] included. Where the system
+    /// refuses a thread the pool goes on with fewer; results do not depend on it.
     pub fn new(threads: NonZeroUsize) -> Self {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
@@ -86,7 +90,7 @@ impl Pool {
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
-        let workers = (1..threads.get())
+        let workers = (1..threads.get().min(MAX_THREADS))
             .map_while(|index| {
                 let asleep = Arc::new(AtomicBool::new(false));
                 let (theirs, flag) = (Arc::clone(&shared), Arc::clone(&asleep));
@@ -277,6 +281,12 @@ mod tests {
                 assert!(ran.iter().all(|n| n.load(Ordering::Relaxed) == 1));
             }
         }
+    }
+
+    #[test]
+    fn there_are_never_more_threads_than_a_system_has_room_for() {
+        // A system may refuse some; asked for as many as this without a bound it ends the process.
+        assert!(pool(1_000_000).threads() <= MAX_THREADS);
     }
 
     #[test]

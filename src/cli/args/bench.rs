@@ -63,7 +63,7 @@ pub(crate) struct BenchChainArgs {
     #[arg(long, value_name = "DUR", value_parser = super::parse_duration)]
     pub(crate) delay: Option<Duration>,
     /// Threads of each worker, and of the unsplit model [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::compute::parse_threads)]
     pub(crate) threads: Option<NonZeroUsize>,
     /// Runs of each test that count, after one that does not
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use clap::Args;
-use quelea_engine::{BackendError, Device, Isa, KvFormat, MAX_ROWS, StageOptions, UnknownDevice};
+use quelea_engine::{BackendError, Device, Isa, KvFormat, MAX_ROWS, MAX_THREADS, StageOptions, UnknownDevice};
 
 /// On what models are computed, and how.
 #[derive(Debug, Clone, Copy, Default, Args)]
@@ -12,7 +12,7 @@ pub(crate) struct ComputeArgs {
     #[arg(help_heading = COMPUTE, long, value_name = "DEVICE", default_value = "cpu", value_parser = parse_device)]
     pub(crate) device: Device,
     /// Threads that compute [default: one for each core]
-    #[arg(help_heading = COMPUTE, long, value_name = "N")]
+    #[arg(help_heading = COMPUTE, long, value_name = "N", value_parser = parse_threads)]
     pub(crate) threads: Option<NonZeroUsize>,
     /// How keys and values are kept: f32, f16 or q8. All stages of a chain must agree
     #[arg(help_heading = COMPUTE, long, value_name = "FORMAT", default_value = "f32", value_parser = parse_kv)]
@@ -70,6 +70,12 @@ fn parse_isa(name: &str) -> Result<Isa, String> {
     Err(format!("this machine does not have {isa}; it has {}", available.join(", ")))
 }
 
+/// A number of threads that a machine can have.
+pub(super) fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
+    let threads = text.parse().ok().filter(|threads: &NonZeroUsize| threads.get() <= MAX_THREADS);
+    threads.ok_or_else(|| format!("expected a number between 1 and {MAX_THREADS}"))
+}
+
 fn parse_chunk(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n @ 1..=MAX_ROWS) => Ok(n),
@@ -101,4 +107,18 @@ pub(crate) struct LogitsArgs {
     pub(crate) isa: IsaArg,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_threads_than_a_machine_can_have() {
+        assert_eq!(parse_threads("1"), Ok(NonZeroUsize::MIN));
+        assert_eq!(parse_threads(&MAX_THREADS.to_string()).unwrap().get(), MAX_THREADS);
+        for text in ["0", "-1", "x", "30000", "18446744073709551615"] {
+            assert!(parse_threads(text).unwrap_err().contains("between 1 and 1024"), "{text}");
+        }
+    }
 }
