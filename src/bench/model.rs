@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use crate::{
     inference::{
-        InferError,
+        InferError, memory,
         models::{open_gguf, unusable},
     },
     telemetry::process,
@@ -54,6 +54,15 @@ pub(crate) struct Plan {
     pub(crate) repeat: usize,
     /// On what.
     pub(crate) compute: StageOptions,
+}
+
+impl Plan {
+    /// Most rows of keys and values that there are at once.
+    fn rows(&self) -> u64 {
+        let most = |numbers: &[usize]| numbers.iter().copied().max().unwrap_or(0);
+        let answers = most(&self.tg).saturating_mul(most(&self.sessions).max(1));
+        u64::try_from(most(&self.pp).max(answers).max(FIRST_PROMPT)).unwrap_or(u64::MAX)
+    }
 }
 
 /// Tokens per second over the runs that count.
@@ -166,6 +175,7 @@ pub(crate) fn measure(plan: &Plan, mut started: impl FnMut(&str)) -> Result<Mode
 }
 
 fn load(plan: &Plan, gguf: &Gguf) -> Result<Stage, InferError> {
+    memory::check_whole(&plan.file, gguf, plan.rows())?;
     let unusable = |e: &dyn std::fmt::Display| unusable(&plan.file, e);
     let layers = quelea_engine::Hparams::from_gguf(gguf).map_err(|e| unusable(&e))?.n_layers;
     Stage::load_with(gguf, Span::whole(layers), &plan.compute).map_err(|e| unusable(&e))

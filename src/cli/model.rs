@@ -17,7 +17,10 @@ use super::{
     output::{data_line, printable},
     weights,
 };
-use crate::inference::models::{open_gguf, unusable};
+use crate::inference::{
+    memory,
+    models::{open_gguf, unusable},
+};
 
 pub(super) async fn run(global: &Global, command: ModelCommand) -> Result<ExitCode, CliError> {
     match command {
@@ -118,6 +121,7 @@ fn logits(global: &Global, args: &LogitsArgs) -> Result<(), CliError> {
         (Some(ids), _) => ids.clone(),
         (None, text) => ids_of(&gguf, file, text.as_deref().unwrap_or_default())?,
     };
+    memory::check_whole(file, &gguf, u64::try_from(ids.len()).unwrap_or(u64::MAX))?;
     let options = args.isa.with(args.compute);
     let chain = Chain::load_with(&gguf, &args.split, &options);
     let logits = chain.and_then(|mut chain| chain.advance_by(&ids, args.chunk)).map_err(|error| match error {

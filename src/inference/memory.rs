@@ -5,16 +5,16 @@ mod limits;
 
 use std::{fs, path::Path};
 
-use quelea_engine::Span;
+use quelea_engine::{Gguf, Hparams, Span, outline::Place};
 use quelea_wire::ErrorCode;
 
-use super::{models::ModelFile, types::InferError};
+use super::{models::unusable, types::InferError};
 
 /// What repacking and the rest of the process take beside the weights, as a share of them: one part in this many.
 const OVERHEAD: u64 = 10;
 
 /// Length of a session that there must be room for, in rows, unless the model's context is shorter.
-const ROWS: u64 = 2048;
+pub(crate) const ROWS: u32 = 2048;
 
 /// What a stage will take, in bytes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -25,28 +25,33 @@ pub(crate) struct Needed {
 }
 
 impl Needed {
-    /// What a span of a model takes, with the keys and values of one session of [`ROWS`].
-    pub(crate) fn of(file: &ModelFile, span: &Span) -> Self {
-        let manifest = &file.manifest;
-        let layers = manifest.layers.get(span.layers.clone()).unwrap_or_default();
-        let mut weights: u64 = layers.iter().map(|part| part.bytes).sum();
-        // The head's part counts the embedding where the two are one matrix.
-        let tied = file.gguf.tensor("output.weight").is_err();
-        if span.head {
-            weights = weights.saturating_add(manifest.head.bytes);
-        }
-        if span.embedding && !(span.head && tied) {
-            weights = weights.saturating_add(manifest.embedding.bytes);
-        }
-        let rows = ROWS.min(manifest.context_length as u64);
-        let row = manifest.kv_bytes_per_row_per_layer().saturating_mul(layers.len() as u64);
-        Self { weights, kv: row.saturating_mul(rows) }
+    /// What a span of a model takes, with the keys and values of `rows` rows, or of its whole context if that is less.
+    /// Only the header is looked at.
+    pub(crate) fn of(gguf: &Gguf, hparams: &Hparams, span: &Span, rows: u64) -> Self {
+        // Embedding and head are one where there is no matrix for the head alone.
+        let tied = gguf.tensor("output.weight").is_err();
+        let taken = |place| match place {
+            Place::Layer(layer) => span.layers.contains(&layer),
+            Place::Embedding => span.embedding || (span.head && tied),
+            Place::Head => span.head,
+            Place::Shared => false,
+        };
+        let weights = gguf.tensors().filter(|tensor| taken(Place::of(tensor.name))).map(|tensor| tensor.bytes());
+        let rows = rows.min(hparams.context_length as u64);
+        let row = hparams.kv_bytes_per_row_per_layer().saturating_mul(span.layers.len() as u64);
+        Self { weights: weights.fold(0, u64::saturating_add), kv: row.saturating_mul(rows) }
     }
 
     /// All of it, with [`OVERHEAD`].
     pub(crate) fn total(&self) -> u64 {
         self.weights.saturating_add(self.weights / OVERHEAD).saturating_add(self.kv)
     }
+}
+
+/// Refuses a whole model that does not fit, as [`check`] does, with sessions of so many rows.
+pub(crate) fn check_whole(what: &str, gguf: &Gguf, rows: u64) -> Result<(), InferError> {
+    let hparams = Hparams::from_gguf(gguf).map_err(|e| unusable(what, &e))?;
+    check(what, Needed::of(gguf, &hparams, &Span::whole(hparams.n_layers), rows))
 }
 
 /// Refuses what does not fit in the memory that is free now, with the figures. Where the system does not say how much
@@ -92,6 +97,7 @@ fn field(text: &str, name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inference::models::{DEMO, ModelFile};
 
     #[test]
     fn what_does_not_fit_is_refused_with_the_figures() {
@@ -105,6 +111,23 @@ mod tests {
              1123 MiB are free"
         );
         assert!(fits("all", Needed { weights: u64::MAX, kv: u64::MAX }, u64::MAX - 1).is_err());
+    }
+
+    #[test]
+    fn what_is_needed_stands_in_the_header() {
+        let file = ModelFile::open(DEMO).unwrap();
+        let needed = |span: &Span, rows| Needed::of(&file.gguf, &file.manifest.hparams, span, rows);
+        let manifest = &file.manifest;
+        let layers = |range: std::ops::Range<usize>| manifest.layers[range].iter().map(|part| part.bytes).sum::<u64>();
+        let row = manifest.kv_bytes_per_row_per_layer();
+        let two = needed(&Span::layers(1..3), 10);
+        assert_eq!((two.weights, two.kv), (layers(1..3), 2 * 10 * row));
+        let tied = file.gguf.tensor("output.weight").is_err();
+        let ends = manifest.head.bytes + if tied { 0 } else { manifest.embedding.bytes };
+        assert_eq!(needed(&Span::ends(), 10).weights, ends);
+        let whole = needed(&Span::whole(manifest.n_layers), u64::MAX);
+        assert_eq!(whole.weights, layers(0..manifest.n_layers) + ends);
+        assert_eq!(whole.kv, manifest.n_layers as u64 * row * manifest.context_length as u64);
     }
 
     #[test]

@@ -28,7 +28,7 @@ mod fair;
 mod figures;
 mod generate;
 mod links;
-mod memory;
+pub(crate) mod memory;
 mod meter;
 pub(crate) mod models;
 mod pipeline;
@@ -129,7 +129,7 @@ impl Asker {
         let earlier = self.earlier(request).await?;
         let asked = earlier.as_ref().map(|earlier| earlier.asked(request));
         let request = asked.as_ref().unwrap_or(request);
-        let ends = self.models.ends(&request.model).await?;
+        let ends = self.models.ends_for(&request.model, request.route == Route::Local).await?;
         *model = Some(ends.file.id);
         generate::check(&ends, request)?;
         let mut begun = match earlier {

@@ -53,7 +53,11 @@ pub(crate) struct ModelFile {
 impl ModelFile {
     /// Opens `demo` or a GGUF file and hashes it. Blocking: takes a second per gigabyte or so.
     pub(crate) fn open(reference: &str) -> Result<Self, InferError> {
-        let gguf = open_gguf(reference)?;
+        Self::of(reference, open_gguf(reference)?)
+    }
+
+    /// Hashes a file that is open. Blocking.
+    fn of(reference: &str, gguf: Gguf) -> Result<Self, InferError> {
         // What cannot be computed need not be read.
         Hparams::from_gguf(&gguf).map_err(|e| unusable(reference, &e))?;
         let outline = Outline::of(&gguf).map_err(|e| unusable(reference, &e))?;
@@ -284,13 +288,13 @@ impl Ends {
 
     async fn start(&self, gguf: Gguf, span: Span) -> Result<Runner, InferError> {
         let (name, compute) = (self.file.name.clone(), self.compute);
-        memory::check(&name, Needed::of(&self.file, &span))?;
+        memory::check(&name, Needed::of(&self.file.gguf, &self.hparams, &span, memory::ROWS.into()))?;
         let start = move || {
             let stage = Stage::load_with(&gguf, span, &compute).map_err(|e| unusable(&name, &e))?;
-            // One request is taken whatever the system says is free.
+            // A session of the length that there is room for is taken, whatever half of the free memory is.
             let context = u32::try_from(stage.hparams().context_length).unwrap_or(u32::MAX);
             let mut config = serve::config(&stage, serve::half_of_free_memory());
-            config.kv_pages = config.kv_pages.max(pages_for(context));
+            config.kv_pages = config.kv_pages.max(pages_for(context.min(memory::ROWS)));
             Runner::spawn(stage, config).map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))
         };
         tokio::task::spawn_blocking(start).await.map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))?
@@ -345,7 +349,13 @@ impl Models {
 
     /// The model that `reference` names: `demo`, a file, or the id of a model whose file is known here.
     pub(crate) async fn ends(&self, reference: &str) -> Result<Arc<Ends>, InferError> {
-        let ends = self.opened(reference).await?;
+        self.ends_for(reference, false).await
+    }
+
+    /// As [`Models::ends`], for a request that has the whole model run here if `whole`: one that does not fit in memory is
+    /// refused before it is hashed, which takes a second per gigabyte.
+    pub(crate) async fn ends_for(&self, reference: &str, whole: bool) -> Result<Arc<Ends>, InferError> {
+        let ends = self.opened(reference, whole).await?;
         if let Some((_, Some(whole))) = self.served(ends.file.id) {
             // What is served need not be loaded again; where it has been already, it stays.
             let _ = ends.whole.set(whole);
@@ -353,7 +363,13 @@ impl Models {
         Ok(ends)
     }
 
-    async fn opened(&self, reference: &str) -> Result<Arc<Ends>, InferError> {
+    /// Whether a whole model is in memory to be served, which may be the one asked for under another name.
+    fn serves_whole(&self) -> bool {
+        let served = self.served.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        served.iter().any(|(_, whole)| whole.is_some())
+    }
+
+    async fn opened(&self, reference: &str, whole: bool) -> Result<Arc<Ends>, InferError> {
         let reference = self.resolve(reference).await?;
         let stored = reference.parse::<ModelId>().ok();
         let source = match stored {
@@ -370,8 +386,15 @@ impl Models {
         let (compute, salt) = (self.compute, self.salt);
         let shelf = self.puller.shelf.clone();
         let puller = stored.map(|_| self.puller.clone());
+        let check = whole && !self.serves_whole();
         let find = move || match stored {
-            None => ModelFile::open(&reference),
+            None => {
+                let gguf = open_gguf(&reference)?;
+                if check {
+                    memory::check_whole(&reference, &gguf, memory::ROWS.into())?;
+                }
+                ModelFile::of(&reference, gguf)
+            }
             Some(id) => shelf.model(id)?.ok_or_else(|| missing(&reference)),
         };
         let ends = tokio::task::spawn_blocking(move || Ends::load(find()?, compute, salt, puller))

@@ -7,10 +7,7 @@ use std::{
     time::Duration,
 };
 
-use quelea_engine::{
-    Span,
-    runner::{PrefixKeys, pages_for},
-};
+use quelea_engine::runner::{PrefixKeys, pages_for};
 use quelea_shard::frame::Form;
 use quelea_wire::{ErrorCode, Profile, SpanRange};
 
@@ -18,7 +15,7 @@ use super::{
     Asker,
     coordinator::{ChainSession, SessionSpec},
     discover::{self, Found, Wanted},
-    memory::{self, Needed},
+    memory,
     models::Ends,
     pipeline::{LocalLayers, Pipeline, RemoteLayers},
     planner::{
@@ -332,7 +329,7 @@ fn fits_here(ends: &Ends) -> Result<(), InferError> {
         return Err(InferError::new(ErrorCode::LayersNotHeld, "not all of its layers are on this machine")
             .hint(format!("'quelea model pull {}' fetches them", ends.file.id)));
     }
-    memory::check(&ends.file.name, Needed::of(&ends.file, &Span::whole(ends.hparams.n_layers)))
+    memory::check_whole(&ends.file.name, &ends.file.gguf, memory::ROWS.into())
 }
 
 /// What a stage has said about itself, in the planner's terms.

@@ -162,7 +162,7 @@ pub(crate) async fn load(
     // A node with all layers answers its own requests with them: it needs embedding and head as well.
     let all = span.as_usize() == (0..file.manifest.n_layers);
     let loaded = Span { layers: span.as_usize(), embedding: all || willing.embedding, head: all || willing.head };
-    let needed = Needed::of(&file, &loaded);
+    let needed = Needed::of(&file.gguf, &file.manifest.hparams, &loaded, memory::ROWS.into());
     memory::check(&format!("layers {span} of {}", file.name), needed)?;
     // Layers that fit have room for a session, too, where nobody says how much they may take.
     let budget = memory.unwrap_or_else(|| half_of_free_memory().max(needed.total()));
@@ -209,7 +209,7 @@ fn affordable_ends(file: &ModelFile, span: SpanRange, ends: ServeEnds, budget: u
         return Ok(wanted);
     }
     let with = Span { layers: span.as_usize(), embedding: wanted.embedding, head: wanted.head };
-    let needed = Needed::of(file, &with);
+    let needed = Needed::of(&file.gguf, &file.manifest.hparams, &with, memory::ROWS.into());
     let weights = needed.weights;
     // Layers that fit by themselves are served, whatever would have to stay away.
     if weights <= for_weights(budget) && (ends == ServeEnds::Always || memory::check("", needed).is_ok()) {

@@ -2,6 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
+use quelea_engine::gguf::{DType, write::Writer};
 use tempfile::TempDir;
 
 use crate::harness::{Launch, quelea, tempdir};
@@ -182,6 +183,39 @@ async fn a_quantised_model_is_not_quantised_again() {
         assert!(!ended.stderr.contains("damaged"), "{}", ended.stderr);
     }
     assert!(!file.exists());
+}
+
+/// Before a byte of the weights is read: with this much even hashing would take an hour.
+#[tokio::test]
+async fn a_model_that_is_larger_than_the_memory_is_refused_by_every_command_that_would_load_it() {
+    const ARCH: &str = "llama";
+    // A tebibyte of embedding, all of it a hole.
+    let mut writer = Writer::new();
+    writer.set("general.architecture", ARCH);
+    for (name, value) in [
+        ("context_length", 512_u32),
+        ("embedding_length", 1 << 16),
+        ("block_count", 1),
+        ("feed_forward_length", 256),
+        ("attention.head_count", 512),
+    ] {
+        writer.set(&format!("{ARCH}.{name}"), value);
+    }
+    writer.set(&format!("{ARCH}.attention.layer_norm_rms_epsilon"), 1e-5_f32);
+    writer.tensor("token_embd.weight", DType::F32, &[1 << 22, 1 << 16]).unwrap();
+    let dir = tempdir();
+    let path = dir.path().join("large.gguf");
+    fs::write(&path, writer.header().unwrap()).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len(writer.size().unwrap()).unwrap();
+    let file = path.to_str().unwrap();
+    for args in [
+        &["model", "logits", file, "--ids", "1,2,3"][..],
+        &["bench", "model", file, "--pp", "8", "--tg", "4"],
+        &["infer", "--route", "local", "--model", file, "hi"],
+    ] {
+        let says = [file, "does not fit in memory: 1048576 MiB of weights", "MiB are free", "QUE-4009", "hint: "];
+        assert_eq!(quelea(args).await.expect(1).says(&says).stdout, "");
+    }
 }
 
 /// With or without a model to serve, and before anything is started.
