@@ -10,6 +10,8 @@
 //! | a valid message that was new, an answer with something new in it that was true | +10, up to [`MOST`] |
 //! | something invalid: a bad signature, bytes that are no message | −200 |
 //! | a protocol broken on a stream of ours | −500 |
+//! | signing for rows that are others than it gave or was given | −2,500 |
+//! | not signing for what it computed | −100 |
 //! | asking faster than allowed | −20 |
 //! | a minute | 50 of what is below 0 |
 //!
@@ -52,6 +54,10 @@ pub enum Deed {
     Invalid,
     /// It broke a protocol of ours on a stream.
     Violation,
+    /// It signed for rows that are others than it gave or was given.
+    Lie,
+    /// It did not sign for what it computed.
+    Withheld,
     /// It asked faster than allowed.
     Flood,
 }
@@ -66,6 +72,8 @@ impl Deed {
             Self::Served => score.saturating_add((MAX.saturating_sub(score.max(0)) / 100).max(1)),
             Self::Invalid => fault(200),
             Self::Violation => fault(500),
+            Self::Lie => fault(2_500),
+            Self::Withheld => fault(100),
             Self::Flood => fault(20),
         };
         after.min(MAX)
@@ -79,6 +87,8 @@ impl Deed {
             Self::Served => "sessions served",
             Self::Invalid => "invalid messages",
             Self::Violation => "broken protocols",
+            Self::Lie => "lies",
+            Self::Withheld => "commitments withheld",
             Self::Flood => "floods",
         }
     }
@@ -201,9 +211,13 @@ mod tests {
     /// What each fault costs is written down, and so is how many of them in a row a stranger and the best peer may afford.
     #[test]
     fn each_fault_has_its_weight() {
-        for (deed, costs, stranger, best) in
-            [(Deed::Invalid, 200, 25, 43), (Deed::Violation, 500, 10, 21), (Deed::Flood, 20, 250, 288)]
-        {
+        for (deed, costs, stranger, best) in [
+            (Deed::Invalid, 200, 25, 43),
+            (Deed::Violation, 500, 10, 21),
+            (Deed::Lie, 2_500, 2, 6),
+            (Deed::Withheld, 100, 50, 73),
+            (Deed::Flood, 20, 250, 288),
+        ] {
             let (mut conduct, now) = (Conduct::default(), Instant::now());
             for (score, most) in [(0, stranger), (MAX, best)] {
                 let peer = PeerId::random();
@@ -258,12 +272,15 @@ mod tests {
         assert_eq!(conduct.score(&bad, now), -2_500);
     }
 
+    const DEEDS: [Deed; 7] =
+        [Deed::Valid, Deed::Served, Deed::Invalid, Deed::Violation, Deed::Lie, Deed::Withheld, Deed::Flood];
+
     proptest! {
         #[test]
-        fn scores_stay_in_range_whatever_is_done_when(deeds in proptest::collection::vec((0_u8..5, 0_u64..100_000), 0..300)) {
+        fn scores_stay_in_range_whatever_is_done_when(deeds in proptest::collection::vec((0_u8..7, 0_u64..100_000), 0..300)) {
             let (mut conduct, peer, start) = (Conduct::default(), PeerId::random(), Instant::now());
             for (deed, at) in deeds {
-                let deed = [Deed::Valid, Deed::Served, Deed::Invalid, Deed::Violation, Deed::Flood][usize::from(deed)];
+                let deed = DEEDS[usize::from(deed)];
                 let now = start + Duration::from_secs(at);
                 conduct.note(peer, deed, now);
                 prop_assert!((BAN_BELOW..=MAX).contains(&conduct.score(&peer, now)));

@@ -192,7 +192,7 @@ pub(crate) async fn generate(
         bytes_received: pipeline.bytes().1,
         saw: pipeline.saw(),
         private: pipeline.private(),
-        hops: pipeline.finish().await,
+        hops: pipeline.finish().await?,
         recoveries: pipeline.recoveries(),
         ttft_s: ttft.as_secs_f64(),
         total_s: total.as_secs_f64(),

@@ -11,7 +11,7 @@ use std::{
 
 use libp2p::{Multiaddr, PeerId};
 use quelea_shard::{
-    frame::{Frame, SessionId, StreamKind},
+    frame::{Commit, Frame, SessionId, StreamKind},
     link::{Budget, ControlLink, ControlReceiver, ControlSender, DataSender, LinkEnd, Role, SenderConfig},
     protocol::{self, HandshakeError},
 };
@@ -34,7 +34,8 @@ const LOOP_BUFFER: usize = 128 * 1024;
 /// Bytes of rows that may wait in all outgoing links together. One link may take half: a batch of the largest size.
 const WAITING_BYTES: usize = 32 << 20;
 
-/// Frames that one session may have unread from one stage. A stage answers each question once, and faults once.
+/// Frames that one session may have unread from its stages, beside commitments. A stage answers each question once, and
+/// faults once.
 pub(super) const EVENTS: usize = 64;
 
 /// Why there is no link.
@@ -56,10 +57,20 @@ pub(crate) enum LinkError {
 pub(super) enum FromStage {
     Frame(Box<Frame>),
     Lost(LinkEnd),
+    /// Its commitments have been judged, and something does not fit.
+    Judged,
+}
+
+/// Where to what stages say of one session goes.
+#[derive(Debug, Clone)]
+pub(super) struct Listener {
+    pub(super) events: mpsc::Sender<(PeerId, FromStage)>,
+    /// Apart: there are many of them while nobody waits for a result, and whoever judges them does nothing else.
+    pub(super) commitments: mpsc::Sender<(PeerId, Commit)>,
 }
 
 /// Who listens to the sessions on one control stream.
-type Listeners = Arc<Mutex<HashMap<SessionId, mpsc::Sender<(PeerId, FromStage)>>>>;
+type Listeners = Arc<Mutex<HashMap<SessionId, Listener>>>;
 
 /// The coordinator's control stream to one stage.
 #[derive(Clone)]
@@ -70,7 +81,7 @@ pub(super) struct Control {
 
 impl Control {
     /// From now on frames of `session` go to `to`.
-    pub(super) fn subscribe(&self, session: SessionId, to: mpsc::Sender<(PeerId, FromStage)>) {
+    pub(super) fn subscribe(&self, session: SessionId, to: Listener) {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner).insert(session, to);
     }
 
@@ -251,15 +262,18 @@ async fn route_frames(peer: PeerId, mut receiver: ControlReceiver, sessions: Lis
     while let Some(frame) = receiver.recv().await {
         let Some(session) = session_of(&frame) else { continue };
         let to = sessions.lock().unwrap_or_else(PoisonError::into_inner).get(&session).cloned();
-        // A session that leaves 64 frames unread is stuck; its own deadline ends it.
-        if let Some(to) = to {
-            let _ = to.try_send((peer, FromStage::Frame(Box::new(frame))));
+        match (to, frame) {
+            (None, _) => {}
+            // One that has no place is missed where it is due; the next stands for its rows, too.
+            (Some(to), Frame::Commit(commit)) => drop(to.commitments.try_send((peer, commit))),
+            // A session that leaves 64 frames unread is stuck; its own deadline ends it.
+            (Some(to), frame) => drop(to.events.try_send((peer, FromStage::Frame(Box::new(frame))))),
         }
     }
     let end = receiver.ended().await;
     let listeners: Vec<_> = sessions.lock().unwrap_or_else(PoisonError::into_inner).drain().collect();
     for (_, to) in listeners {
-        let _ = to.try_send((peer, FromStage::Lost(end.clone())));
+        let _ = to.events.try_send((peer, FromStage::Lost(end.clone())));
     }
 }
 

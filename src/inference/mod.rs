@@ -78,6 +78,9 @@ use self::{
     speculate::{Draft, Speculator, same_vocabulary},
 };
 
+#[cfg(test)]
+pub(crate) use self::stage::mischief::Mischief;
+
 /// Events of one request that may be unread.
 pub(crate) const EVENT_QUEUE: usize = 64;
 

@@ -148,10 +148,13 @@ impl Pipeline {
     }
 
     /// Closes the session; who did what.
-    pub(crate) async fn finish(&mut self) -> Vec<HopReport> {
+    ///
+    /// # Errors
+    /// When what the stages have signed for does not fit together.
+    pub(crate) async fn finish(&mut self) -> Result<Vec<HopReport>, InferError> {
         match self {
             Self::Chain(remote) => remote.chain.finish().await,
-            Self::Local(_) => Vec::new(),
+            Self::Local(_) => Ok(Vec::new()),
         }
     }
 }

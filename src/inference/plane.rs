@@ -14,7 +14,7 @@ use std::{
 };
 
 use futures::{AsyncRead, AsyncWrite};
-use libp2p::PeerId;
+use libp2p::{PeerId, identity::Keypair};
 use quelea_behaviours::conduct::Deed;
 use quelea_engine::runner::Load;
 use quelea_shard::{
@@ -27,7 +27,13 @@ use quelea_shard::{
 use quelea_wire::{ErrorCode, NetworkId};
 use tokio::sync::{Notify, mpsc};
 
-use super::{experience::Experience, links::Links, rebalance::Coming, serve::Served, stage::StageTable};
+use super::{
+    experience::Experience,
+    links::Links,
+    rebalance::Coming,
+    serve::Served,
+    stage::{Signer, StageTable},
+};
 use crate::{swarm::Handle, telemetry::Telemetry};
 
 /// Inbound streams that wait for a task: as many as the behaviour lets in, so that no stranger's burst costs a stream of
@@ -125,13 +131,15 @@ impl Drop for ActiveRequest<'_> {
 }
 
 impl Plane {
-    pub(crate) fn new(handle: Handle, network: NetworkId, telemetry: Telemetry) -> Arc<Self> {
+    /// Stages sign as `keypair`.
+    pub(crate) fn new(handle: Handle, network: NetworkId, telemetry: Telemetry, keypair: Keypair) -> Arc<Self> {
+        let signer = Signer::spawn(keypair, network, telemetry.metrics.clone());
         Arc::new(Self {
             handle,
             network,
             telemetry,
             links: Links::default(),
-            stages: StageTable::default(),
+            stages: StageTable::new(signer),
             experience: Experience::default(),
             served: RwLock::default(),
             coming: Mutex::default(),
@@ -142,6 +150,12 @@ impl Plane {
             streams: StreamCounts::default(),
             requests: AtomicUsize::new(0),
         })
+    }
+
+    /// Has the stages of this node do wrong.
+    #[cfg(test)]
+    pub(crate) fn misbehave(&self, mischief: super::stage::mischief::Mischief) {
+        self.stages.mood().set(mischief);
     }
 
     /// Serves inbound streams until the swarm is gone.

@@ -9,6 +9,9 @@ mod admission;
 mod compute;
 mod failover;
 mod log;
+#[cfg(test)]
+pub(crate) mod mischief;
+mod signing;
 
 use std::{
     collections::HashMap,
@@ -20,7 +23,8 @@ use std::{
 use libp2p::PeerId;
 use quelea_engine::runner::Output;
 use quelea_shard::{
-    frame::{Frame, Keep, SessionId, StreamKind},
+    commitment::{self, Roots},
+    frame::{Closed, Frame, Keep, Open, SessionId, StreamKind},
     link::{Batch, ControlLink, ControlSender, DataSender, LinkEnd, Role},
     protocol::Negotiated,
     reassembly::Expect,
@@ -32,6 +36,7 @@ use quelea_wire::{
 };
 use tokio::{task::AbortHandle, time::Instant};
 
+pub(super) use self::signing::Signer;
 use self::{
     admission::{REACH_NEXT, opened},
     compute::{BatchMeta, compute, hand_on},
@@ -86,8 +91,23 @@ struct Held {
     /// What was handed on, or will be.
     log: Log,
     out: Out,
+    /// What it commits to.
+    roots: Roots,
     /// Waits for the end of the links; of no use once the session is over.
     watch: Option<AbortHandle>,
+}
+
+impl Held {
+    /// Whether the session gives rows back to its coordinator. Not told by who comes next: the coordinator may hold layers in
+    /// the middle of its own chain.
+    fn is_last_stage(&self, open: &Open) -> bool {
+        open.span.end() == self.served.file.layers()
+    }
+}
+
+/// Values of each of so many rows.
+fn width_of(values: &[f32], rows: u16) -> usize {
+    values.len() / usize::from(rows).max(1)
 }
 
 impl Drop for Held {
@@ -141,10 +161,11 @@ struct Tables {
     opens: PeerBuckets,
     all_opens: Cell,
     next_stream: u64,
+    signer: Signer,
 }
 
-impl Default for Tables {
-    fn default() -> Self {
+impl Tables {
+    fn new(signer: Signer) -> Self {
         Self {
             entries: HashMap::new(),
             routes: HashMap::new(),
@@ -152,12 +173,12 @@ impl Default for Tables {
             opens: PeerBuckets::new(OPENS, OPEN_PERIOD),
             all_opens: Cell::new(Quota::new(OPENS_OF_ALL, OPEN_PERIOD)),
             next_stream: 0,
+            signer,
         }
     }
 }
 
 /// All sessions that this node runs as a stage.
-#[derive(Default)]
 pub(super) struct StageTable {
     tables: Mutex<Tables>,
     groups: RandomState,
@@ -166,8 +187,19 @@ pub(super) struct StageTable {
 }
 
 impl StageTable {
+    /// No sessions; what they commit to goes to `signer`.
+    pub(super) fn new(signer: Signer) -> Self {
+        Self { tables: Mutex::new(Tables::new(signer)), groups: RandomState::new(), logs: LogBudget::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the stages of this node do wrong.
+    #[cfg(test)]
+    pub(super) fn mood(&self) -> mischief::Mood {
+        self.lock().signer.mood.clone()
     }
 
     /// The shape of rows that a session takes, for the data streams.
@@ -194,6 +226,8 @@ impl StageTable {
 
     /// A batch from a predecessor.
     pub(super) fn rows(&self, plane: &Arc<Plane>, from: PeerId, kind: StreamKind, batch: Batch) {
+        // Before the lock, which all sessions share.
+        let input = commitment::digests(&batch.data, width_of(&batch.data, batch.rows));
         let mut tables = self.lock();
         let Some(&coordinator) = tables.routes.get(&(from, batch.session)) else { return };
         let key = (coordinator, batch.session);
@@ -211,7 +245,7 @@ impl StageTable {
         let event = Event::Rows { from, batch: Arrived::of(&batch) };
         let step = entry.machine.on(Instant::now(), event);
         if step.act == Act::Compute {
-            compute(plane, key, entry, kind, batch);
+            compute(plane, key, entry, kind, batch, input);
         }
         tables.done(key, step);
     }
@@ -299,7 +333,16 @@ impl StageTable {
         meta: &BatchMeta,
         result: Result<Output, quelea_engine::runner::JobError>,
     ) {
+        let given = result.as_ref().map_or(&[][..], |output| &output.rows);
+        let given = commitment::digests(given, width_of(given, meta.rows));
+        #[cfg(test)]
+        let (given, result) = {
+            let (mut given, mut result) = (given, result);
+            result.iter_mut().for_each(|output| self.mood().spoil(meta.pos, &mut given, output));
+            (given, result)
+        };
         let mut tables = self.lock();
+        let signer = tables.signer.clone();
         // Of an epoch before, too: its rows are rows of the session, unless that was opened anew.
         let awaited = tables.entries.get_mut(&key).filter(|e| e.machine.awaits(meta.epoch, meta.seq));
         let Some(entry) = awaited else { return };
@@ -314,6 +357,13 @@ impl StageTable {
             if entry.machine.survives() {
                 // Has no answer.
                 let _ = entry.machine.on(Instant::now(), forgot);
+            }
+            // Logits are not rows: whoever gives them signs for nothing.
+            if entry.machine.survives() && entry.machine.open().ends.gives_logits == 0 {
+                let open = entry.machine.open();
+                let is_last_stage = held.is_last_stage(open);
+                let points = held.roots.computed(meta.pos, [&meta.input, &given], meta.last_row_only, is_last_stage);
+                signer.commit(&entry.control, open, points);
             }
             if held.out.goes_on(held.log.end()) {
                 failover::replay(plane, runtime, key, entry.machine.open().epoch);
@@ -378,13 +428,17 @@ impl Tables {
 
     /// Sends the machine's reply and lets go of what a closed session held.
     fn done(&mut self, key: (PeerId, SessionId), step: Step) {
+        let in_order = matches!(&step.reply, Some(Frame::Closed(Closed { code: None, .. })));
         if let (Some(entry), Some(frame)) = (self.entries.get(&key), step.reply) {
             // A coordinator that leaves 256 frames unread has gone; its stream's end closes its sessions.
             let _ = entry.control.send(frame);
         }
         if step.act == Act::Release
-            && let Some(entry) = self.entries.remove(&key)
+            && let Some(mut entry) = self.entries.remove(&key)
         {
+            if let (true, true, Some(held)) = (in_order, entry.machine.survives(), &mut entry.held) {
+                self.signer.commit(&entry.control, entry.machine.open(), held.roots.closing());
+            }
             self.routes.remove(&(entry.machine.open().prev, key.1));
             if let Some(held) = self.held.get_mut(&key.0) {
                 *held -= 1;
@@ -447,6 +501,7 @@ fn told(plane: &Arc<Plane>, key: (PeerId, SessionId), event: Event) {
     if let (Act::Trim { keep_rows }, Some(held)) = (step.act, &mut entry.held) {
         held.served.runner.trim(held.cache, keep_rows);
         held.log.cut(keep_rows);
+        held.roots.cut(keep_rows);
         held.out.cut(keep_rows);
     }
     tables.done(key, step);

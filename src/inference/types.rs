@@ -268,6 +268,20 @@ pub struct HopReport {
     pub queue_ms_per_row: f64,
     /// Mean milliseconds one way to the next hop, from acknowledgements; nothing when none was measured.
     pub hop_ms: Option<f64>,
+    /// What it has signed for at last; nothing where it did not.
+    #[serde(default)]
+    pub committed: Option<CommittedRows>,
+}
+
+/// What a stage has signed for: all rows from the first that was computed to this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommittedRows {
+    /// The position behind the last row.
+    pub rows: u32,
+    /// Root over the rows that it was given, in hex.
+    pub in_root: String,
+    /// Root over the rows that it gave on, in hex.
+    pub out_root: String,
 }
 
 /// What a peer was given of a request.

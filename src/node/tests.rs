@@ -1,5 +1,7 @@
 //! Whole nodes in one process: what a coordinator believes of workers whose insides the test holds.
 
+mod commitments;
+
 use std::time::Duration;
 
 use quelea_engine::runner::{SessionId, SessionSpec};

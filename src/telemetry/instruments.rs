@@ -53,6 +53,7 @@ pub(super) struct Instruments {
     pub(super) channel_full: Counter<u64>,
     pub(super) recoveries: Counter<u64>,
     pub(super) replayed_rows: Counter<u64>,
+    pub(super) commitments: Counter<u64>,
     pub(super) dht_republished: Counter<u64>,
     pub(super) dht_refused: Counter<u64>,
     pub(super) rate_limited: Counter<u64>,
@@ -134,6 +135,10 @@ impl Instruments {
             replayed_rows: counter(
                 "quelea_failover_replayed_rows",
                 "Rows that this node's stages handed on once more, for sessions that lost a stage",
+            ),
+            commitments: counter(
+                "quelea_commitments",
+                "Commitments to rows, of this node's stages and of those that it used, by what became of them",
             ),
             rate_limited: counter(
                 "quelea_rate_limited",

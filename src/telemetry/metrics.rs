@@ -341,6 +341,11 @@ impl Metrics {
         self.inner.instruments.replayed_rows.add(rows, &[]);
     }
 
+    /// A commitment of a stage was signed here, or judged.
+    pub fn commitment(&self, outcome: &'static str) {
+        self.inner.instruments.commitments.add(1, &[KeyValue::new("outcome", outcome)]);
+    }
+
     /// A bounded queue had no place for one item.
     pub fn channel_full(&self, name: &'static str) {
         self.inner.instruments.channel_full.add(1, &[KeyValue::new("name", name)]);

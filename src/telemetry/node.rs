@@ -20,7 +20,8 @@ use crate::{
 const HEARTBEAT_MAX: Duration = Duration::from_secs(5);
 
 /// The queues of the table in [`crate::swarm`], so that each shows as 0 before it was ever full.
-const CHANNELS: [&str; 7] = ["shard_inbound", "storage", "stage", "queries", "results", "gossip_validation", "weights"];
+const CHANNELS: [&str; 8] =
+    ["shard_inbound", "storage", "stage", "queries", "results", "gossip_validation", "weights", "commitments"];
 
 /// Gauges, metrics and health of one node.
 #[derive(Clone, Debug)]

@@ -79,6 +79,7 @@ fn busy() -> (TelemetryState, Arc<NodeStats>) {
     metrics.hole_punch(Punch::Success);
     metrics.hole_punch(Punch::Failure);
     metrics.recovered(true);
+    metrics.commitment("kept");
     metrics.replayed(64);
     metrics.task_panicked();
     metrics.join_libp2p(libp2p_registry());
@@ -189,6 +190,7 @@ fn the_scrape_holds_the_catalogue_and_no_more_labels() {
         ("quelea_failover_log_bytes", "gauge"),
         ("quelea_failover_recoveries_total", "counter"),
         ("quelea_failover_replayed_rows_total", "counter"),
+        ("quelea_commitments_total", "counter"),
         ("quelea_db_commit_duration_seconds", "histogram"),
         ("quelea_dht_records", "gauge"),
         ("quelea_front_requests_total", "counter"),

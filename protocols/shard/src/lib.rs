@@ -86,6 +86,11 @@
 //! is opened in a later epoch than 1 waits for Resume too: it computes rows that others have had, and hands none of them
 //! on. Frames of older epochs are dropped everywhere.
 //!
+//! # What stages sign for
+//!
+//! With Commit a stage sends signed roots of what it took in and gave out; [`commitment`] says what they are, when they come,
+//! and what the coordinator makes of them.
+//!
 //! # Who does what
 //!
 //! [`Behaviour`] opens and accepts substreams and knows nothing of what is on them. Everything that runs on a stream is
@@ -101,6 +106,7 @@
 
 mod behaviour;
 pub mod codec;
+pub mod commitment;
 pub mod frame;
 mod handler;
 pub mod link;

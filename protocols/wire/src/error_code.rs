@@ -123,6 +123,8 @@ registry! {
     Evicted = 3014, "the session was evicted", retryable: true, charged: true;
     NextUnreachable = 3015, "the next peer of the chain cannot be reached", retryable: true, charged: false;
     NextSilent = 3016, "the next peer of the chain does not acknowledge", retryable: true, charged: true;
+    BadCommitment = 3017, "a peer's commitment is not one for this session", retryable: true, charged: true;
+    RootsDiffer = 3018, "what peers committed to does not fit together", retryable: true, charged: true;
     ModelUnknown = 4001, "the model is not known here", retryable: false, charged: false;
     LayersNotHeld = 4002, "the peer does not hold these layers", retryable: true, charged: false;
     ProfileMismatch = 4003, "the peer computes with another numeric profile", retryable: false, charged: false;

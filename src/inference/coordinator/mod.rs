@@ -9,6 +9,7 @@
 mod opening;
 mod recover;
 mod replay;
+mod trust;
 mod wait;
 
 use std::{
@@ -34,13 +35,16 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use self::wait::Trouble;
+use self::{
+    trust::{Trust, UNCHECKED},
+    wait::Trouble,
+};
 use super::{
     generate::engine,
-    links::{Control, EVENTS, FromStage},
+    links::{Control, EVENTS, FromStage, Listener},
     plane::{Plane, RESULTS},
     planner::{Hop, Query},
-    types::{HopReport, InferError, PREFILL_WINDOW, Recovery, RouteHop, Saw},
+    types::{CommittedRows, HopReport, InferError, PREFILL_WINDOW, Recovery, RouteHop, Saw},
 };
 
 /// Chunks of a prompt that may be on their way through the chain at once.
@@ -170,7 +174,9 @@ pub(crate) struct ChainSession {
     results: Results,
     events: mpsc::Receiver<(PeerId, FromStage)>,
     /// Where those come from.
-    to_session: mpsc::Sender<(PeerId, FromStage)>,
+    listener: Listener,
+    /// What stages sign for; nothing where some of them do not.
+    trust: Option<Arc<Trust>>,
     /// Whether all stages keep blocks by their names.
     shares: bool,
     /// Whether all stages go back when rows say so.
@@ -217,15 +223,17 @@ impl ChainSession {
         };
         let deadline = Instant::now() + OPEN_TIMEOUT.min(spec.step_timeout.max(OPEN_TIMEOUT_MIN));
         let (to_session, events) = mpsc::channel(EVENTS);
+        let (commitments, unchecked) = mpsc::channel(UNCHECKED);
+        let listener = Listener { events: to_session, commitments };
         // All at once, so that one that is slow to reach is not paid for by the next.
         let reach = hops.into_iter().map(|hop| {
-            let (plane, to_session) = (&plane, to_session.clone());
+            let (plane, listener) = (&plane, listener.clone());
             async move {
                 let control = timeout_at(deadline, plane.links.control(plane, hop.peer, &hop.addrs))
                     .await
                     .map_err(|_| unreachable_hop(&hop, "it does not answer"))?
                     .map_err(|e| unreachable_hop(&hop, &e.to_string()))?;
-                control.subscribe(id, to_session);
+                control.subscribe(id, listener);
                 Ok::<_, InferError>(Stage { hop, control, session: id, totals: None, joined: false })
             }
         });
@@ -258,7 +266,8 @@ impl ChainSession {
             bulk,
             results,
             events,
-            to_session,
+            listener,
+            trust: None,
             shares,
             rewinds,
             kept_rows: 0,
@@ -283,6 +292,12 @@ impl ChainSession {
         session.sent = session.kept_rows;
         session.stages.iter_mut().for_each(|stage| stage.joined = true);
         session.saw = session.stages.iter().map(|stage| (stage.hop.peer, stage.hop.span)).collect();
+        if survives {
+            let (plane, wake) = (session.results.plane.clone(), session.listener.events.clone());
+            let trust = Trust::begin(plane, session.terms(), unchecked, wake);
+            trust.arrange(epoch, &session.arrangement());
+            session.trust = Some(trust);
+        }
         Ok(session)
     }
 
@@ -432,6 +447,9 @@ impl ChainSession {
         let rows = u16::try_from(ids.len()).unwrap_or(u16::MAX);
         let (session, epoch, seq) = (self.id, self.epoch, self.next_seq);
         let How { kind, last_row_only, rewind, deadline } = how;
+        if let Some(trust) = &self.trust {
+            trust.sent(from, rewind, rows, &data);
+        }
         let link = if kind == StreamKind::Decode { &self.decode } else { &self.bulk };
         let batch = Batch { session, epoch, seq, pos: from, rows, last_row_only, rewind, deadline, form, data };
         let bytes = batch.wire_bytes();
@@ -463,7 +481,10 @@ impl ChainSession {
     }
 
     /// Closes the session in order; who did what.
-    pub(crate) async fn finish(&mut self) -> Vec<HopReport> {
+    ///
+    /// # Errors
+    /// When what the stages have signed for does not fit together.
+    pub(crate) async fn finish(&mut self) -> Result<Vec<HopReport>, InferError> {
         self.closed = true;
         for stage in &self.stages {
             let _ = stage.control.sender.send(Close { session: self.id, epoch: self.epoch });
@@ -476,6 +497,7 @@ impl ChainSession {
                     let said_all = match &event {
                         FromStage::Frame(frame) => matches!(**frame, Frame::Closed(_) | Frame::Fault(_)),
                         FromStage::Lost(_) => true,
+                        FromStage::Judged => continue,
                     };
                     let closed = matches!(&event, FromStage::Frame(frame) if matches!(**frame, Frame::Closed(_)));
                     // What it computed has come back: the whole chain's rows, or the answer would not be complete. It is
@@ -492,7 +514,12 @@ impl ChainSession {
                 Ok(None) | Err(_) => break,
             }
         }
-        self.stages.iter().map(report).collect()
+        if let Some(trust) = &self.trust {
+            trust.settled(self.sent, deadline).await;
+            trust.trouble()?;
+        }
+        let committed = |stage: &Stage| self.trust.as_ref().and_then(|trust| trust.report(&stage.hop.peer));
+        Ok(self.stages.iter().map(|stage| report(stage, committed(stage))).collect())
     }
 }
 
@@ -509,7 +536,7 @@ impl Drop for ChainSession {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "microseconds and rows of one session, for people")]
-fn report(stage: &Stage) -> HopReport {
+fn report(stage: &Stage, committed: Option<CommittedRows>) -> HopReport {
     let totals = stage.totals.unwrap_or_default();
     let per_row = |us: u64| us as f64 / 1e3 / totals.rows_out.max(1) as f64;
     HopReport {
@@ -519,6 +546,7 @@ fn report(stage: &Stage) -> HopReport {
         compute_ms_per_row: per_row(totals.compute_us),
         queue_ms_per_row: per_row(totals.queue_us),
         hop_ms: (totals.hop_us > 0).then_some(totals.hop_us as f64 / 1e3),
+        committed,
     }
 }
 

@@ -69,6 +69,8 @@ impl ChainSession {
                     tracing::warn!(session = %self.id, "another stage is lost: {error}");
                     peer = another;
                 }
+                // Not a loss: somebody lies.
+                Err(Trouble::Fatal(error)) if error.code == ErrorCode::RootsDiffer.to_string() => break Err(error),
                 Err(trouble) => {
                     let InferError { message, hint, .. } = trouble.into();
                     let message = format!("{}; {message}", first.message);
@@ -87,6 +89,7 @@ impl ChainSession {
         let mut stands = self.standing((*deadline).min(Instant::now() + OPEN_TIMEOUT)).await?;
         self.trim_back(&mut stands).await?;
         self.replay(&stands, deadline).await?;
+        self.vouched().await?;
         Ok(stands.iter().map(|stand| stand.pos).collect())
     }
 
@@ -175,7 +178,7 @@ impl ChainSession {
         if control.sender.features() & self.features != self.features {
             return Err(lost("it is of a version that cannot take a session over"));
         }
-        control.subscribe(self.id, self.to_session.clone());
+        control.subscribe(self.id, self.listener.clone());
         Ok(Stage { hop: hop.clone(), control, session: self.id, totals: None, joined: false })
     }
 
@@ -187,6 +190,9 @@ impl ChainSession {
             self.take(Some(batch))?;
         }
         self.epoch += 1;
+        if let Some(trust) = &self.trust {
+            trust.arrange(self.epoch, &self.arrangement());
+        }
         self.spec.prefix = Prefix::default();
         let (Some(first), Some(last)) = (self.stages.first(), self.stages.last()) else {
             return Err(InferError::new(ErrorCode::NoRoute, "the chain is empty").into());

@@ -180,7 +180,7 @@ impl ChainSession {
     }
 
     /// The next thing that a stage says; nothing until then. Results that come meanwhile are kept.
-    async fn heard(&mut self, until: Instant) -> Result<Option<(PeerId, Frame)>, Trouble> {
+    pub(super) async fn heard(&mut self, until: Instant) -> Result<Option<(PeerId, Frame)>, Trouble> {
         loop {
             tokio::select! {
                 batch = self.results.batches.recv() => self.take(batch)?,

@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use libp2p::PeerId;
 use quelea_shard::{
-    frame::{Frame, Probe, State},
+    frame::{Form, Frame, Probe, State},
     link::{Batch, LinkEnd},
 };
 use quelea_wire::ErrorCode;
@@ -118,6 +118,12 @@ impl ChainSession {
             let what = format!("sends a result that was not asked for ({} rows at {})", batch.rows, batch.pos);
             return Err(self.lost(last, ErrorCode::BadPosition, &what));
         }
+        // Rows before those that are waited for count as they came first.
+        let wanted = self.wanted_from();
+        if let Some(trust) = self.trust.as_ref().filter(|_| batch.pos <= wanted && batch.form != Form::Logits) {
+            trust.received(batch.pos, batch.rows, &batch.data);
+            trust.trouble()?;
+        }
         // What is replayed is cut differently, and may bring more than is asked for.
         let width = usize::try_from(self.spec.back().width).unwrap_or(usize::MAX).max(1);
         while let Some(expected) = self.expected.front_mut() {
@@ -131,12 +137,16 @@ impl ChainSession {
             if expected.data.len() < whole {
                 break;
             }
+            let end = expected.pos.saturating_add(u32::from(expected.rows));
             if self.spec.fed {
                 self.last.append(&mut expected.data);
             } else {
                 self.last = std::mem::take(&mut expected.data);
             }
             self.expected.pop_front();
+            if let Some(trust) = &self.trust {
+                trust.computed(end, self.spec.step_timeout);
+            }
         }
         Ok(())
     }
@@ -144,11 +154,15 @@ impl ChainSession {
     /// Something a stage said while rows were expected. What somebody says who is not of the chain any more counts for
     /// nothing.
     pub(super) fn event(&mut self, peer: PeerId, event: FromStage) -> Result<(), Trouble> {
+        if matches!(event, FromStage::Judged) {
+            return self.trust.as_ref().map_or(Ok(()), |trust| trust.trouble());
+        }
         if !self.stages.iter().any(|stage| stage.hop.peer == peer) {
             return Ok(());
         }
         let frame = match event {
             FromStage::Frame(frame) => *frame,
+            FromStage::Judged => return Ok(()),
             FromStage::Lost(end) => return Err(self.lost(peer, ErrorCode::HopLost, &format!("is gone: {end}"))),
         };
         match frame {

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use libp2p::PeerId;
 use quelea_engine::runner::{AdmissionError, OnEvent, SessionSpec};
 use quelea_shard::{
+    commitment::Roots,
     frame::{Open, Refuse, SessionId, StreamKind},
     link::{ControlSender, DataSender, LinkEnd},
     protocol::FAILOVER,
@@ -175,7 +176,8 @@ async fn reserve(
     };
     let log = Log::new(open.ends.logits_width().unwrap_or(open.width), opened.reused_rows, plane.stages.logs.clone());
     let (served, cache, out) = (served.clone(), opened.session, Out::opened(open.epoch));
-    let held = Held { served, cache, decode, bulk, next_seq: 0, log, out, watch: None };
+    let roots = Roots::new(opened.reused_rows, open.epoch);
+    let held = Held { served, cache, decode, bulk, next_seq: 0, log, out, roots, watch: None };
     Ok((held, opened.reused_rows))
 }
 

@@ -9,6 +9,7 @@ use quelea_engine::{
     sampler::{SamplerError, top_logits, weight_sum},
 };
 use quelea_shard::{
+    commitment::Digest,
     frame::{Form, Open, SessionId, StreamKind, TopLogits},
     link::Batch,
     session::Event,
@@ -26,11 +27,13 @@ const MAX_DECODE_ROWS: u16 = 8;
 pub(super) struct BatchMeta {
     pub(super) epoch: u32,
     pub(super) seq: u32,
-    pos: u32,
-    rows: u16,
-    last_row_only: bool,
+    pub(super) pos: u32,
+    pub(super) rows: u16,
+    pub(super) last_row_only: bool,
     rewind: bool,
     deadline: Instant,
+    /// Digests of the rows that came in.
+    pub(super) input: Vec<Digest>,
 }
 
 /// What a batch is to the engine.
@@ -63,10 +66,17 @@ fn likeliest(mut output: Output, vocab: usize, most: u16) -> Result<Output, JobE
     Ok(output)
 }
 
-pub(super) fn compute(plane: &Arc<Plane>, key: (PeerId, SessionId), entry: &Entry, kind: StreamKind, batch: Batch) {
+pub(super) fn compute(
+    plane: &Arc<Plane>,
+    key: (PeerId, SessionId),
+    entry: &Entry,
+    kind: StreamKind,
+    batch: Batch,
+    digests: Vec<Digest>,
+) {
     let Some(held) = &entry.held else { return };
     let Batch { epoch, seq, pos, rows, last_row_only, rewind, deadline, data, .. } = batch;
-    let meta = BatchMeta { epoch, seq, pos, rows, last_row_only, rewind, deadline };
+    let meta = BatchMeta { epoch, seq, pos, rows, last_row_only, rewind, deadline, input: digests };
     let is_decode = kind == StreamKind::Decode && rows <= MAX_DECODE_ROWS;
     let phase = if is_decode { JobPhase::Decode } else { JobPhase::Prefill };
     let (reply_to, served) = (plane.clone(), held.served.clone());
@@ -130,9 +140,7 @@ pub(super) fn hand_on(entry: &mut Entry, kind: StreamKind, meta: &BatchMeta, out
         hop_us: link.rtt().map_or(0, |rtt| micros(rtt.mean / 2)),
     };
     let Some(begin) = held.out.begins(meta.pos).filter(|begin| *begin < end) else { return [Some(computed), None] };
-    // Not told by who comes next: the coordinator may hold layers in the middle of its own chain.
-    let is_last_stage = open.span.end() == held.served.file.layers();
-    let pos = if meta.last_row_only && is_last_stage { end.saturating_sub(1) } else { begin };
+    let pos = if meta.last_row_only && held.is_last_stage(open) { end.saturating_sub(1) } else { begin };
     let skip = usize::try_from(pos.saturating_sub(from)).unwrap_or(usize::MAX).saturating_mul(held.log.width());
     let data = if skip == 0 { output.rows } else { output.rows.get(skip..).unwrap_or_default().to_vec() };
     let rows = u16::try_from(end.saturating_sub(pos)).unwrap_or(u16::MAX);

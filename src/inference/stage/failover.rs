@@ -112,6 +112,7 @@ pub(super) fn rerouted(plane: &Arc<Plane>, coordinator: PeerId, f: Reroute) {
     if step.act == Act::Reroute {
         if let Some(held) = &mut entry.held {
             held.out.hold();
+            held.roots.rerouted();
             held.next_seq = 0;
             if let Some(watch) = held.watch.take() {
                 watch.abort();
@@ -157,10 +158,12 @@ pub(super) fn resumed(plane: &Arc<Plane>, coordinator: PeerId, f: Resume) {
     let Some(entry) = tables.entries.get_mut(&key) else { return };
     let step = entry.machine.on(Instant::now(), Event::Resume(f));
     let epoch = entry.machine.open().epoch;
-    if let (Act::Resume { from, until, .. }, Some(held)) = (step.act, &mut entry.held)
-        && held.out.resume(from, until)
-    {
-        replay(plane, &Handle::current(), key, epoch);
+    let Entry { machine, held, .. } = &mut *entry;
+    if let (Act::Resume { from, until, roots_from }, Some(held)) = (step.act, held) {
+        held.roots.resumed(roots_from, held.is_last_stage(machine.open()).then_some(from));
+        if held.out.resume(from, until) {
+            replay(plane, &Handle::current(), key, epoch);
+        }
     }
     tables.done(key, step);
 }
