@@ -112,3 +112,19 @@ impl Guard {
         self.signatures.remembered().saturating_add(records)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_says_its_name_too_often_is_not_heard_and_others_are() {
+        let (mut guard, loud, other) = (Guard::default(), PeerId::random(), PeerId::random());
+        let now = Instant::now();
+        let heard = (0..10 * NAMES_PER_PEER).filter(|_| guard.names(loud, now).is_ok()).count();
+        assert_eq!(heard, NAMES_PER_PEER as usize);
+        assert_eq!(guard.names(loud, now), Err(Scope::Peer));
+        assert_eq!(guard.names(other, now), Ok(()));
+        assert_eq!(guard.names(loud, now + NAMES_PERIOD), Ok(()), "not for ever");
+    }
+}

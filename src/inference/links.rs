@@ -190,6 +190,13 @@ impl Links {
         data + self.control.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
+    /// Has new links opened to `peer`. Sessions that use the old ones keep them: if those lead nowhere any more, they notice,
+    /// but nobody else has to.
+    pub(super) fn renew(&self, peer: &PeerId) {
+        self.data.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _), _| of != peer);
+        self.control.lock().unwrap_or_else(PoisonError::into_inner).remove(peer);
+    }
+
     /// Lets go of every link.
     pub(super) fn clear(&self) {
         self.data.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -288,5 +295,26 @@ fn session_of(frame: &Frame) -> Option<SessionId> {
         Frame::Rerouted(f) => Some(f.session),
         Frame::Commit(f) => Some(f.session),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_links_of_one_peer_are_renewed() {
+        let (links, back, other) = (Links::default(), PeerId::random(), PeerId::random());
+        for peer in [back, other] {
+            let _ = slot(&links.control, peer).unwrap();
+            for kind in [StreamKind::Decode, StreamKind::Bulk] {
+                let _ = slot(&links.data, (peer, kind)).unwrap();
+            }
+        }
+        let used = slot(&links.control, back).unwrap();
+        links.renew(&back);
+        assert_eq!(links.len(), 3);
+        assert!(!Arc::ptr_eq(&used, &slot(&links.control, back).unwrap()), "the next one opens its own");
+        assert!(links.data.lock().unwrap().keys().all(|(peer, _)| *peer == other));
     }
 }

@@ -25,7 +25,7 @@ use quelea_shard::{
     reassembly::Expect,
 };
 use quelea_wire::{ErrorCode, NetworkId};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, broadcast::error::RecvError, mpsc};
 
 use super::{
     experience::Experience,
@@ -34,7 +34,10 @@ use super::{
     serve::Served,
     stage::{Signer, StageTable},
 };
-use crate::{swarm::Handle, telemetry::Telemetry};
+use crate::{
+    swarm::{Handle, SwarmNotice},
+    telemetry::Telemetry,
+};
 
 /// Inbound streams that wait for a task: as many as the behaviour lets in, so that no stranger's burst costs a stream of
 /// somebody else.
@@ -161,8 +164,16 @@ impl Plane {
     /// Serves inbound streams until the swarm is gone.
     pub(crate) async fn run(self: Arc<Self>, mut inbound: mpsc::Receiver<(PeerId, ShardStream)>) {
         let mut sweep = tokio::time::interval(SWEEP);
+        let (mut notices, mut watched) = (self.handle.watch(), true);
         loop {
             tokio::select! {
+                notice = notices.recv(), if watched => match notice {
+                    // A connection to the process that it was may stand for ten seconds more, with our links on it.
+                    Ok(SwarmNotice::Another { peer }) => self.links.renew(&peer),
+                    Ok(_) => {}
+                    Err(RecvError::Lagged(_)) => self.links.clear(),
+                    Err(RecvError::Closed) => watched = false,
+                },
                 stream = inbound.recv() => match stream {
                     // The behaviour bounds how many of these live at once.
                     Some((peer, stream)) => drop(tokio::spawn(Self::serve_stream(self.clone(), peer, stream))),

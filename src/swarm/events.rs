@@ -10,6 +10,12 @@ pub enum SwarmNotice {
     Listening,
     /// The first connection to a peer stands.
     Connected,
+    /// One more direct connection stands to a peer that was connected already. It may have been started again, or be reached
+    /// without a relay from now on.
+    Another {
+        /// To whom.
+        peer: PeerId,
+    },
     /// A peer that was given to start from could not be dialled.
     BootstrapFailed {
         /// Whom we tried.

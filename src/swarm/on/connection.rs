@@ -155,6 +155,9 @@ pub(crate) fn established(driver: &mut Driver, peer: PeerId, connection: Connect
     tracing::debug!(%peer, %addr, outbound = endpoint.is_dialer(), "connected");
     known.connections.insert(connection, addr);
     if !first {
+        if !endpoint.is_relayed() {
+            driver.notify(SwarmNotice::Another { peer });
+        }
         return;
     }
     driver.state.guard.connected(peer, endpoint);

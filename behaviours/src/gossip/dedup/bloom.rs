@@ -86,16 +86,18 @@ impl Filter {
     }
 }
 
-/// Double hashing with a step that grows, so that two ids which share start and step by chance still part: the i-th position
-/// is `a + i·b + (i³ − i)/6`, scaled from 64 bits to the filter's length.
+/// What the step grows by, times 0, 1, 2, …: 2^64 over the golden ratio, so that the positions spread over any filter.
+const GROWTH: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// Double hashing with a step that grows: the i-th position is `a + i·b + (i³ − 3i² + 2i)/6 · `[`GROWTH`], scaled from 64 bits to
+/// the filter's length. Without the growth one id of 2^64 over a few times the length has all its positions next to each other.
 fn positions(key: &[u8; 16], id: &Id, bits: usize) -> impl Iterator<Item = usize> {
     let hash = SipHasher13::new_with_key(key).hash(id);
     let (mut at, mut step) = (hash.h1, hash.h2 | 1);
     (0..u64::from(POSITIONS)).map(move |i| {
         let scaled = u128::from(at).saturating_mul(bits as u128) >> 64;
         at = at.wrapping_add(step);
-        // Small steps would vanish when scaled: the growth goes where it counts.
-        step = step.wrapping_add(i.wrapping_shl(40));
+        step = step.wrapping_add(i.wrapping_mul(GROWTH));
         // Below `bits`, which is a usize.
         usize::try_from(scaled).unwrap_or(0)
     })
