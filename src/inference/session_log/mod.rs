@@ -1,7 +1,7 @@
 //! What is needed to go on with an answer that was cut off: the request, its prompt's tokens, and those said so far.
 //!
 //! One file per answer under `sessions/` in the data directory, written as the answer grows ([`log`]) and removed at its
-//! end. Files are encrypted ([`file`]) with a key that comes from the node's identity, and go away after a day; of too
+//! end. Files are encrypted ([`mod@file`]) with a key that comes from the node's identity, and go away after a day; of too
 //! many ([`MAX_LOGS`], [`MAX_BYTES`]) the oldest do. Who answers holds the file's lock, so that nobody else goes on with
 //! the same answer meanwhile.
 
