@@ -40,7 +40,7 @@ fn what_no_stream_takes_is_read_up_to_a_bound() {
     let (mut metered, taken) = metered(4 << 20);
     let first = read(&mut metered);
     // A turn more, and some when this test is slow.
-    assert!((OWN..FREE).contains(&first), "{first}");
+    assert!((FIRST..FREE).contains(&first), "{first}");
     take(&taken, OWN);
     let second = read(&mut metered);
     assert!((OWN / 2..FREE).contains(&second), "{second}");
@@ -52,13 +52,25 @@ async fn more_than_that_comes_in_turns_and_then_as_it_is_forgiven() {
     let started = Instant::now();
     read_for(&mut metered, FREE).await;
     // One portion for nothing, and then one in each gap.
-    let turns = u32::try_from((FREE - OWN) / PORTION - 1).unwrap();
+    let turns = u32::try_from((FREE - FIRST) / PORTION - 1).unwrap();
     assert!(started.elapsed() >= GAP * (turns - 1), "{:?}", started.elapsed());
     // A quarter of a second's, of which the last portion is granted at once.
     read_for(&mut metered, FORGIVEN / 4).await;
     assert!(started.elapsed() >= Duration::from_millis(180), "{:?}", started.elapsed());
     take(&taken, 2 * FREE);
     assert!(read(&mut metered) > FREE / 2, "what is taken is read on at once");
+}
+
+#[test]
+fn who_is_read_may_be_further_ahead() {
+    let (mut metered, taken) = metered(1 << 20);
+    for (received, own) in [(0, FIRST), (16 << 10, FIRST + 1024), (1 << 20, FIRST + (64 << 10)), (1 << 30, OWN)] {
+        taken.counts.received.store(received, Ordering::Release);
+        for (ahead, little) in [(own, true), (own + 1, false)] {
+            metered.came = received + received / HEADERS + ahead;
+            assert_eq!(metered.is_ahead_a_little(), little, "{ahead} of {received}");
+        }
+    }
 }
 
 #[test]
