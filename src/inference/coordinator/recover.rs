@@ -48,7 +48,7 @@ impl ChainSession {
         let (mut lost, mut taken_over_by) = (Vec::new(), Vec::new());
         tracing::warn!(session = %self.id, "a stage is lost: {first}");
         let went_on = loop {
-            self.dead.insert(peer);
+            self.leave_out(peer);
             lost.push(peer);
             // Boxed: this is rare, and what waits for a token is small without it.
             match Box::pin(self.go_on(&mut deadline, &mut taken_over_by)).await {
@@ -80,6 +80,14 @@ impl ChainSession {
         };
         self.results.plane.telemetry.metrics.recovered(went_on.is_ok());
         went_on
+    }
+
+    /// From now on the session does without `peer`.
+    fn leave_out(&mut self, peer: PeerId) {
+        self.dead.insert(peer);
+        if let Some(trust) = &self.trust {
+            trust.leave_out(peer);
+        }
     }
 
     /// One attempt: from where on each stage computes. Who comes in is added to `new`.

@@ -51,6 +51,8 @@ struct State {
     owing: Option<Instant>,
     /// Peers that were told of because of that.
     withheld: HashSet<PeerId>,
+    /// Peers that the session has left out already: what they still send is no trouble.
+    left_out: HashSet<PeerId>,
 }
 
 impl Trust {
@@ -61,7 +63,8 @@ impl Trust {
         commits: mpsc::Receiver<(PeerId, Commit)>,
         wake: mpsc::Sender<(PeerId, FromStage)>,
     ) -> Arc<Self> {
-        let state = State { witness: Witness::new(terms), found: None, owing: None, withheld: HashSet::new() };
+        let witness = Witness::new(terms);
+        let state = State { witness, found: None, owing: None, withheld: HashSet::new(), left_out: HashSet::new() };
         let trust = Arc::new(Self { plane, state: Mutex::new(state), checked: Notify::new() });
         tokio::spawn(check(trust.clone(), commits, wake));
         trust
@@ -76,6 +79,15 @@ impl Trust {
         let mut state = self.lock();
         state.owing = None;
         state.witness.arrange(epoch, stages);
+    }
+
+    /// The session leaves `peer` out. More of the kind that it was left out for may lie in the queue.
+    pub(super) fn leave_out(&self, peer: PeerId) {
+        let mut state = self.lock();
+        state.left_out.insert(peer);
+        if matches!(&state.found, Some(Trouble::Peer { peer: of, .. }) if *of == peer) {
+            state.found = None;
+        }
     }
 
     /// So many rows, or tokens, go to the first stage.
@@ -176,6 +188,7 @@ impl Trust {
         };
         let distrust = |peer: &PeerId| self.plane.experience.failed(*peer, "what it signs does not fit");
         let (outcome, trouble) = match finding {
+            Finding::Invalid { peer, .. } if state.left_out.contains(peer) => return,
             Finding::Invalid { peer, why } => {
                 self.plane.handle.deed(*peer, Deed::Invalid);
                 distrust(peer);
