@@ -180,6 +180,8 @@ async fn status(State(state): State<ApiState>) -> Json<Value> {
                 "model": served.file.id.to_string(),
                 "name": served.file.manifest.name,
                 "layers": served.span.to_string(),
+                "price_decode": plane.price.decode,
+                "price_prefill": plane.price.prefill,
                 "layers_total": served.file.layers(),
                 "profile": served.profile.to_string(),
                 "sessions": load.sessions,

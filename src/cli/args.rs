@@ -8,6 +8,7 @@ mod masking;
 mod nat;
 mod peers;
 mod plan;
+mod price;
 mod rendezvous;
 mod sampling;
 mod store;
@@ -29,6 +30,7 @@ pub(crate) use self::{
     nat::{NatArgs, NetcheckArgs, PingArgs},
     peers::{BanArgs, BootstrapCommand, PeerSort, PeersCommand},
     plan::{ObjectiveArg, PlanArgs},
+    price::{MaxPriceArgs, PriceArgs},
     rendezvous::RendezvousArgs,
     sampling::SamplingArgs,
     store::StoreCommand,
@@ -199,6 +201,8 @@ pub(crate) struct DaemonArgs {
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_announce_ttl)]
     pub(crate) announce_ttl: Duration,
     #[command(flatten)]
+    pub(crate) price: PriceArgs,
+    #[command(flatten)]
     pub(crate) compute: ComputeArgs,
     #[command(flatten)]
     pub(crate) weights: WeightsArgs,
@@ -303,6 +307,8 @@ pub(crate) struct InferArgs {
     /// What the chain is chosen by
     #[arg(long, value_enum, default_value_t = ObjectiveArg::Latency)]
     pub(crate) objective: ObjectiveArg,
+    #[command(flatten)]
+    pub(crate) max_price: MaxPriceArgs,
     #[command(flatten)]
     pub(crate) thin: ThinArgs,
     /// Wrap the prompt in the model's chat template [default when it has one]

@@ -103,7 +103,11 @@ fn draw(report: &CoverageReport) -> Vec<String> {
 
 fn words(holder: &CoverageHolder) -> String {
     let here = if holder.here { ", this node" } else { "" };
-    format!("{} {}, {} KV pages free{here}", holder.layers, printable(&holder.state), holder.kv_pages_free)
+    let price = match (holder.price_decode, holder.price_prefill) {
+        (0, 0) => String::new(),
+        (decode, prefill) => format!(", {decode} micro-credits per 1000 layer-rows, {prefill} of prompts"),
+    };
+    format!("{} {}, {} KV pages free{price}{here}", holder.layers, printable(&holder.state), holder.kv_pages_free)
 }
 
 #[cfg(test)]
@@ -118,6 +122,8 @@ mod tests {
             here: false,
             kv_pages_free: 7,
             decode_rows_per_s: 0,
+            price_decode: u64::from(peer == "c"),
+            price_prefill: 0,
         }
     }
 
@@ -143,6 +149,7 @@ mod tests {
         assert_eq!(lines[3], "replicas    |▄▄▂..█|");
         assert!(lines[4].contains("|###   | 0..3 ready, 7 KV pages free"), "{}", lines[4]);
         assert!(lines[5].contains("|   ++ |") && lines[6].contains("|     -|"), "{lines:?}");
+        assert!(lines[6].ends_with("free, 1 micro-credits per 1000 layer-rows, 0 of prompts"), "{lines:?}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 use libp2p::Multiaddr;
 use quelea_behaviours::KadMode;
 use quelea_rendezvous::MAX_POINTS;
-use quelea_wire::ErrorCode;
+use quelea_wire::{ErrorCode, Price};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
@@ -135,6 +135,7 @@ fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
             memory: args.memory,
             ends: args.ends.into(),
         }),
+        price: Price { decode: args.price.price, prefill: args.price.price_prefill },
         models: None,
         sessions: None,
         models_quota: args.weights.models_quota,

@@ -18,6 +18,7 @@ pub(crate) enum Exit {
     Auth = 4,
     NotFound = 5,
     NoRoute = 6,
+    Credit = 7,
     Integrity = 8,
     Interrupted = 130,
 }
@@ -47,6 +48,11 @@ impl Exit {
             | ErrorCode::NextSilent
             | ErrorCode::AnswerBusy
             | ErrorCode::Overloaded => Self::NoRoute,
+            ErrorCode::PriceTooHigh
+            | ErrorCode::PaymentRequired
+            | ErrorCode::NoCredit
+            | ErrorCode::LedgerNotReady
+            | ErrorCode::NotCovered => Self::Credit,
             ErrorCode::AnswerUnreadable => Self::Integrity,
             ErrorCode::Cancelled => Self::Interrupted,
             _ => Self::Failed,

@@ -90,6 +90,7 @@ fn request(args: &InferArgs) -> Result<InferRequest, CliError> {
         speculate: args.speculate.unwrap_or(if args.draft.is_some() { Speculate::Auto } else { Speculate::Off }),
         draft: args.draft.as_deref().map(absolute),
         objective: args.objective.into(),
+        max_price: args.max_price.max_price.map(|most| most.0),
         resume: args.resume.clone(),
         thin: args.thin.choice(),
         private: args.thin.private,

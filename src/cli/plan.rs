@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use comfy_table::{Table, presets};
-use quelea_wire::ErrorCode;
+use quelea_wire::{Credits, ErrorCode};
 
 use super::{
     args::{Global, PlanArgs},
@@ -133,7 +133,7 @@ fn left_out(out: &PlanLeftOut) -> String {
 }
 
 fn figures(plan: &PlanView) -> String {
-    let price = if plan.price > 0 { format!(", {} micro-credits", plan.price) } else { String::new() };
+    let price = if plan.price > 0 { format!(", {} credits", Credits(plan.price)) } else { String::new() };
     format!(
         "{:.1} tokens/s, first token {:.0} ms, answer {:.1} s{price}",
         plan.tokens_per_s,
@@ -165,7 +165,7 @@ fn chain(title: &str, plan: &PlanView) -> Result<(), CliError> {
             format!("{:.2} ms{sure}", hop.one_way_ms),
             size(hop.bytes_per_token),
             size(hop.bytes_for_prompt),
-            hop.price.to_string(),
+            Credits(hop.price).to_string(),
             source.into(),
         ]);
     }

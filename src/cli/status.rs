@@ -38,8 +38,14 @@ pub(super) async fn status(global: &Global) -> Result<ExitCode, CliError> {
         data_line(&format!("listen    {}", text(addr)))?;
     }
     for served in list(&answer["serves"]) {
+        let price = match (served["price_decode"].as_u64(), served["price_prefill"].as_u64()) {
+            (Some(decode), Some(prefill)) if (decode, prefill) != (0, 0) => {
+                format!(", {decode} micro-credits per 1000 layer-rows, {prefill} of prompts")
+            }
+            _ => String::new(),
+        };
         data_line(&format!(
-            "serving   layers {} of {} ({}), {} session(s), {} of {} KV pages free, {} kept for prompts that begin alike",
+            "serving   layers {} of {} ({}), {} session(s), {} of {} KV pages free, {} kept for prompts that begin alike{price}",
             text(&served["layers"]),
             printable(text(&served["name"])),
             text(&served["model"]).get(..12).unwrap_or_default(),

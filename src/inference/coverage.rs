@@ -30,6 +30,12 @@ pub struct CoverageHolder {
     pub kv_pages_free: u32,
     /// Layer-rows of answers per second, by its own word; 0 until it has computed something.
     pub decode_rows_per_s: u32,
+    /// What it asks for 1,000 layer-rows of answers, in micro-credits.
+    #[serde(default)]
+    pub price_decode: u64,
+    /// What it asks for 1,000 layer-rows of prompts, in micro-credits.
+    #[serde(default)]
+    pub price_prefill: u64,
 }
 
 /// Who holds which layers of a model.
@@ -84,6 +90,8 @@ impl Asker {
             here: *peer == here,
             kv_pages_free: offer.kv_pages_free,
             decode_rows_per_s: offer.decode_rows_per_s,
+            price_decode: offer.price_decode,
+            price_prefill: offer.price_prefill,
         });
         Ok(CoverageReport {
             model: model.to_string(),

@@ -341,8 +341,9 @@ impl Wanted<'_> {
                     queue_ns: seen.queue_ns.unwrap_or(queue_ns.saturating_mul(decode_ns)),
                     bytes_per_s: observed.bytes_per_s(peer).unwrap_or(UNKNOWN_BYTES_PER_S),
                     risk_ppm: if peer == here { 0 } else { observed.risk_ppm(peer) },
-                    price_decode: offer.price_decode,
-                    price_prefill: offer.price_prefill,
+                    // Nobody pays himself.
+                    price_decode: if peer == here { 0 } else { offer.price_decode },
+                    price_prefill: if peer == here { 0 } else { offer.price_prefill },
                     kv_pages_free: refused.map_or(offer.kv_pages_free, |most| most.min(offer.kv_pages_free)),
                     kv_is_old: full == Full::Asked || (refused.is_none() && !is_fresh),
                     shunned: shunned.contains_key(&peer),

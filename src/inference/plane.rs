@@ -24,7 +24,7 @@ use quelea_shard::{
     protocol,
     reassembly::Expect,
 };
-use quelea_wire::{ErrorCode, NetworkId};
+use quelea_wire::{ErrorCode, NetworkId, Price};
 use tokio::sync::{Notify, broadcast::error::RecvError, mpsc};
 
 use super::{
@@ -111,6 +111,8 @@ pub(crate) struct Plane {
     pub(super) stages: StageTable,
     /// What was learnt of peers.
     pub(super) experience: Experience,
+    /// What the layers that are served here cost others.
+    pub(crate) price: Price,
     served: RwLock<Vec<Arc<Served>>>,
     coming: Mutex<Option<Coming>>,
     /// Told when what is served, or will be, has changed.
@@ -134,8 +136,14 @@ impl Drop for ActiveRequest<'_> {
 }
 
 impl Plane {
-    /// Stages sign as `keypair`.
-    pub(crate) fn new(handle: Handle, network: NetworkId, telemetry: Telemetry, keypair: Keypair) -> Arc<Self> {
+    /// Stages sign as `keypair`, and work for `price`.
+    pub(crate) fn new(
+        handle: Handle,
+        network: NetworkId,
+        telemetry: Telemetry,
+        keypair: Keypair,
+        price: Price,
+    ) -> Arc<Self> {
         let signer = Signer::spawn(keypair, network, telemetry.metrics.clone());
         Arc::new(Self {
             handle,
@@ -144,6 +152,7 @@ impl Plane {
             links: Links::default(),
             stages: StageTable::new(signer),
             experience: Experience::default(),
+            price,
             served: RwLock::default(),
             coming: Mutex::default(),
             changed: Notify::new(),

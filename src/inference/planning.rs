@@ -9,7 +9,7 @@ use std::{
 
 use quelea_engine::runner::{PrefixKeys, pages_for};
 use quelea_shard::frame::Form;
-use quelea_wire::{ErrorCode, Profile, SpanRange};
+use quelea_wire::{Credits, ErrorCode, Profile, SpanRange};
 
 use super::{
     Asker,
@@ -110,6 +110,7 @@ impl Asker {
                 let local = LocalLayers::new(ends, runner, name, prompt, max_rows, request.step_timeout())?;
                 return Ok((Pipeline::Local(Box::new(local)), prediction));
             }
+            affordable(request, planned.chosen.price)?;
             // Rows that others computed are as good as new ones only where they depend on nothing else.
             let shares = ends.is_exact() && kept == 0;
             let keys = if shares { ends.prefix_keys(name, prompt) } else { PrefixKeys::default() };
@@ -318,6 +319,19 @@ impl Asker {
         let decode_ns = nanos_for(mean, discover::UNKNOWN_WEIGHTS_PER_S).max(1000);
         Local { decode_ns, prefill_ns: (decode_ns / discover::PROMPT_SHARE).max(1), source: Source::Assumed }
     }
+}
+
+/// Refuses a chain that costs more than its caller gives.
+fn affordable(request: &InferRequest, price: u64) -> Result<(), InferError> {
+    let Some(most) = request.max_price.filter(|most| price > *most) else { return Ok(()) };
+    let (price, most) = (Credits(price), Credits(most));
+    let message = format!("the chain costs up to {price} credits for this request, and at most {most} are given");
+    let error = InferError::new(ErrorCode::PriceTooHigh, message);
+    Err(if request.objective() == Objective::Price {
+        error.hint("ask for fewer tokens with --max-tokens, or give more with --max-price")
+    } else {
+        error.hint("--objective price takes the cheapest chain; --max-tokens bounds what is paid for")
+    })
 }
 
 /// Whether the whole model could be run here: it is loaded, or all of it is on the disk and there is room.

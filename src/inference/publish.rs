@@ -10,7 +10,7 @@ use std::{
 use libp2p::{Multiaddr, PeerId, identity::Keypair, multiaddr::Protocol};
 use quelea_announce::{Announcement, Ends, Offer, SignedAnnouncement, State, bucket_key, buckets, model_key, next_seq};
 use quelea_behaviours::scope::{self, Scope};
-use quelea_wire::{envelope, time::unix_ms};
+use quelea_wire::{Price, envelope, time::unix_ms};
 use tokio::{
     sync::{broadcast, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
@@ -184,10 +184,16 @@ impl Publisher {
                 announcement.addrs = addrs;
                 announcement.addrs.truncate(quelea_announce::MAX_ADDRS);
                 announcement.rtt = self.round_trips(&peers).await;
-                announcement.offers = self.plane.served().iter().map(|served| offer(served, state)).collect();
+                let price = self.plane.price;
+                announcement.offers = self.plane.served().iter().map(|served| offer(served, state, price)).collect();
                 if let Some(Coming { of, span }) = self.plane.coming() {
                     let ends = Ends::default();
-                    announcement.offers.push(Offer { span, kv_pages_free: 0, ends, ..offer(&of, State::Loading) });
+                    announcement.offers.push(Offer {
+                        span,
+                        kv_pages_free: 0,
+                        ends,
+                        ..offer(&of, State::Loading, price)
+                    });
                 }
                 announcement.shrink_to(quelea_announce::MAX_BYTES.saturating_sub(envelope::OVERHEAD));
                 announcement
@@ -216,7 +222,7 @@ fn moments() -> Vec<Instant> {
     PROVIDE_AGAIN.iter().map(|after| Instant::now() + *after).collect()
 }
 
-fn offer(served: &Served, state: State) -> Offer {
+fn offer(served: &Served, state: State, price: Price) -> Offer {
     let load = served.runner.load();
     let (decode_rows_per_s, prefill_rows_per_s) = served.meter.rows_per_s();
     Offer {
@@ -230,8 +236,8 @@ fn offer(served: &Served, state: State) -> Offer {
         prefill_rows_per_s,
         queue: u16::try_from(load.queued).unwrap_or(u16::MAX),
         kv_pages_free: load.kv_pages_free,
-        price_decode: 0,
-        price_prefill: 0,
+        price_decode: price.decode,
+        price_prefill: price.prefill,
         ends: served.ends,
     }
 }

@@ -149,8 +149,12 @@ pub struct InferRequest {
     /// What the chain is chosen by.
     #[serde(default)]
     pub objective: Objective,
+    /// The most that a chain may cost for the prompt and `max_tokens`, in micro-credits; one whose price is above is not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_price: Option<u64>,
     /// The name of an answer to go on with, or `last`. What was asked, and how tokens are drawn, is then as it was; from here
-    /// come only `route`, `objective`, `step_timeout_ms`, `prefill_window`, `speculate` and `draft`, which change no token.
+    /// come only `route`, `objective`, `max_price`, `step_timeout_ms`, `prefill_window`, `speculate` and `draft`, which change
+    /// no token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume: Option<String>,
     /// Whether the first stage embeds and the last gives logits, so that nothing of the model but its tokenizer is needed
@@ -219,6 +223,7 @@ impl InferRequest {
             speculate: Speculate::Off,
             draft: None,
             objective: Objective::Latency,
+            max_price: None,
             resume: None,
             thin: None,
             private: 0,

@@ -200,7 +200,7 @@ impl Node {
             wait_for_listeners(&handle, listen.len()).await?;
         }
 
-        let plane = Plane::new(handle.clone(), network, telemetry.clone(), keypair.clone());
+        let plane = Plane::new(handle.clone(), network, telemetry.clone(), keypair.clone(), settings.price);
         tokio::spawn(plane.clone().run(streams));
         let own = Arc::default();
         let salt = prefix::salt(&keypair, prefix::OWN_TENANT);

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use libp2p::Multiaddr;
 use quelea_behaviours::{KadMode, RelayServer};
 use quelea_engine::StageOptions;
+use quelea_wire::Price;
 
 use crate::{
     address::PeerAddress,
@@ -92,6 +93,8 @@ pub(crate) struct Settings {
     /// For measurements: how far away it pretends to be, over TCP.
     pub(crate) line_delay: Duration,
     pub(crate) serve: Option<ServeSpec>,
+    /// What its layers cost others.
+    pub(crate) price: Price,
     /// How long announcements are believed; provider records half as long again.
     pub(crate) announce_ttl: Duration,
     /// On what stages compute, and how.
@@ -131,6 +134,7 @@ impl Settings {
             trust: None,
             line_delay: Duration::ZERO,
             serve: None,
+            price: Price::FREE,
             announce_ttl: ANNOUNCE_TTL,
             compute: StageOptions::default(),
             models: None,

@@ -8,6 +8,7 @@
 //! | 4xxx | models and weights |
 //! | 5xxx | storage |
 //! | 6xxx | access |
+//! | 7xxx | credit |
 
 use std::fmt;
 
@@ -139,6 +140,11 @@ registry! {
     AnswerUnreadable = 5003, "what is kept of the answer cannot be read", retryable: false, charged: false;
     AnswerBusy = 5004, "the answer is being answered", retryable: true, charged: false;
     Unauthorized = 6001, "the API token is missing or wrong", retryable: false, charged: false;
+    PriceTooHigh = 7001, "the price is above what the caller gives", retryable: false, charged: false;
+    PaymentRequired = 7002, "the peer works for credit, and the price is not covered", retryable: true, charged: false;
+    NoCredit = 7003, "the peer gives no more credit", retryable: true, charged: false;
+    LedgerNotReady = 7004, "the ledgers of the two peers do not agree yet", retryable: true, charged: false;
+    NotCovered = 7005, "more was computed than vouchers cover", retryable: true, charged: true;
 }
 
 impl fmt::Display for ErrorCode {

@@ -14,10 +14,12 @@ pub mod envelope;
 mod error_code;
 mod ids;
 pub mod prefix;
+mod price;
 pub mod rate;
 mod span;
 pub mod time;
 
 pub use error_code::{ErrorCode, UnknownErrorCode};
 pub use ids::{ModelId, NetworkId, ParseIdError, Profile};
+pub use price::{Credits, ParseCreditsError, Price, WorkedRows};
 pub use span::{MAX_LAYERS, SpanError, SpanRange};

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use libp2p::PeerId;
-use quelea_wire::SpanRange;
+use quelea_wire::{SpanRange, WorkedRows};
 
 use super::{
     Candidate, Hop, Links, NoPlan, Query, Source,
@@ -181,11 +181,9 @@ fn predict(query: &Query, candidates: &[Candidate], links: &Links, parts: &[Part
         let compute_ns = layers.saturating_mul(candidate.decode_ns);
         let chunk_ns = layers.saturating_mul(candidate.prefill_ns).saturating_mul(chunk_rows);
         let stage = compute_ns.saturating_add(candidate.queue_ns);
-        let rows_price = query
-            .prompt_rows
-            .saturating_mul(candidate.price_prefill)
-            .saturating_add(query.answer_rows.saturating_mul(candidate.price_decode));
-        let hop_price = rows_price.saturating_mul(layers).div_ceil(1000);
+        let rows = WorkedRows { prefill: query.prompt_rows, decode: query.answer_rows };
+        // What no counter holds nobody pays.
+        let hop_price = candidate.price().amount(span.count(), rows).unwrap_or(u64::MAX);
         token = token.saturating_add(one_way).saturating_add(row_time).saturating_add(stage);
         first = first
             .saturating_add(one_way)
@@ -196,7 +194,13 @@ fn predict(query: &Query, candidates: &[Candidate], links: &Links, parts: &[Part
         bottleneck = bottleneck.max(stage).max(row_time);
         price = price.saturating_add(hop_price);
         hops.push(PlannedHop {
-            hop: Hop { peer: candidate.peer, span, rtt: candidate.rtt, addrs: candidate.addrs.clone() },
+            hop: Hop {
+                peer: candidate.peer,
+                span,
+                rtt: candidate.rtt,
+                addrs: candidate.addrs.clone(),
+                price: candidate.price(),
+            },
             row_bytes: row,
             compute_ns,
             chunk_ns,

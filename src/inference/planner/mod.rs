@@ -36,7 +36,7 @@ use std::collections::HashSet;
 
 use libp2p::{Multiaddr, PeerId};
 use quelea_announce::Ends;
-use quelea_wire::SpanRange;
+use quelea_wire::{Price, SpanRange};
 
 pub(crate) use self::{
     choose::{Local, Plan, Planned, plan},
@@ -68,6 +68,8 @@ pub(crate) struct Hop {
     /// Round trip between it and us, as far as it is known.
     pub(crate) rtt: Option<std::time::Duration>,
     pub(crate) addrs: Vec<Multiaddr>,
+    /// What it asks for its work.
+    pub(crate) price: Price,
 }
 
 /// Where a figure comes from.
@@ -124,6 +126,11 @@ pub(crate) enum Room {
 }
 
 impl Candidate {
+    /// What it asks for its work.
+    pub(crate) fn price(&self) -> Price {
+        Price { decode: self.price_decode, prefill: self.price_prefill }
+    }
+
     pub(crate) fn room(&self, query: &Query) -> Room {
         match self.kv_pages_free >= query.kv_pages {
             true => Room::Enough,

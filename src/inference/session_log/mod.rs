@@ -83,6 +83,7 @@ impl Earlier {
             speculate: now.speculate,
             draft: now.draft.clone(),
             objective: now.objective,
+            max_price: now.max_price,
             ..self.header.request.clone()
         }
     }
