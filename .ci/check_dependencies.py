@@ -24,10 +24,10 @@ ALLOWED = {
     "quelea-rendezvous": {"quelea-wire"},
     "quelea-shard": {"quelea-wire"},
     "quelea-weights": {"quelea-wire"},
-    "quelea-behaviours": {"quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-record", "quelea-rendezvous", "quelea-shard", "quelea-weights"},
+    "quelea-behaviours": {"quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-ledger", "quelea-record", "quelea-rendezvous", "quelea-shard", "quelea-weights"},
     "quelea-kernels": set(),
     "quelea-engine": {"quelea-kernels"},
-    "quelea": {"quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-record", "quelea-rendezvous", "quelea-shard", "quelea-weights", "quelea-behaviours", "quelea-engine"},
+    "quelea": {"quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-ledger", "quelea-record", "quelea-rendezvous", "quelea-shard", "quelea-weights", "quelea-behaviours", "quelea-engine"},
 }
 
 # External crate -> workspace crates that alone may use it directly.

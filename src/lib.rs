@@ -32,6 +32,7 @@ mod http;
 mod hub;
 mod identity;
 mod inference;
+mod ledger;
 mod masking;
 mod netcheck;
 mod node;

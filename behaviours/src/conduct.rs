@@ -11,6 +11,7 @@
 //! | something invalid: a bad signature, bytes that are no message | −200 |
 //! | a protocol broken on a stream of ours | −500 |
 //! | signing for rows that are others than it gave or was given | −2,500 |
+//! | a proof in its own hand that it cheats: two notes under one number | the worst |
 //! | not signing for what it computed | −100 |
 //! | asking faster than allowed | −20 |
 //! | a minute | 50 of what is below 0 |
@@ -56,6 +57,8 @@ pub enum Deed {
     Violation,
     /// It signed for rows that are others than it gave or was given.
     Lie,
+    /// It signed what contradicts itself: whoever has both can prove that it cheats.
+    Fraud,
     /// It did not sign for what it computed.
     Withheld,
     /// It asked faster than allowed.
@@ -73,6 +76,8 @@ impl Deed {
             Self::Invalid => fault(200),
             Self::Violation => fault(500),
             Self::Lie => fault(2_500),
+            // Nothing that it did before is worth anything beside this.
+            Self::Fraud => BAN_BELOW,
             Self::Withheld => fault(100),
             Self::Flood => fault(20),
         };
@@ -88,6 +93,7 @@ impl Deed {
             Self::Invalid => "invalid messages",
             Self::Violation => "broken protocols",
             Self::Lie => "lies",
+            Self::Fraud => "fraud",
             Self::Withheld => "commitments withheld",
             Self::Flood => "floods",
         }
@@ -231,6 +237,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn one_fraud_bans_whatever_was_before() {
+        let now = Instant::now();
+        for score in [-2_000, 0, MAX] {
+            let (mut conduct, peer) = (Conduct::default(), PeerId::random());
+            conduct.restore(peer, score, now);
+            assert!(conduct.note(peer, Deed::Fraud, now));
+            assert_eq!(conduct.score(&peer, now), AFTER_BAN);
+        }
+    }
+
     /// A line that stands still and comes back brings what waited at once: some of it is refused.
     #[test]
     fn two_refusals_a_minute_for_a_month_ban_nobody() {
@@ -272,12 +289,20 @@ mod tests {
         assert_eq!(conduct.score(&bad, now), -2_500);
     }
 
-    const DEEDS: [Deed; 7] =
-        [Deed::Valid, Deed::Served, Deed::Invalid, Deed::Violation, Deed::Lie, Deed::Withheld, Deed::Flood];
+    const DEEDS: [Deed; 8] = [
+        Deed::Valid,
+        Deed::Served,
+        Deed::Invalid,
+        Deed::Violation,
+        Deed::Lie,
+        Deed::Fraud,
+        Deed::Withheld,
+        Deed::Flood,
+    ];
 
     proptest! {
         #[test]
-        fn scores_stay_in_range_whatever_is_done_when(deeds in proptest::collection::vec((0_u8..7, 0_u64..100_000), 0..300)) {
+        fn scores_stay_in_range_whatever_is_done_when(deeds in proptest::collection::vec((0_u8..8, 0_u64..100_000), 0..300)) {
             let (mut conduct, peer, start) = (Conduct::default(), PeerId::random(), Instant::now());
             for (deed, at) in deeds {
                 let deed = DEEDS[usize::from(deed)];

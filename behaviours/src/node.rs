@@ -27,6 +27,8 @@ pub struct Behaviour {
     pub inbound: inbound::Behaviour,
     /// Opens and accepts the streams that activations travel on.
     pub shard: Watched<quelea_shard::Behaviour>,
+    /// Carries packets of the ledger: who owes whom.
+    pub ledger: Watched<quelea_ledger::behaviour::Behaviour>,
     /// Fetches and answers signed announcements of who serves which layers.
     pub announce: Watched<quelea_announce::Behaviour>,
     /// Tells peers of peers, and hears of them, in signed records.

@@ -271,6 +271,7 @@ fn behaviour(
         prefixes: prefixes::Behaviour::new(config.limits.prefixes),
         inbound: inbound::Behaviour::new(&config.limits),
         shard: Watched::new(quelea_shard::Behaviour::new(quelea_shard::Config::new(config.network)), uses.clone()),
+        ledger: Watched::new(quelea_ledger::behaviour::Behaviour::new(config.network), uses.clone()),
         announce: Watched::new(quelea_announce::Behaviour::new(config.network), uses.clone()),
         exchange: quelea_exchange::Behaviour::new(keypair.clone(), peers::exchange_config(config)),
         weights: Watched::new(quelea_weights::Behaviour::new(config.network), uses.clone()),

@@ -157,6 +157,7 @@ impl End {
             inbound,
             // Nobody asks for weights here.
             weights: crate::weights::shelf::desk().0,
+            ledger: None,
             telemetry,
             bans: Vec::new(),
             kad_mode: KadMode::Client,

@@ -160,6 +160,7 @@ impl Node {
         let driver_config = DriverConfig {
             network,
             weights: desk,
+            ledger: None,
             keypair: keypair.clone(),
             db: db.clone(),
             inbound,

@@ -65,6 +65,8 @@ pub(super) enum Command {
     AskWeights { peer: PeerId, request: Request, reply: oneshot::Sender<Result<Answer, WeightsError>> },
     /// Answer a peer's question about weights.
     AnswerWeights { id: ReplyId, answer: Answer },
+    /// Send these packets of the ledger to connected peers.
+    LedgerSend { packets: Vec<(PeerId, Vec<u8>)> },
     /// A peer did something on a stream of ours.
     Deed { peer: PeerId, deed: Deed },
     /// Refuse a peer or a range from now on.

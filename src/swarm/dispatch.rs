@@ -20,6 +20,7 @@ pub(super) fn command(driver: &mut Driver, command: Command) {
         Command::DhtDelete { key, reply } => on::dht::delete(driver, key, reply),
         Command::DhtStats { reply } => on::dht::stats(driver, reply),
         Command::Announce { announcement, gossip } => on::announce::announce(driver, announcement, gossip),
+        Command::LedgerSend { packets } => on::ledger::send(driver, packets),
         Command::Deed { peer, deed } => on::conduct::deed(driver, peer, deed),
         Command::Ban { subject, duration, reason, reply } => {
             on::conduct::ban(driver, subject, duration, &reason, reply);
@@ -73,6 +74,7 @@ pub(super) fn event(driver: &mut Driver, event: SwarmEvent<BehaviourEvent>) {
 fn behaviour(driver: &mut Driver, event: BehaviourEvent) {
     match event {
         BehaviourEvent::Shard(event) => on::shard::event(driver, event),
+        BehaviourEvent::Ledger(event) => on::ledger::event(driver, event),
         BehaviourEvent::Announce(event) => on::announce::event(driver, event),
         BehaviourEvent::Weights(event) => on::weights::event(driver, event),
         BehaviourEvent::Exchange(event) => on::exchange::event(driver, event),

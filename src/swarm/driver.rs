@@ -45,6 +45,8 @@ pub(crate) struct DriverConfig {
     pub(crate) inbound: mpsc::Sender<(PeerId, ShardStream)>,
     /// Where others' questions about weights go.
     pub(crate) weights: crate::weights::shelf::Desk,
+    /// Where peers' packets of the ledger go; a passing peer keeps none.
+    pub(crate) ledger: Option<mpsc::Sender<crate::ledger::Input>>,
     /// Where figures and health go.
     pub(crate) telemetry: Telemetry,
     /// Bans of earlier runs.
@@ -84,7 +86,7 @@ impl Driver {
         metrics: libp2p::metrics::Metrics,
     ) -> (Self, Handle) {
         let (notices, _) = broadcast::channel(NOTICE_BUFFER);
-        let (handle, commands) = Handle::new(*swarm.local_peer_id(), notices.clone());
+        let (handle, commands) = Handle::new(*swarm.local_peer_id(), notices.clone(), config.telemetry.metrics.clone());
         let next_republish = Instant::now();
         let bans = std::mem::take(&mut config.bans);
         let mut driver = Self {

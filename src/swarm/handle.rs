@@ -20,6 +20,7 @@ use super::{
     nat::{NatView, Pong},
     state::{KnownView, Snapshot},
 };
+use crate::telemetry::metrics::Metrics;
 
 /// Commands that may wait for the loop. The loop takes them in microseconds; 256 covers every task of a busy node.
 pub(super) const COMMAND_QUEUE: usize = 256;
@@ -52,6 +53,7 @@ pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
     notices: broadcast::Sender<SwarmNotice>,
     local: PeerId,
+    metrics: Metrics,
 }
 
 /// Why there is no connection.
@@ -162,9 +164,13 @@ pub(crate) enum BroadcastError {
 }
 
 impl Handle {
-    pub(super) fn new(local: PeerId, notices: broadcast::Sender<SwarmNotice>) -> (Self, mpsc::Receiver<Command>) {
+    pub(super) fn new(
+        local: PeerId,
+        notices: broadcast::Sender<SwarmNotice>,
+        metrics: Metrics,
+    ) -> (Self, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
-        (Self { commands, notices, local }, receiver)
+        (Self { commands, notices, local, metrics }, receiver)
     }
 
     /// This node.
@@ -270,6 +276,16 @@ impl Handle {
     /// A peer did something on a stream of ours. Never waits; a deed that finds the queue full is not counted.
     pub(crate) fn deed(&self, peer: PeerId, deed: Deed) {
         let _ = self.commands.try_send(Command::Deed { peer, deed });
+    }
+
+    /// Has packets of the ledger sent to connected peers, those to one peer in this order. Never waits: when the loop has more
+    /// commands than it takes they are all dropped and counted, as others that are lost on their way; the ledger syncs again.
+    #[allow(dead_code, reason = "the keeper sends them")]
+    pub(crate) fn ledger_send(&self, packets: Vec<(PeerId, Vec<u8>)>) {
+        let count = packets.len();
+        if self.commands.try_send(Command::LedgerSend { packets }).is_err() {
+            (0..count).for_each(|_| self.metrics.channel_full("ledger_send"));
+        }
     }
 
     /// Asks a connected peer about weights. The answer's bytes are not checked.

@@ -10,6 +10,10 @@
 //! | commands: handles → loop | 256 | the caller waits, up to its own deadline | – |
 //! | inbound shard streams: loop → plane | 64 | the stream is reset; its opener sees a broken stream | `shard_inbound` |
 //! | questions about weights: loop → librarian | 32 | the peer is told to come back | `weights` |
+//! | packets of peers: loop → keeper of the ledger | 1,024 | the peer is told to send it again | `ledger` |
+//! | peers that come and go: loop → keeper | the same | dropped: the next packet shows it | `ledger` |
+//! | packets: keeper → loop | the commands' | dropped, each counted: the ledger syncs again | `ledger_send` |
+//! | packets: loop → peer | 256 a peer, 4,096 in all | dropped: the peer's newest, or of the peer that has most | `ledger_out` |
 //! | answers: loop → caller | 1 (oneshot) | cannot be full | – |
 //! | providers found: loop → caller | 64, as many as one look-up takes | cannot be full | – |
 //! | questions to the DHT | 32 | the caller is told to come back | `queries` |

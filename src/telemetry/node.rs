@@ -20,8 +20,19 @@ use crate::{
 const HEARTBEAT_MAX: Duration = Duration::from_secs(5);
 
 /// The queues of the table in [`crate::swarm`], so that each shows as 0 before it was ever full.
-const CHANNELS: [&str; 8] =
-    ["shard_inbound", "storage", "stage", "queries", "results", "gossip_validation", "weights", "commitments"];
+const CHANNELS: [&str; 11] = [
+    "shard_inbound",
+    "storage",
+    "stage",
+    "queries",
+    "results",
+    "gossip_validation",
+    "weights",
+    "commitments",
+    "ledger",
+    "ledger_send",
+    "ledger_out",
+];
 
 /// Gauges, metrics and health of one node.
 #[derive(Clone, Debug)]

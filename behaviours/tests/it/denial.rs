@@ -6,6 +6,7 @@ use libp2p::{
     swarm::{ConnectionId, DialError, FromSwarm, ListenError, NetworkBehaviour, SwarmEvent, behaviour::ListenFailure},
 };
 use quelea_behaviours::{Behaviour, MemoryLimit, prefixes::PrefixLimits};
+use quelea_ledger::behaviour::NotSent;
 use quelea_wire::rate::MAX_KEYS;
 
 use crate::harness::{Event, Node, chain, config, connect, stranger, text, until};
@@ -101,6 +102,8 @@ async fn denied_strangers_leave_no_trace() {
     let parts = swarm.behaviour_mut();
     assert!(ids.iter().all(|id| !parts.announce.is_connected(id)));
     assert_eq!((parts.announce.remembered(), parts.announce.under_way()), (0, 0));
+    assert_eq!((parts.ledger.remembered(), parts.ledger.under_way()), (0, (0, 0)));
+    assert!(ids.iter().all(|id| parts.ledger.send(*id, Vec::new()) == Err(NotSent::NotConnected)));
     assert_eq!(parts.shard.stats().peers, 0);
     assert_eq!(parts.gossipsub.all_peers().count(), 0);
     assert_eq!(parts.kad.kbuckets().count(), 0);
@@ -121,7 +124,8 @@ async fn ten_thousand_denied_connections_leave_every_map_as_it_was() {
     let local = node.addr.clone();
     let parts = node.swarm.behaviour_mut();
     let sizes = |parts: &mut Behaviour| {
-        let ours = [parts.inbound.remembered(), parts.announce.remembered(), parts.announce.under_way()];
+        let announce = [parts.announce.remembered(), parts.announce.under_way()];
+        let ours = (parts.inbound.remembered(), announce, parts.ledger.remembered(), parts.ledger.under_way());
         let theirs = [parts.gossipsub.all_peers().count(), parts.kad.kbuckets().count()];
         (parts.prefixes.sizes(), parts.shard.stats(), parts.kad.store_mut().stats(), ours, theirs)
     };

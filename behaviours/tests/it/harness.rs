@@ -23,6 +23,7 @@ use quelea_behaviours::{
     kad,
 };
 use quelea_broadcast::SignedLine;
+use quelea_ledger::behaviour::{Answer, Event as Ledger};
 use quelea_shard::ShardStream;
 use quelea_wire::{ModelId, NetworkId, Profile, SpanRange, time::unix_ms};
 
@@ -45,6 +46,8 @@ pub struct Node {
     /// The shard streams last accepted and opened.
     pub inbound: Option<(PeerId, ShardStream)>,
     pub outbound: Option<ShardStream>,
+    /// Packets of the ledger, all taken.
+    pub packets: Vec<(PeerId, Vec<u8>)>,
 }
 
 pub fn config() -> Config {
@@ -96,6 +99,7 @@ impl Node {
             rejected: 0,
             inbound: None,
             outbound: None,
+            packets: Vec::new(),
         }
     }
 
@@ -145,6 +149,10 @@ impl Node {
                 self.inbound = Some((peer, stream));
             }
             BehaviourEvent::Shard(quelea_shard::Event::Opened { result, .. }) => self.outbound = result.ok(),
+            BehaviourEvent::Ledger(Ledger::Received { peer, packet, reply }) => {
+                self.packets.push((peer, packet));
+                self.swarm.behaviour_mut().ledger.reply(reply, Answer::Taken);
+            }
             _ => {}
         }
     }

@@ -7,6 +7,11 @@ use libp2p::{
 };
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use quelea_behaviours::{BehaviourEvent, build_swarm, identify::same_network};
+use quelea_ledger::{
+    Nonce, Raw,
+    behaviour::Event as Ledger,
+    packet::{Content, Packet},
+};
 
 use crate::harness::{Node, config, connect, until, until_state};
 
@@ -83,6 +88,29 @@ async fn announcements_are_fetched() {
     assert_eq!(heard, said);
 }
 
+/// Packets go both ways at once, and nothing is left of them.
+#[tokio::test]
+async fn packets_of_the_ledger_arrive_and_are_answered() {
+    let mut nodes = [Node::start(config()).await, Node::start(config()).await];
+    connect(&mut nodes, 0, 1).await;
+    let ids = [nodes[0].id, nodes[1].id];
+    let packet =
+        Packet { from: Nonce([1; 16]), to: Nonce([2; 16]), content: Content::Signed(Raw(vec![7; 300])) }.encode();
+    for (from, to) in [(0, 1), (1, 0)] {
+        nodes[from].swarm.behaviour_mut().ledger.send(ids[to], packet.clone()).unwrap();
+    }
+    let mut sent = 0;
+    until(&mut nodes, "both to be told that their packet was taken", |_, _, event| {
+        sent += usize::from(matches!(event, SwarmEvent::Behaviour(BehaviourEvent::Ledger(Ledger::Sent { .. }))));
+        (sent == 2).then_some(())
+    })
+    .await;
+    for (node, from) in nodes.iter().zip([ids[1], ids[0]]) {
+        assert_eq!(node.packets, [(from, packet.clone())]);
+    }
+    assert!(nodes.iter().all(|node| node.swarm.behaviour().ledger.under_way() == (0, 0)));
+}
+
 #[tokio::test]
 async fn peers_identify_themselves() {
     let mut nodes = [Node::start(config()).await, Node::start(config()).await];
@@ -99,7 +127,7 @@ async fn peers_identify_themselves() {
     assert!(same_network(&config(), &info));
     assert!(info.agent_version.starts_with("quelea/"), "{}", info.agent_version);
     assert!(info.listen_addrs.contains(&dialled));
-    for name in ["shard", "announce", "exchange", "kad", "gossip"] {
+    for name in ["shard", "ledger", "announce", "exchange", "kad", "gossip"] {
         let wanted = config().network.protocol(name, 1);
         assert!(info.protocols.contains(&wanted), "{wanted} is not among {:?}", info.protocols);
     }

@@ -17,7 +17,8 @@
 //!
 //! [`message`] is what is signed, [`packet`] what travels, [`book`] the state machine of one node: no clock, no I/O, no
 //! randomness. Its owner feeds it commands, packets and the time, makes the [`book::Write`]s of each step durable in one
-//! transaction, and only then sends the [`book::Send`]s. [`evidence`] checks proofs against third peers. [`trust`] is
+//! transaction, and only then sends the [`book::Send`]s. [`behaviour`] carries packets over `/quelea/<net>/ledger/1`, and
+//! [`codec`] is how they stand on a stream. [`evidence`] checks proofs against third peers. [`trust`] is
 //! what dealings make a peer worth, and how much it may owe.
 //!
 //! # Messages
@@ -49,11 +50,14 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
+pub mod behaviour;
 pub mod book;
+pub mod codec;
 pub mod evidence;
 mod fields;
 pub mod message;
 pub mod packet;
+mod queue;
 #[cfg(test)]
 mod sim;
 pub mod trust;

@@ -168,6 +168,7 @@ pub(crate) fn established(driver: &mut Driver, peer: PeerId, connection: Connect
         let _ = driver.swarm.behaviour_mut().kad.bootstrap();
     }
     driver.notify(SwarmNotice::Connected);
+    super::ledger::connected(driver, peer);
     tell(driver, &peer, true);
 }
 
@@ -186,6 +187,7 @@ pub(crate) fn closed(driver: &mut Driver, peer: PeerId, connection: ConnectionId
         driver.state.wanted.remove(&peer);
         driver.state.guard.disconnected(&peer);
         tracing::debug!(%peer, "disconnected");
+        super::ledger::disconnected(driver, peer);
         tell(driver, &peer, false);
         if driver.state.bootstrap.contains(&peer) && driver.state.peers.is_empty() {
             driver.config.telemetry.health.set(Component::Bootstrap, Status::Degraded, "no peer is connected");

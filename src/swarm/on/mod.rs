@@ -9,6 +9,7 @@ pub(super) mod gossip;
 pub(super) mod identify;
 pub(super) mod kad;
 pub(super) mod keep;
+pub(super) mod ledger;
 pub(super) mod mdns;
 pub(super) mod nat;
 pub(super) mod peers;
