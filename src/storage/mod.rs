@@ -12,11 +12,14 @@
 //! |--------|-------------------|---------------------------------------------------------------------------------------|
 //! | writes | 1,024 ([`QUEUE`]) | [`Db::try_record_peer`] drops the row and says so; the `async` writes wait for a place |
 //!
+//! What the ledger writes is in [`ledger`]: batches of rows that are durable together or not at all.
+//!
 //! Tables carry a version in their name ([`tables`]); the way from one schema to the next is in [`migrations`].
 
 mod backup;
 mod bans;
 mod dht;
+mod ledger;
 mod migrations;
 mod neighbours;
 mod open;
@@ -36,6 +39,8 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use backup::{BackupError, copy, restore};
 pub(crate) use dht::{DhtSaved, DhtWrite};
+#[allow(unused_imports, reason = "who keeps the book comes next")]
+pub(crate) use ledger::{LedgerBatch, LedgerRows};
 pub use neighbours::{ANCHORS_MAX, Anchor, BOOTSTRAP_MAX};
 pub use open::OpenError;
 pub use quelea_behaviours::peers::Source;
@@ -43,7 +48,8 @@ pub use tables::PeerRow;
 use writer::{Job, Write};
 
 /// Writes that may wait. A commit takes milliseconds and takes all that waits, so a queue this long means the disk stands
-/// still; rows are below 3 KiB, which bounds the queue at 3 MiB.
+/// still; rows are below 3 KiB, which bounds the queue at 3 MiB. A batch of the ledger is one write of hundreds of rows: its
+/// one owner has a few of them under way at a time.
 pub const QUEUE: usize = 1024;
 
 /// The longest announcement that is stored, in bytes. The protocol allows 1 KiB plus its signature.
@@ -134,6 +140,9 @@ pub enum WriteError {
     /// More than [`ANNOUNCEMENT_MAX`] bytes.
     #[error("an announcement of {0} bytes is too long to store (at most {ANNOUNCEMENT_MAX})")]
     TooLong(usize),
+    /// A row of the ledger that could not be read again. Nothing of its batch was written.
+    #[error("a row of the ledger cannot be stored: {0}")]
+    LedgerRow(quelea_ledger::DecodeError),
 }
 
 /// Why a row was not taken for writing.

@@ -1,4 +1,5 @@
-//! The tables and the rows in them. Those of the DHT are in [`super::dht`].
+//! The tables and the rows in them. Those of the DHT are in [`super::dht`], those of the ledger in
+//! [`super::ledger`].
 //!
 //! | table              | key                  | value                                                                     |
 //! |--------------------|----------------------|---------------------------------------------------------------------------|

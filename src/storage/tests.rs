@@ -1,6 +1,7 @@
 //! The door and the rows.
 
 mod faults;
+mod ledger;
 mod neighbours;
 
 use std::{

@@ -7,11 +7,16 @@ use redb::{Database, Durability};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Anchor, BackupError, CommitObserver, DhtWrite, PeerRow, Shared, WriteError, bans, copy, dht, neighbours, tables,
+    Anchor, BackupError, CommitObserver, DhtWrite, LedgerBatch, PeerRow, Shared, WriteError, bans, copy, dht, ledger,
+    neighbours, tables,
 };
 
 /// Writes that share one commit at most. It bounds what one failed commit takes with it.
 const BATCH_MAX: usize = 256;
+
+/// Rows that share one commit, when the next write waits for the one after: a ledger's batch is one write of hundreds of
+/// rows, and is never split. With it a commit's memory stays at some 5 MiB and one batch.
+const ROWS_MAX: usize = 4096;
 
 /// Where an answer goes.
 pub(super) type Reply = oneshot::Sender<Result<(), WriteError>>;
@@ -35,18 +40,32 @@ pub(super) enum Write {
     OwnAnnouncement { seq: u64, raw: Vec<u8> },
     Ban(bans::Change),
     Dht(DhtWrite),
+    Ledger(Box<LedgerBatch>),
+}
+
+impl Write {
+    /// Rows that it may change.
+    fn rows(&self) -> usize {
+        match self {
+            Self::Ledger(batch) => batch.rows(),
+            _ => 1,
+        }
+    }
 }
 
 /// Runs until [`Job::Close`], or until every [`super::Db`] is gone.
 pub(super) fn run(shared: &Shared, mut jobs: mpsc::Receiver<Job>, on_commit: CommitObserver) {
     while let Some(first) = jobs.blocking_recv() {
-        let mut batch = Vec::new();
+        let (mut batch, mut rows) = (Vec::new(), 0_usize);
         let mut closing = None;
         let mut backup = None;
         let mut next = Some(first);
         while let Some(job) = next {
             match job {
-                Job::Write(write, reply) => batch.push((write, reply)),
+                Job::Write(write, reply) => {
+                    rows = rows.saturating_add(write.rows());
+                    batch.push((write, reply));
+                }
                 Job::Backup(to, reply) => {
                     backup = Some((to, reply));
                     break;
@@ -57,7 +76,7 @@ pub(super) fn run(shared: &Shared, mut jobs: mpsc::Receiver<Job>, on_commit: Com
                 }
             }
             // All that came while the last commit was flushed shares the next one.
-            next = if batch.len() < BATCH_MAX { jobs.try_recv().ok() } else { None };
+            next = if batch.len() < BATCH_MAX && rows < ROWS_MAX { jobs.try_recv().ok() } else { None };
         }
         commit_batch(shared, batch, &on_commit);
         if let Some((to, reply)) = backup {
@@ -134,6 +153,7 @@ fn commit(database: &Database, writes: Vec<Write>) -> Result<Committed, redb::Er
         let mut conduct_table = txn.open_table(neighbours::CONDUCT)?;
         let mut anchors_table = txn.open_table(neighbours::ANCHORS)?;
         let mut bootstrap = txn.open_table(neighbours::BOOTSTRAP)?;
+        let mut ledger_tables = None;
         for write in writes {
             outcomes.push(match write {
                 Write::Ban(change) => {
@@ -147,6 +167,14 @@ fn commit(database: &Database, writes: Vec<Write>) -> Result<Committed, redb::Er
                 }
                 Write::Dht(write) => {
                     changed |= dht::apply(&txn, write)?;
+                    Ok(())
+                }
+                Write::Ledger(batch) => {
+                    let tables = match &mut ledger_tables {
+                        Some(tables) => tables,
+                        None => ledger_tables.insert(ledger::Tables::open(&txn)?),
+                    };
+                    changed |= tables.apply(&batch)?;
                     Ok(())
                 }
                 Write::Conduct { peer, conduct } => {
@@ -178,6 +206,9 @@ fn commit(database: &Database, writes: Vec<Write>) -> Result<Committed, redb::Er
             });
         }
         tables::forget_peers(&mut peers)?;
+        if let Some(tables) = ledger_tables {
+            tables.finish()?;
+        }
     }
     if changed {
         txn.commit()?;

@@ -106,7 +106,7 @@ macro_rules! number {
     )*};
 }
 
-number!(u8, u16, u32, u64);
+number!(u8, u16, u32, u64, i32);
 
 macro_rules! bytes {
     ($($t:ident),*) => {$(

@@ -62,4 +62,4 @@ mod queue;
 mod sim;
 pub mod trust;
 
-pub use fields::{DecodeError, Hash, HoldId, Nonce, Raw, Unit};
+pub use fields::{DecodeError, Hash, HoldId, Nonce, PEER_BYTES, Raw, Unit};

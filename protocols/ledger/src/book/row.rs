@@ -2,9 +2,10 @@
 
 use libp2p::PeerId;
 
-use super::GRACE_MS;
+use super::{GRACE_MS, Key};
 use crate::{
-    fields::{Hash, HoldId, Unit, record},
+    fields::{DecodeError, Hash, HoldId, Unit, decode, is_ed25519, record},
+    message::{self, MAX_ENVELOPE},
     packet::Head,
 };
 
@@ -119,5 +120,38 @@ impl HoldRow {
     pub(super) fn next_at(&self) -> u64 {
         let graces = if self.is_open() { 1_u64 } else { 2 };
         self.expires_at.saturating_add(graces.saturating_mul(GRACE_MS))
+    }
+}
+
+impl Key {
+    /// Whether a row of this name can have this value: what is checked before it is written, and again when it is read.
+    ///
+    /// Counters, holds and evidence are read to their last byte and belong to their key; of an envelope only the length is
+    /// looked at, because whoever shows it checks the signature anyway.
+    ///
+    /// # Errors
+    /// When it cannot, or when the peer in the key has no account.
+    pub fn check(&self, value: &[u8]) -> Result<(), DecodeError> {
+        let belongs = |same, what| if same { Ok(()) } else { Err(DecodeError::Field(what)) };
+        let envelope =
+            |peer: &PeerId| belongs(is_ed25519(peer) && (1..=MAX_ENVELOPE).contains(&value.len()), "envelope");
+        match self {
+            Self::Pair(peer, unit) => {
+                let row: PairRow = decode(value)?;
+                belongs((row.peer, row.unit) == (*peer, *unit), "pair")
+            }
+            Self::Hold(_, peer, hold) => {
+                let row: HoldRow = decode(value)?;
+                belongs((row.peer, row.hold) == (*peer, *hold), "hold")
+            }
+            Self::Evidence(hash) => {
+                decode::<message::Evidence>(value)?;
+                belongs(blake3::hash(value).as_bytes() == &hash.0, "evidence")
+            }
+            Self::Step(_, _, peer, _, _)
+            | Self::HoldMessage(_, peer, _)
+            | Self::Result(_, peer, _)
+            | Self::Voucher(_, peer, _) => envelope(peer),
+        }
     }
 }

@@ -24,10 +24,12 @@
 //! that are (see [`crate::book::Rules`]): any number of new names costs that pool and no more.
 
 mod fixed;
+mod stored;
 
 use std::collections::VecDeque;
 
 use self::fixed::{faded, share, steps};
+use crate::fields::record;
 
 /// Of the number. Nothing is one million.
 pub const LEAST: i32 = -1_000_000;
@@ -100,33 +102,35 @@ pub enum Dealing {
     Evidence,
 }
 
-/// What is known of one peer. All of it is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Row {
-    /// Millionths, at `at`.
-    pub commerce: i32,
-    /// When that was, in Unix milliseconds.
-    pub at: u64,
-    /// What the peer has paid of its debts, in micro-credits.
-    pub repaid: u64,
-    /// Different days on which it did.
-    pub days: u32,
-    /// The last of them, in days since 1970.
-    pub last_day: u64,
-    /// The credit limit when it last grew, and on which day.
-    pub limit: u64,
-    /// See `limit`.
-    pub limit_day: u64,
-    /// Failures one after the other, and when the last was.
-    pub failures: u32,
-    /// See `failures`.
-    pub failed_at: u64,
-    /// What is overdue; 0 unless it is in default.
-    pub overdue: u64,
-    /// Until when a default is remembered; 0 if there was none.
-    pub default_until: u64,
-    /// Whether there is evidence against it.
-    pub convicted: bool,
+record! {
+    /// What is known of one peer. All of it is kept.
+    #[derive(Copy, Default)]
+    pub struct Row {
+        /// Millionths, at `at`.
+        pub commerce: i32,
+        /// When that was, in Unix milliseconds.
+        pub at: u64,
+        /// What the peer has paid of its debts, in micro-credits.
+        pub repaid: u64,
+        /// Different days on which it did.
+        pub days: u32,
+        /// The last of them, in days since 1970.
+        pub last_day: u64,
+        /// The credit limit when it last grew, and on which day.
+        pub limit: u64,
+        /// See `limit`.
+        pub limit_day: u64,
+        /// Failures one after the other, and when the last was.
+        pub failures: u32,
+        /// See `failures`.
+        pub failed_at: u64,
+        /// What is overdue; 0 unless it is in default.
+        pub overdue: u64,
+        /// Until when a default is remembered; 0 if there was none.
+        pub default_until: u64,
+        /// Whether there is evidence against it.
+        pub convicted: bool,
+    }
 }
 
 impl Row {

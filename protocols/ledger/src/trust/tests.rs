@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::{fixed::faded, *};
+use crate::DecodeError;
 
 const NOW: u64 = 20_833 * DAY_MS;
 
@@ -163,6 +164,55 @@ fn halves_are_halves() {
     }
 }
 
+#[test]
+fn a_row_has_one_form() {
+    let row = Row {
+        commerce: -3,
+        at: 1,
+        repaid: 2,
+        days: 4,
+        last_day: 5,
+        limit: 6,
+        limit_day: 7,
+        failures: 8,
+        failed_at: 9,
+        overdue: 10,
+        default_until: u64::MAX,
+        convicted: true,
+    };
+    let bytes = row.encode();
+    assert_eq!(
+        hex::encode(&bytes),
+        "fdffffff010000000000000002000000000000000400000005000000000000000600000000000000070000000000000008000000\
+         09000000000000000a00000000000000ffffffffffffffff01"
+    );
+    assert_eq!(Row::decode(&bytes), Ok(row));
+    assert_eq!(Row::decode(&bytes[..bytes.len() - 1]), Err(DecodeError::Short));
+    assert_eq!(Row::decode(&[bytes.as_slice(), &[0]].concat()), Err(DecodeError::Long));
+    let mut neither = bytes.clone();
+    *neither.last_mut().unwrap() = 2;
+    assert_eq!(Row::decode(&neither), Err(DecodeError::Field("yes or no")));
+    let beyond = Row { commerce: MOST + 1, ..row };
+    assert_eq!(Row::decode(&beyond.encode()), Err(DecodeError::Field("commerce")));
+}
+
+#[test]
+fn losses_have_one_form() {
+    let mut losses = Losses::default();
+    assert_eq!(losses.encode(), [0]);
+    for day in 0..40 {
+        losses.add(NOW + day * DAY_MS, day + 1);
+        assert_eq!(Losses::decode(&losses.encode()), Ok(losses.clone()));
+    }
+    let bytes = losses.encode();
+    assert_eq!(bytes.len(), 1 + 31 * 16);
+    assert_eq!(Losses::decode(&bytes[1..]), Err(DecodeError::Field("list")), "more days than there can be");
+    let again = [&[2][..], &bytes[1..17], &bytes[1..17]].concat();
+    assert_eq!(Losses::decode(&again), Err(DecodeError::Field("day")));
+    assert_eq!(Losses::decode(&[1]), Err(DecodeError::Short));
+    assert_eq!(Losses::decode(&[0, 0]), Err(DecodeError::Long));
+}
+
 fn dealing() -> impl Strategy<Value = Dealing> {
     let amount = || prop_oneof![0_u64..10_000_000, any::<u64>()];
     prop_oneof![
@@ -175,6 +225,16 @@ fn dealing() -> impl Strategy<Value = Dealing> {
 }
 
 proptest! {
+    #[test]
+    fn any_bytes_are_one_row_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..120)) {
+        if let Ok(row) = Row::decode(&bytes) {
+            prop_assert_eq!(row.encode(), bytes.clone());
+        }
+        if let Ok(losses) = Losses::decode(&bytes) {
+            prop_assert_eq!(losses.encode(), bytes);
+        }
+    }
+
     #[test]
     fn numbers_stay_within_their_bounds(
         dealings in prop::collection::vec((dealing(), prop_oneof![0_u64..40 * DAY_MS, any::<u64>()]), 0..60),
@@ -195,6 +255,7 @@ proptest! {
             if row.commerce(now) < 0 || row.overdue > 0 {
                 prop_assert_eq!(after, 0);
             }
+            prop_assert_eq!(Row::decode(&row.encode()), Ok(row));
         }
     }
 }
