@@ -1,6 +1,7 @@
 //! The ledger's rows.
 
 mod books;
+mod crashes;
 
 use std::collections::BTreeMap;
 
