@@ -9,6 +9,7 @@ mod nat;
 mod peers;
 mod plan;
 mod price;
+mod receipt;
 mod rendezvous;
 mod sampling;
 mod store;
@@ -31,6 +32,7 @@ pub(crate) use self::{
     peers::{BanArgs, BootstrapCommand, PeerSort, PeersCommand},
     plan::{ObjectiveArg, PlanArgs},
     price::{MaxPriceArgs, PriceArgs},
+    receipt::ReceiptCommand,
     rendezvous::RendezvousArgs,
     sampling::SamplingArgs,
     store::StoreCommand,
@@ -98,6 +100,9 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Ask a model that the swarm holds
     Infer(Box<InferArgs>),
+    /// What a session's stages signed for, and whether it holds
+    #[command(subcommand)]
+    Receipt(ReceiptCommand),
     /// Who would answer a request, how fast, and why; what is missing if nobody can
     Plan(Box<PlanArgs>),
     /// This node's peer id and addresses, or what is known of another

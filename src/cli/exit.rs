@@ -53,7 +53,7 @@ impl Exit {
             | ErrorCode::NoCredit
             | ErrorCode::LedgerNotReady
             | ErrorCode::NotCovered => Self::Credit,
-            ErrorCode::AnswerUnreadable => Self::Integrity,
+            ErrorCode::AnswerUnreadable | ErrorCode::ReceiptWrong => Self::Integrity,
             ErrorCode::Cancelled => Self::Interrupted,
             _ => Self::Failed,
         }

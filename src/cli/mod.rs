@@ -20,6 +20,7 @@ mod nat;
 mod output;
 mod peers;
 mod plan;
+mod receipt;
 mod stats;
 mod status;
 mod store;
@@ -66,6 +67,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Daemon(args) => Box::pin(daemon::run(global, *args)).await,
             Command::Demo(args) => Box::pin(demo::run(global, args)).await,
             Command::Infer(args) => Box::pin(infer::run(global, *args)).await,
+            Command::Receipt(command) => receipt::run(global, &command),
             Command::Plan(args) => Box::pin(plan::run(global, *args)).await,
             Command::Id { peer: Some(peer) } => peers::info(global, &peer).await,
             Command::Id { peer: None } => status::id(global).await,

@@ -19,7 +19,7 @@
 //! randomness. Its owner feeds it commands, packets and the time, makes the [`book::Write`]s of each step durable in one
 //! transaction, and only then sends the [`book::Send`]s. [`behaviour`] carries packets over `/quelea/<net>/ledger/1`, and
 //! [`codec`] is how they stand on a stream. [`evidence`] checks proofs against third peers. [`trust`] is
-//! what dealings make a peer worth, and how much it may owe.
+//! what dealings make a peer worth, and how much it may owe. [`receipt`] is what a session leaves in the hands of who paid.
 //!
 //! # Messages
 //!
@@ -58,6 +58,7 @@ mod fields;
 pub mod message;
 pub mod packet;
 mod queue;
+pub mod receipt;
 #[cfg(test)]
 mod sim;
 pub mod trust;

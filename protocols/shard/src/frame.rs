@@ -11,6 +11,7 @@ mod ends;
 mod failover;
 mod hello;
 mod open;
+mod pay;
 mod prefix;
 
 use std::fmt;
@@ -28,6 +29,7 @@ pub use self::{
     failover::{Commit, MAX_COMMITMENT, Reroute, Rerouted, Resume, Stalled},
     hello::{Hello, HelloAck, Reject, StreamKind},
     open::{MAX_ADDR, MAX_ADDRS, MAX_WIDTH, Open},
+    pay::{MAX_SIGNED, Pay, Receipt, Voucher},
     prefix::{BLOCK_ROWS, BlockKey, Keep, MAX_KEYS, Prefix},
 };
 use crate::protocol;
@@ -185,6 +187,10 @@ kinds! {
     Resume = 0x1e, Coordinator, max Resume::LEN;
     /// What the stage took in and gave out, signed.
     Commit = 0x1f, Stage, max Commit::MAX_LEN;
+    /// What the coordinator owes for the session by now, signed.
+    Voucher = 0x20, Coordinator, max Voucher::MAX_LEN;
+    /// What the stage has done for it, signed.
+    Receipt = 0x21, Stage, max Receipt::MAX_LEN;
     /// A fragment of a batch of rows.
     Rows = 0x40, Predecessor, max MAX_BODY;
     /// A fragment has been received.
@@ -226,11 +232,17 @@ impl Frame {
         };
         let by_failover =
             matches!(self, Self::Stalled(_) | Self::Reroute(_) | Self::Rerouted(_) | Self::Resume(_) | Self::Commit(_));
+        let by_pay = match self {
+            Self::Open(open) => open.pay.is_some(),
+            Self::Voucher(_) | Self::Receipt(_) => true,
+            _ => false,
+        };
         let bit = |needed: bool, bit: u64| if needed { bit } else { 0 };
         bit(by_prefix, protocol::PREFIX)
             | bit(by_failover, protocol::FAILOVER)
             | bit(by_thin, protocol::THIN)
             | bit(by_bf16, protocol::BF16)
+            | bit(by_pay, protocol::PAY)
     }
 }
 

@@ -24,7 +24,7 @@
 //! | 0x01 | Hello | all | opener, first | version u16, stream kind u8, features u64 |
 //! | 0x02 | HelloAck | all | acceptor, first | version u16, features u64 |
 //! | 0x03 | Reject | all | either, last | code u16 |
-//! | 0x10 | Open | control | coordinator | session \[16\], epoch u32, model \[32\], profile u16, span u16 u16, width u32, max_rows u32, step_deadline_ms u32, idle_ms u32, prev peer, next peer, next_addrs, *prefix: keys, reuse u8*, *thin: takes_tokens u8, gives_logits u16* |
+//! | 0x10 | Open | control | coordinator | session \[16\], epoch u32, model \[32\], profile u16, span u16 u16, width u32, max_rows u32, step_deadline_ms u32, idle_ms u32, prev peer, next peer, next_addrs, *prefix: keys, reuse u8*, *thin: takes_tokens u8, gives_logits u16*, *pay: hold \[16\], price_decode u64, price_prefill u64* |
 //! | 0x11 | Accept | control | stage | session, epoch, kv_pages_free u32, *prefix: kept_rows u32* |
 //! | 0x12 | Refuse | control | stage | session, epoch, code u16, detail |
 //! | 0x13 | Trim | control | coordinator | session, epoch, keep_rows u32 |
@@ -40,6 +40,8 @@
 //! | 0x1d | Rerouted | control | stage | *failover:* session, epoch, pos u32, log_from u32 |
 //! | 0x1e | Resume | control | coordinator | *failover:* session, epoch, from u32, until u32, roots_from u32 |
 //! | 0x1f | Commit | control | stage | *failover:* session, epoch, envelope (u16 length, at most 256 bytes) |
+//! | 0x20 | Voucher | control | coordinator | *pay:* session, epoch, envelope (u16 length, at most 1,124 bytes) |
+//! | 0x21 | Receipt | control | stage | *pay:* as Voucher |
 //! | 0x40 | Rows | data | predecessor | session, epoch, seq u32, pos u32, rows u16, flags u8, deadline_ms u32, total u32, offset u32, fragment |
 //! | 0x41 | Ack | data | successor | session, epoch, seq u32, received u32 |
 //! | 0x42 | Tokens | data | predecessor | *thin:* as Rows; the fragment is u32 token ids, one a row, all of the batch's |
@@ -48,7 +50,7 @@
 //!
 //! A *peer* is a u8 length and that many bytes (0: none), *next_addrs* a u8 count of (u16 length, multiaddr), *detail*
 //! a u16 length and UTF-8, *totals* rows_in, rows_out, compute_us, queue_us, hop_us, all u64. A *fragment* is f32
-//! values, row after row. 0x20–0x3f are kept for control, 0x45–0x7f for data.
+//! values, row after row. 0x22–0x3f are kept for control, 0x45–0x7f for data.
 //!
 //! | feature bit | name | what it adds |
 //! |---|---|---|
@@ -57,6 +59,7 @@
 //! | 2 | failover | a session outlives the loss of a stage: Stalled, Reroute, Rerouted, Resume, Commit |
 //! | 3 | thin | the first stage embeds, the last has the head: the last field of Open, Tokens, Logits |
 //! | 4 | bf16 | sessions of the profile `exact-bf16`, whose rows are Rows16 |
+//! | 5 | pay | stages are paid: the last field of Open, Voucher, Receipt |
 //!
 //! What a feature adds is sent only where both ends have said that they know it; otherwise it ends the stream.
 //!
@@ -74,6 +77,13 @@
 //! last how many logits it gives for each row. The first one embeds, and is the only one that sees token ids; the last one
 //! gives the likeliest logits and what they all sum up to, never a token: sampling stays with the coordinator. Where both
 //! fields are nothing they are not there; where there is only the second, a count of 0 keys stands before it.
+//!
+//! # Being paid
+//!
+//! A stage that asks a price takes an Open only with a hold in the ledger of the two, by its prices. The coordinator says with
+//! Voucher how much it owes by now, before it gives more rows than the stage computes uncovered, and the stage says at the
+//! end with Receipt what it has done. Both are signed, and are the ledger's; here they are bytes. Where an Open has *pay*, the
+//! fields before it are there, too: a count of 0 keys, and three zeros for ends that are none.
 //!
 //! # When a stage is lost
 //!

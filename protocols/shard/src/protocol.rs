@@ -36,8 +36,11 @@ pub const THIN: u64 = 8;
 /// Feature bit: sessions of the profile `exact-bf16`, whose rows are Rows16.
 pub const BF16: u64 = 16;
 
+/// Feature bit: stages are paid. Open has its last field, and there are Voucher and Receipt.
+pub const PAY: u64 = 32;
+
 /// The feature bits of this build.
-pub const FEATURES: u64 = PREFIX | REWIND | FAILOVER | THIN | BF16;
+pub const FEATURES: u64 = PREFIX | REWIND | FAILOVER | THIN | BF16 | PAY;
 
 /// How long a greeting may take: several round trips through a slow relay.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(5);

@@ -145,6 +145,7 @@ registry! {
     NoCredit = 7003, "the peer gives no more credit", retryable: true, charged: false;
     LedgerNotReady = 7004, "the ledgers of the two peers do not agree yet", retryable: true, charged: false;
     NotCovered = 7005, "more was computed than vouchers cover", retryable: true, charged: true;
+    ReceiptWrong = 7006, "the receipt does not hold", retryable: false, charged: false;
 }
 
 impl fmt::Display for ErrorCode {

@@ -39,6 +39,7 @@ impl ChainSession {
             next_addrs,
             prefix: self.spec.prefix.clone(),
             ends: self.ends_at(i),
+            pay: None,
         }
     }
 

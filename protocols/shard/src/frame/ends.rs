@@ -34,9 +34,9 @@ impl Ends {
         (self.gives_logits > 0).then(|| TopLogits::width(self.gives_logits))
     }
 
-    /// What is nothing takes no byte.
-    pub(super) fn put(self, out: &mut Vec<u8>) {
-        if self != Self::default() {
+    /// What is nothing takes no byte, unless another field follows.
+    pub(super) fn put(self, out: &mut Vec<u8>, followed: bool) {
+        if self != Self::default() || followed {
             out.push(u8::from(self.takes_tokens));
             out.extend_from_slice(&self.gives_logits.min(MAX_TOP_LOGITS).to_le_bytes());
         }
@@ -53,7 +53,8 @@ impl Ends {
         };
         let gives_logits = c.u16()?;
         let ends = Self { takes_tokens, gives_logits };
-        if gives_logits > MAX_TOP_LOGITS || ends == Self::default() {
+        // Without a field behind it nothing would not be there.
+        if gives_logits > MAX_TOP_LOGITS || (ends == Self::default() && c.is_empty()) {
             return Err(DecodeError::Field("gives_logits"));
         }
         Ok(ends)

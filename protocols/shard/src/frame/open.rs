@@ -11,6 +11,7 @@ use super::{
     cursor::{Cursor, MAX_PEER, put_peer, put_session},
     data::Form,
     ends::Ends,
+    pay::Pay,
     prefix::Prefix,
 };
 
@@ -58,11 +59,13 @@ pub struct Open {
     pub prefix: Prefix,
     /// What of the model's ends the stage computes besides its layers. Only with [`THIN`](crate::protocol::THIN).
     pub ends: Ends,
+    /// What its rows are paid by, if they are. Only with [`PAY`](crate::protocol::PAY).
+    pub pay: Option<Pay>,
 }
 
 impl Open {
     pub(super) const MAX_LEN: usize =
-        SESSION + 32 + 2 + 2 * 2 + 4 * 4 + 2 * (1 + MAX_PEER) + MAX_ADDRS_LEN + Prefix::MAX_LEN + Ends::LEN;
+        SESSION + 32 + 2 + 2 * 2 + 4 * 4 + 2 * (1 + MAX_PEER) + MAX_ADDRS_LEN + Prefix::MAX_LEN + Ends::LEN + Pay::LEN;
 
     /// The form of rows of the residual stream in this session.
     #[must_use]
@@ -94,8 +97,9 @@ impl Open {
         put_peer(out, Some(&self.prev));
         put_peer(out, Some(&self.next));
         put_addrs(out, &self.next_addrs);
-        self.prefix.put(out, self.ends != Ends::default());
-        self.ends.put(out);
+        self.prefix.put(out, self.ends != Ends::default() || self.pay.is_some());
+        self.ends.put(out, self.pay.is_some());
+        Pay::put(self.pay.as_ref(), out);
     }
 
     pub(super) fn take(c: &mut Cursor<'_>) -> Result<Self, DecodeError> {
@@ -131,6 +135,7 @@ impl Open {
             next_addrs,
             prefix: Prefix::take(c)?,
             ends: Ends::take(c)?,
+            pay: Pay::take(c)?,
         })
     }
 }

@@ -265,3 +265,21 @@ fn an_open_without_ends_says_nothing_of_them() {
         assert_eq!(Frame::decode(0x10, &bytes), Err(DecodeError::Field(field)));
     }
 }
+
+#[test]
+fn an_open_that_pays_nothing_says_nothing_of_it() {
+    let (_, frame) = samples().into_iter().find(|(name, _)| *name == "open_pay").expect("a sample");
+    let Frame::Open(paid) = frame else { panic!("an Open") };
+    let body = |open: Open| encode(&[open.into()])[frame::HEADER..].to_vec();
+    let (with, plain) = (body(paid.clone()), body(Open { pay: None, ..paid }));
+    // No keys, no ends, and then what is paid by.
+    assert_eq!(with[..plain.len() + 4], [&plain[..], &[0; 4]].concat());
+    assert_eq!(with.len(), plain.len() + 4 + 32);
+    let mut nameless = with.clone();
+    nameless[plain.len() + 4..plain.len() + 20].fill(0);
+    assert_eq!(Frame::decode(0x10, &nameless), Err(DecodeError::Field("hold")));
+    for cut in 1..32 {
+        assert_eq!(Frame::decode(0x10, &with[..with.len() - cut]), Err(DecodeError::Truncated));
+    }
+    assert_eq!(Frame::decode(0x10, &[&with[..], &[0]].concat()), Err(DecodeError::Trailing));
+}

@@ -38,7 +38,9 @@ pub fn samples() -> Vec<(&'static str, Frame)> {
         next_addrs: vec![addr("/ip4/192.0.2.1/udp/8468/quic-v1"), addr("/ip6/2001:db8::1/tcp/8468")],
         prefix: Prefix::default(),
         ends: Ends::default(),
+        pay: None,
     };
+    let pay = Pay { hold: [0x77; 16], price_decode: 1200, price_prefill: 0x0102_0304_0506_0708 };
     let keys = vec![BlockKey([0x11; 16]), BlockKey([0x22; 16]), BlockKey([0x33; 16])];
     let mut fragment = Vec::new();
     put_floats(&[1.0, -2.5, f32::MIN_POSITIVE, 0.0], &mut fragment);
@@ -75,10 +77,21 @@ pub fn samples() -> Vec<(&'static str, Frame)> {
             Open {
                 prefix: Prefix { keys: keys.clone(), reuse: 2 },
                 ends: Ends { takes_tokens: false, gives_logits: 40 },
-                ..open
+                ..open.clone()
             }
             .into(),
         ),
+        ("open_pay", Open { pay: Some(pay), ..open.clone() }.into()),
+        (
+            "open_prefix_pay",
+            Open { prefix: Prefix { keys: keys.clone(), reuse: 1 }, pay: Some(pay), ..open.clone() }.into(),
+        ),
+        (
+            "open_logits_pay",
+            Open { ends: Ends { takes_tokens: false, gives_logits: 40 }, pay: Some(pay), ..open }.into(),
+        ),
+        ("voucher", Voucher { session: s, epoch, envelope: vec![0x55; 6] }.into()),
+        ("receipt", Receipt { session: s, epoch, envelope: vec![0x66; 7] }.into()),
         ("tokens", Tokens { header: RowsHeader { total: 8, offset: 0, ..header }, fragment: ids }.into()),
         ("rows16", Rows16 { header: RowsHeader { total: 12, offset: 4, ..header }, fragment: half }.into()),
         ("logits", Logits { header: RowsHeader { rows: 1, total: 28, offset: 0, ..header }, fragment: top }.into()),
@@ -161,6 +174,26 @@ fn any_tokens() -> impl Strategy<Value = Frame> {
     )
 }
 
+fn any_pay() -> impl Strategy<Value = Option<Pay>> {
+    option::of(any::<([u8; 16], u64, u64)>().prop_map(|(mut hold, price_decode, price_prefill)| {
+        // All zeros are no name.
+        hold[0] |= 1;
+        Pay { hold, price_decode, price_prefill }
+    }))
+}
+
+fn any_signed() -> impl Strategy<Value = Frame> {
+    (any_session(), vec(any::<u8>(), 1..=MAX_SIGNED), any::<bool>()).prop_map(
+        |((session, epoch), envelope, voucher)| {
+            if voucher {
+                Voucher { session, epoch, envelope }.into()
+            } else {
+                Receipt { session, epoch, envelope }.into()
+            }
+        },
+    )
+}
+
 fn any_open() -> impl Strategy<Value = Frame> {
     let addr = (any::<[u8; 4]>(), any::<u16>())
         .prop_map(|(ip, port)| addr(&format!("/ip4/{}/udp/{port}/quic-v1", std::net::Ipv4Addr::from(ip))));
@@ -172,7 +205,7 @@ fn any_open() -> impl Strategy<Value = Frame> {
         1..=MAX_WIDTH,
         [1..=u32::MAX, 1..=u32::MAX, 1..=u32::MAX],
         [any_peer(), any_peer()],
-        (vec(addr, 0..=MAX_ADDRS), any_prefix(), any_ends()),
+        (vec(addr, 0..=MAX_ADDRS), any_prefix(), any_ends(), any_pay()),
     )
         .prop_map(
             |(
@@ -183,7 +216,7 @@ fn any_open() -> impl Strategy<Value = Frame> {
                 width,
                 numbers,
                 [prev, next],
-                (next_addrs, prefix, ends),
+                (next_addrs, prefix, ends, pay),
             )| {
                 let [max_rows, step_deadline_ms, idle_ms] = numbers;
                 let span = SpanRange::new(start, start + layers).expect("within the longest model");
@@ -203,6 +236,7 @@ fn any_open() -> impl Strategy<Value = Frame> {
                     next_addrs,
                     prefix,
                     ends,
+                    pay,
                 }
                 .into()
             },
@@ -334,6 +368,7 @@ pub fn any_frame() -> impl Strategy<Value = Frame> {
         }),
         any_tokens(),
         any_failover(),
+        any_signed(),
         (any_session(), any::<[u32; 2]>()).prop_map(|((session, epoch), [seq, received])| Ack {
             session,
             epoch,
