@@ -67,6 +67,7 @@ impl Target {
             next_addrs: Vec::new(),
             prefix: Prefix::default(),
             ends: Ends::default(),
+            pay: None,
         }
     }
 }
