@@ -1,10 +1,13 @@
-//! Packets and messages of the ledger: as they come, and as the signed body of an envelope, so that runs get past the signature.
+//! Packets and messages of the ledger: as they come, as they stand on a stream, and as the signed body of an envelope, so that
+//! runs get past the signature.
 
 #![no_main]
 
+use futures::{executor::block_on, io::Cursor};
 use libfuzzer_sys::fuzz_target;
 use libp2p::identity::Keypair;
 use quelea_ledger::{
+    codec::{Answer, Request},
     evidence,
     message::{DOMAIN, MAX_BODY, MAX_ENVELOPE, SignedMessage},
     packet::{Content, MAX_HOLDS, MAX_PACKET, MAX_VOUCHERS, Packet},
@@ -19,6 +22,12 @@ fuzz_target!(|data: &[u8]| {
         if let Content::Sync(sync) = &packet.content {
             assert!(sync.holds.len() <= MAX_HOLDS && sync.vouchers.len() <= MAX_VOUCHERS);
         }
+    }
+    if let Ok(given @ Request::Packet(_)) = block_on(Request::read(&mut Cursor::new(data))) {
+        assert!(data.starts_with(&given.encode().expect("it was a packet")), "one request has one encoding");
+    }
+    if let Ok(given) = block_on(Answer::read(&mut Cursor::new(data))) {
+        assert!(data.starts_with(&given.encode()), "one answer has one encoding");
     }
     let _ = SignedMessage::open(data, &network);
     let Some((kind, body)) = data.split_first().filter(|(_, body)| body.len() <= MAX_BODY) else { return };

@@ -201,6 +201,14 @@ impl Behaviour {
     /// For one network.
     #[must_use]
     pub fn new(network: NetworkId) -> Self {
+        let quota = |burst| Quota::new(burst, RATE_PERIOD);
+        let limits = Limits { peer: quota(PEER_BURST), prefix: quota(PREFIX_BURST), global: quota(GLOBAL_BURST) };
+        Self::with_limits(network, limits)
+    }
+
+    /// For one network, with other limits to what peers may send.
+    #[must_use]
+    pub fn with_limits(network: NetworkId, limits: Limits) -> Self {
         let protocol = network.protocol(PROTOCOL_NAME, 1);
         let config =
             request_response::Config::default().with_request_timeout(TIMEOUT).with_max_concurrent_streams(MAX_STREAMS);
@@ -209,11 +217,7 @@ impl Behaviour {
             queue: Queue::default(),
             in_flight: HashMap::new(),
             ready: VecDeque::new(),
-            rate: Limiter::new(Limits {
-                peer: Quota::new(PEER_BURST, RATE_PERIOD),
-                prefix: Quota::new(PREFIX_BURST, RATE_PERIOD),
-                global: Quota::new(GLOBAL_BURST, RATE_PERIOD),
-            }),
+            rate: Limiter::new(limits),
             timer: Delay::new(Duration::ZERO),
             wake: None,
         }
@@ -409,6 +413,29 @@ impl NetworkBehaviour for Behaviour {
                 }
                 Poll::Pending => return Poll::Pending,
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A peer chooses how long it is left alone, between two bounds.
+    #[test]
+    fn a_busy_peer_is_left_alone_neither_for_ever_nor_not_at_all() {
+        for (retry_ms, least, most) in
+            [(0, MIN_WAIT, MIN_WAIT), (700, MIN_WAIT, MAX_WAIT), (u32::MAX, MAX_WAIT, MAX_WAIT)]
+        {
+            let mut behaviour = Behaviour::new(NetworkId::from_name("test"));
+            let (peer, before) = (PeerId::random(), Instant::now());
+            behaviour.queue.open(peer);
+            assert_eq!(behaviour.queue.push(peer, vec![1]), Ok(None));
+            let parcel = behaviour.queue.take(&peer, before).unwrap();
+            assert!(behaviour.answered(peer, parcel, Answer::Busy { retry_ms }).is_none());
+            let wake = behaviour.wake.unwrap();
+            assert!((before + least..=Instant::now() + most).contains(&wake));
+            assert_eq!(behaviour.under_way(), (1, 0));
         }
     }
 }

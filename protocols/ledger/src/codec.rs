@@ -46,20 +46,22 @@ pub enum Answer {
 }
 
 impl Request {
-    /// Reads a request. A length past [`MAX_PACKET`] is known before any memory is taken for it, and nothing after it is
-    /// read.
+    /// Reads a request. Memory is taken for what has come and not for what is announced; after a length past [`MAX_PACKET`]
+    /// nothing is read.
     ///
     /// # Errors
     /// When the stream breaks.
     pub async fn read<T: AsyncRead + Unpin>(io: &mut T) -> io::Result<Self> {
         let mut length = [0; 2];
         io.read_exact(&mut length).await?;
-        let length = usize::from(u16::from_le_bytes(length));
-        if length > MAX_PACKET {
+        let length = u16::from_le_bytes(length);
+        if usize::from(length) > MAX_PACKET {
             return Ok(Self::Malformed(DecodeError::Long));
         }
-        let mut packet = vec![0; length];
-        io.read_exact(&mut packet).await?;
+        let mut packet = Vec::new();
+        if io.take(length.into()).read_to_end(&mut packet).await? < length.into() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         // Here, on the connection's task, and not on the swarm's.
         Ok(match Packet::decode(&packet) {
             Ok(_) => Self::Packet(packet),
