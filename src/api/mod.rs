@@ -13,6 +13,7 @@
 //! | `POST /api/v1/plan` | what a request would be answered by, and why |
 //! | `/api/v1/dht/*` | see `dht` |
 //! | `POST /api/v1/store/backup` | see `store` |
+//! | `/api/v1/ledger*`, `GET /api/v1/trust` | see `ledger` |
 //! | `/api/v1/models*` | see `models` |
 //! | `/api/v1/peers*`, `/api/v1/bootstrap*` | see `peers` |
 //! | `POST /api/v1/ping` | a stream of replies, one JSON object a line |
@@ -28,6 +29,7 @@ mod broadcast;
 mod coverage;
 mod dht;
 mod events;
+mod ledger;
 pub(crate) mod models;
 mod nat;
 mod peers;
@@ -97,6 +99,7 @@ fn router(state: ApiState) -> Router {
         .merge(dht::routes())
         .merge(models::routes())
         .merge(bans::routes())
+        .merge(ledger::routes())
         .merge(peers::routes())
         .route("/api/v1/ping", post(nat::ping))
         .route("/api/v1/netcheck", get(nat::netcheck))
@@ -274,6 +277,7 @@ fn status_of(code: ErrorCode) -> StatusCode {
             StatusCode::NOT_FOUND
         }
         ErrorCode::AnswerBusy => StatusCode::CONFLICT,
+        ErrorCode::NoCredit | ErrorCode::AccountFrozen => StatusCode::PAYMENT_REQUIRED,
         ErrorCode::Internal | ErrorCode::EngineFailed | ErrorCode::AnswerUnreadable => {
             StatusCode::INTERNAL_SERVER_ERROR
         }

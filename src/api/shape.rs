@@ -14,7 +14,7 @@ pub(super) fn seconds(ms: u64) -> f64 {
 }
 
 /// An instant (Unix milliseconds) as RFC 3339 has it, in UTC.
-pub(super) fn rfc3339(ms: u64) -> String {
+pub(crate) fn rfc3339(ms: u64) -> String {
     const DAY_MS: u64 = 24 * 3600 * 1000;
     let (days, ms) = (ms / DAY_MS, ms % DAY_MS);
     // Years begin in March, so that the leap day is the last; eras of 400 years all have 146,097 days.

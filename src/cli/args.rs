@@ -4,6 +4,7 @@ mod bench;
 mod compute;
 mod coverage;
 mod dht;
+mod ledger;
 mod masking;
 mod nat;
 mod peers;
@@ -27,6 +28,7 @@ pub(crate) use self::{
     compute::{ComputeArgs, LogitsArgs},
     coverage::CoverageArgs,
     dht::DhtCommand,
+    ledger::{ExportFormat, IouCommand, LedgerCommand, TrustArgs},
     masking::{MaskedArgs, MaskingArg, MaskingArgs},
     nat::{NatArgs, NetcheckArgs, PingArgs},
     peers::{BanArgs, BootstrapCommand, PeerSort, PeersCommand},
@@ -139,6 +141,11 @@ pub(crate) enum Command {
     /// Copies of what the node keeps on disk
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Who owes whom: accounts, entries, IOUs by hand
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
+    /// What peers are worth to this node, and why
+    Trust(TrustArgs),
     /// Fetch, keep and look into models
     #[command(subcommand)]
     Model(ModelCommand),

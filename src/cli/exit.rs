@@ -52,6 +52,7 @@ impl Exit {
             | ErrorCode::PaymentRequired
             | ErrorCode::NoCredit
             | ErrorCode::LedgerNotReady
+            | ErrorCode::AccountFrozen
             | ErrorCode::NotCovered => Self::Credit,
             ErrorCode::AnswerUnreadable | ErrorCode::ReceiptWrong => Self::Integrity,
             ErrorCode::Cancelled => Self::Interrupted,

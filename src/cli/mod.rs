@@ -13,6 +13,7 @@ mod events;
 mod exit;
 mod health;
 mod infer;
+mod ledger;
 mod make;
 mod masking;
 mod model;
@@ -83,6 +84,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Model(command) => Box::pin(model::run(global, command)).await,
             Command::Dht(command) => dht::run(global, command).await,
             Command::Store(command) => store::run(global, command).await,
+            Command::Ledger(command) => ledger::run(global, command).await,
+            Command::Trust(args) => ledger::trust(global, &args).await,
             Command::Bench(BenchCommand::Hop { transport, rows, bytes }) => {
                 bench::hop(global, transport, rows, bytes).await
             }

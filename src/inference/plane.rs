@@ -35,6 +35,7 @@ use super::{
     stage::{Signer, StageTable},
 };
 use crate::{
+    ledger::Ledger,
     swarm::{Handle, SwarmNotice},
     telemetry::Telemetry,
 };
@@ -107,6 +108,7 @@ pub(crate) struct Plane {
     pub(crate) handle: Handle,
     pub(crate) network: NetworkId,
     pub(crate) telemetry: Telemetry,
+    ledger: Ledger,
     pub(super) links: Links,
     pub(super) stages: StageTable,
     /// What was learnt of peers.
@@ -138,6 +140,7 @@ impl Drop for ActiveRequest<'_> {
 impl Plane {
     /// Stages sign as `keypair`, and work for `price`.
     pub(crate) fn new(
+        ledger: Ledger,
         handle: Handle,
         network: NetworkId,
         telemetry: Telemetry,
@@ -149,6 +152,7 @@ impl Plane {
             handle,
             network,
             telemetry,
+            ledger,
             links: Links::default(),
             stages: StageTable::new(signer),
             experience: Experience::default(),
@@ -162,6 +166,11 @@ impl Plane {
             streams: StreamCounts::default(),
             requests: AtomicUsize::new(0),
         })
+    }
+
+    /// Who owes whom.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     /// Has the stages of this node do wrong.

@@ -1,10 +1,53 @@
-//! This node's ledger: what reaches it from the swarm.
+//! The keeper of this node's ledger: the one owner of the pure [`quelea_ledger::book::Book`].
+//!
+//! A task takes what peers send and what this node wants from bounded queues, and steps the book. The writes of everything
+//! that was taken together are one durable unit; only when they are on disk are packets sent and callers answered. The next
+//! unit is stepped meanwhile, so that one flush of the disk serves many. After any storage error the keeper signs nothing
+//! more: every call says why.
+//!
+//! What dealings make a peer worth is kept here as well ([`dealings`]), and follows into what the peer may owe.
+//!
+//! | queue | bound | when full |
+//! |---|---|---|
+//! | inputs: swarm → keeper | 1,024 ([`INPUTS`]) | the peer is told that this node is busy |
+//! | commands: callers → keeper | 256 | the caller waits, up to its own deadline |
+//! | units that are being written | 8 | nothing more is taken meanwhile |
 
-use libp2p::PeerId;
+mod command;
+mod dealings;
+mod keeper;
+mod people;
+mod store;
+mod turn;
+mod waiting;
+
+use libp2p::{PeerId, identity::Keypair};
+use quelea_ledger::{
+    Hash, HoldId, Raw, Unit,
+    book::{Account, Book, HoldTerms, Key, Refusal, Rules, Side},
+    trust::Policy,
+};
+use quelea_wire::{ErrorCode, NetworkId};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
+
+pub(crate) use self::{
+    command::OpenHold,
+    dealings::Standing,
+    people::{Entry, FORGIVEN, Totals},
+};
+use self::{
+    command::{Command, Reply},
+    keeper::Keeper,
+    store::Store,
+};
+use crate::{inference::InferError, storage::Db, swarm::Handle, telemetry::Telemetry};
 
 /// What the swarm tells the keeper of the ledger. It never waits for the keeper: what finds no place is counted and dropped.
 #[derive(Debug)]
-#[allow(dead_code, reason = "the keeper reads them")]
 pub(crate) enum Input {
     /// A peer sent a packet: bytes in the form of one, of which nothing has been checked. When there is no place the peer is
     /// told to send it again.
@@ -17,5 +60,216 @@ pub(crate) enum Input {
 
 /// Inputs that may wait; beyond, peers are told that this node is busy. At 4 KiB for the longest packet these are 4 MiB, and
 /// half a second at the 2,000 packets a second that the swarm admits.
-#[allow(dead_code, reason = "the keeper makes the channel")]
 pub(crate) const INPUTS: usize = 1024;
+
+/// Commands that may wait.
+const COMMANDS: usize = 256;
+
+/// Why something was not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum LedgerError {
+    /// This node's own rules.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Nothing is signed any more.
+    #[error("the ledger cannot be stored, and nothing is signed any more: {0}")]
+    Storage(String),
+    /// The peer did not sync, or did not send what was waited for.
+    #[error("the peer does not answer in the ledger's protocol")]
+    Silent,
+    /// The peer's hold was not taken: it has no credit for it here.
+    #[error("no credit for this: {0}")]
+    NoCredit(&'static str),
+    /// What a peer sent is not what it should be.
+    #[error("{0}")]
+    Rejected(String),
+    /// The node stops.
+    #[error("the ledger is closed")]
+    Closed,
+}
+
+impl From<LedgerError> for InferError {
+    fn from(error: LedgerError) -> Self {
+        let code = match &error {
+            LedgerError::Refused(Refusal::Frozen | Refusal::NoAccount) => ErrorCode::AccountFrozen,
+            LedgerError::Refused(Refusal::NotLive) | LedgerError::Silent => ErrorCode::LedgerNotReady,
+            LedgerError::Refused(_) | LedgerError::Rejected(_) => ErrorCode::Usage,
+            LedgerError::NoCredit(_) => ErrorCode::NoCredit,
+            LedgerError::Storage(_) => ErrorCode::StorageFailed,
+            LedgerError::Closed => ErrorCode::ShuttingDown,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// What a ledger is begun with.
+pub(crate) struct LedgerConfig {
+    pub(crate) keypair: Keypair,
+    pub(crate) network: NetworkId,
+    pub(crate) rules: Rules,
+    pub(crate) policy: Policy,
+    /// Where it is kept. Without it, it is kept in memory, as the identity is.
+    pub(crate) db: Option<Db>,
+    pub(crate) handle: Handle,
+    pub(crate) telemetry: Telemetry,
+}
+
+/// The way to the keeper. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Ledger {
+    commands: mpsc::Sender<Command>,
+    store: Store,
+    network: NetworkId,
+    local: PeerId,
+    rules: Rules,
+}
+
+impl Ledger {
+    /// Reads what is kept and begins. The keeper ends after `stopping` says so, with everything on disk that it has taken.
+    ///
+    /// # Errors
+    /// When what is kept cannot be read.
+    pub(crate) async fn start(
+        config: LedgerConfig,
+        inputs: mpsc::Receiver<Input>,
+        stopping: watch::Receiver<bool>,
+    ) -> Result<(Self, JoinHandle<()>), LedgerError> {
+        let LedgerConfig { keypair, network, rules, policy, db, handle, telemetry } = config;
+        let store = db.map_or_else(Store::memory, Store::Disk);
+        let kept = store.load().await?;
+        let local = keypair.public().to_peer_id();
+        let mut book = Book::new(keypair, network, rules, rand::random());
+        for (key, value) in &kept.rows {
+            let damaged = |error| LedgerError::Storage(format!("the row {key:?} of the ledger is damaged: {error}"));
+            book.restore(key, value).map_err(damaged)?;
+        }
+        let (commands, queue) = mpsc::channel(COMMANDS);
+        let keeper = Keeper::new(book, kept, policy, store.clone(), handle, telemetry);
+        let running = tokio::spawn(keeper.run(inputs, queue, stopping));
+        Ok((Self { commands, store, network, local, rules }, running))
+    }
+
+    /// What this node lets others owe.
+    pub(crate) fn rules(&self) -> Rules {
+        self.rules
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, LedgerError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_closed| LedgerError::Closed)?;
+        answer.await.unwrap_or(Err(LedgerError::Closed))
+    }
+
+    async fn ask_until<T>(
+        &self,
+        deadline: Instant,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T, LedgerError> {
+        timeout_at(deadline, self.ask(command)).await.unwrap_or(Err(LedgerError::Silent))
+    }
+
+    /// Waits until both have synced, and begins to if nobody has. The peer has to be connected.
+    pub(crate) async fn ready(&self, peer: PeerId, deadline: Instant) -> Result<(), LedgerError> {
+        self.ask_until(deadline, |reply| Command::Ready { peer, reply }).await
+    }
+
+    /// Promises `amount` by hand: the note's name.
+    pub(crate) async fn promise(&self, peer: PeerId, amount: u64, due_at: u64) -> Result<Hash, LedgerError> {
+        self.ask(|reply| Command::Promise { peer, amount, due_at, reply }).await
+    }
+
+    /// Discharges `amount` of what a peer owes: the redeem's name.
+    pub(crate) async fn redeem(
+        &self,
+        peer: PeerId,
+        amount: u64,
+        method: u8,
+        reference: Hash,
+    ) -> Result<Hash, LedgerError> {
+        self.ask(|reply| Command::Redeem { peer, amount, method, reference, reply }).await
+    }
+
+    /// Asks a debtor to pay.
+    pub(crate) async fn request(&self, peer: PeerId, amount: u64, deadline: u64) -> Result<(), LedgerError> {
+        self.ask(|reply| Command::Request { peer, amount, deadline, reply }).await
+    }
+
+    /// Lets a peer owe `amount`, whatever it has earned; without an amount what it has earned counts again. What it may owe
+    /// now.
+    pub(crate) async fn limit(&self, peer: PeerId, amount: Option<u64>) -> Result<u64, LedgerError> {
+        self.ask(|reply| Command::Limit { peer, amount, reply }).await
+    }
+
+    /// All accounts, and what their peers are worth here.
+    pub(crate) async fn standings(&self) -> Result<Vec<Standing>, LedgerError> {
+        self.ask(|reply| Command::Standings { reply }).await
+    }
+
+    /// An account.
+    pub(crate) async fn account(&self, peer: PeerId) -> Result<Option<Account>, LedgerError> {
+        let all = self.standings().await?;
+        Ok(all.into_iter().find(|standing| standing.peer == peer).and_then(|standing| standing.account))
+    }
+
+    /// The stored envelopes of an account, newest first.
+    async fn steps(&self, peer: PeerId, most: usize) -> Result<Vec<(Key, Vec<u8>)>, LedgerError> {
+        self.store.steps(peer, Unit::CREDIT, most).await
+    }
+}
+
+/// What paid work needs.
+#[allow(dead_code, reason = "sessions are paid next")]
+impl Ledger {
+    /// Takes out a hold at `peer`: durable and on its way when this returns.
+    pub(crate) async fn hold(&self, peer: PeerId, terms: HoldTerms) -> Result<(), LedgerError> {
+        self.ask(|reply| Command::Hold { peer, terms, reply }).await
+    }
+
+    /// The signed envelope that says how much of a hold is spent by now.
+    pub(crate) async fn voucher(
+        &self,
+        peer: PeerId,
+        hold: HoldId,
+        epoch: u32,
+        cumulative: u64,
+    ) -> Result<Vec<u8>, LedgerError> {
+        self.ask(|reply| Command::Voucher { peer, hold, epoch, cumulative, reply }).await
+    }
+
+    /// Settles a hold: durable when this returns, the note's name. Asked again it pays nothing more.
+    pub(crate) async fn pay(
+        &self,
+        peer: PeerId,
+        hold: HoldId,
+        amount: u64,
+        result_hash: Hash,
+    ) -> Result<Hash, LedgerError> {
+        self.ask(|reply| Command::Pay { peer, hold, amount, result_hash, reply }).await
+    }
+
+    /// Ends a hold that nothing is to be paid for.
+    pub(crate) async fn void(&self, peer: PeerId, side: Side, hold: HoldId) -> Result<(), LedgerError> {
+        self.ask(|reply| Command::Void { peer, side, hold, reply }).await
+    }
+
+    /// Waits until a debtor's hold has come and is taken.
+    pub(crate) async fn opened(&self, peer: PeerId, hold: HoldId, deadline: Instant) -> Result<OpenHold, LedgerError> {
+        self.ask_until(deadline, |reply| Command::Opened { peer, hold, reply }).await
+    }
+
+    /// A voucher that a debtor sent beside its rows: which hold, and how much of it is spent.
+    pub(crate) async fn vouched(&self, peer: PeerId, envelope: Vec<u8>) -> Result<(HoldId, u64), LedgerError> {
+        self.ask(|reply| Command::Vouched { peer, envelope: Raw(envelope), reply }).await
+    }
+
+    /// Waits until a debtor's note has settled its hold: micro-credits.
+    pub(crate) async fn settled(&self, peer: PeerId, hold: HoldId, deadline: Instant) -> Result<u64, LedgerError> {
+        self.ask_until(deadline, |reply| Command::Settled { peer, hold, reply }).await
+    }
+
+    /// A job that came to nothing, by the peer's fault or perhaps not.
+    pub(crate) async fn failed(&self, peer: PeerId, amount: u64, proven: bool) {
+        // Where the keeper is gone, nothing is to be remembered.
+        let _ = self.commands.send(Command::Failed { peer, amount, proven }).await;
+    }
+}

@@ -18,6 +18,7 @@ use std::{
 
 use libp2p::identity::Keypair;
 use quelea_behaviours::{build_masked_swarm, build_swarm};
+use quelea_ledger::{book::Rules, trust::Policy};
 use quelea_wire::{ErrorCode, NetworkId};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -37,6 +38,7 @@ use crate::{
         prefix,
         session_log::SessionLogs,
     },
+    ledger::{self, Ledger, LedgerConfig},
     masking::{self, Certificates, Prepared},
     storage::{Db, ReadError},
     swarm::{Driver, DriverConfig, Handle, Remembered},
@@ -94,6 +96,9 @@ pub struct Node {
     life: watch::Sender<Life>,
     stop_swarm: oneshot::Sender<()>,
     swarm: JoinHandle<()>,
+    /// Tells the keeper of the ledger to end.
+    stop_ledger: watch::Sender<bool>,
+    keeper: JoinHandle<()>,
     publisher: Option<JoinHandle<()>>,
     servers: Vec<JoinHandle<()>>,
     /// Given up last, when everything is closed.
@@ -157,10 +162,11 @@ impl Node {
         };
         let (inbound, streams) = mpsc::channel(INBOUND_QUEUE);
         let (desk, questions) = shelf::desk();
+        let (tell_ledger, ledger_inputs) = mpsc::channel(ledger::INPUTS);
         let driver_config = DriverConfig {
             network,
+            ledger: Some(tell_ledger),
             weights: desk,
-            ledger: None,
             keypair: keypair.clone(),
             db: db.clone(),
             inbound,
@@ -201,7 +207,20 @@ impl Node {
             wait_for_listeners(&handle, listen.len()).await?;
         }
 
-        let plane = Plane::new(handle.clone(), network, telemetry.clone(), keypair.clone(), settings.price);
+        let (stop_ledger, ledger_stopping) = watch::channel(false);
+        let ledger_config = LedgerConfig {
+            keypair: keypair.clone(),
+            network,
+            rules: Rules::default(),
+            policy: Policy::default(),
+            db: db.clone(),
+            handle: handle.clone(),
+            telemetry: telemetry.clone(),
+        };
+        let (ledger, keeper) = Ledger::start(ledger_config, ledger_inputs, ledger_stopping)
+            .await
+            .map_err(|e| StartError::new(ErrorCode::StorageFailed, e.to_string()))?;
+        let plane = Plane::new(ledger, handle.clone(), network, telemetry.clone(), keypair.clone(), settings.price);
         tokio::spawn(plane.clone().run(streams));
         let own = Arc::default();
         let salt = prefix::salt(&keypair, prefix::OWN_TENANT);
@@ -246,6 +265,8 @@ impl Node {
             life,
             stop_swarm,
             swarm,
+            stop_ledger,
+            keeper,
             publisher: None,
             servers: Vec::new(),
             _lock: lock,
@@ -382,6 +403,9 @@ impl Node {
         for server in self.servers {
             let _ = tokio::time::timeout(GOODBYE, server).await;
         }
+        // What it has taken is on disk when it ends.
+        let _ = self.stop_ledger.send(true);
+        let _ = tokio::time::timeout(GOODBYE, self.keeper).await;
         if let Some(db) = self.db
             && let Err(error) = db.close().await
         {

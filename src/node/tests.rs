@@ -1,6 +1,7 @@
 //! Whole nodes in one process: what a coordinator believes of workers whose insides the test holds.
 
 mod commitments;
+mod ledger;
 
 use std::time::Duration;
 

@@ -23,8 +23,6 @@
 //! rows: a proof beyond them is not kept, which is logged. Nothing hangs on it: that the offender's accounts are frozen, and its
 //! trust gone, is in rows of their own.
 
-#![allow(dead_code, reason = "who keeps the book comes next")]
-
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use libp2p::PeerId;

@@ -280,7 +280,6 @@ impl Handle {
 
     /// Has packets of the ledger sent to connected peers, those to one peer in this order. Never waits: when the loop has more
     /// commands than it takes they are all dropped and counted, as others that are lost on their way; the ledger syncs again.
-    #[allow(dead_code, reason = "the keeper sends them")]
     pub(crate) fn ledger_send(&self, packets: Vec<(PeerId, Vec<u8>)>) {
         let count = packets.len();
         if self.commands.try_send(Command::LedgerSend { packets }).is_err() {

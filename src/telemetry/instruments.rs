@@ -54,6 +54,10 @@ pub(super) struct Instruments {
     pub(super) recoveries: Counter<u64>,
     pub(super) replayed_rows: Counter<u64>,
     pub(super) commitments: Counter<u64>,
+    pub(super) ledger_entries: Counter<u64>,
+    pub(super) ledger_disputes: Counter<u64>,
+    pub(super) ledger_limit_refusals: Counter<u64>,
+    pub(super) ledger_self_recovered: Counter<u64>,
     pub(super) dht_republished: Counter<u64>,
     pub(super) dht_refused: Counter<u64>,
     pub(super) rate_limited: Counter<u64>,
@@ -122,6 +126,22 @@ impl Instruments {
                 "quelea_dht_republish",
                 "Values and provider records of this node that were published again, by whether they reached anybody",
             ),
+            ledger_entries: counter(
+                "quelea_ledger_entries",
+                "Signed messages of the ledger, made here or sent by peers, by kind and what became of them",
+            ),
+            ledger_disputes: counter(
+                "quelea_ledger_disputes",
+                "Accounts frozen and contradictions of peers proven, by reason",
+            ),
+            ledger_limit_refusals: counter(
+                "quelea_ledger_limit_refusals",
+                "Holds of peers that were not taken, by the limit that they met",
+            ),
+            ledger_self_recovered: counter(
+                "quelea_ledger_self_recovered",
+                "Times that this node had lost its newest entries and took them from the peer that had them",
+            ),
             dht_refused: counter(
                 "quelea_dht_refused",
                 "Records, and peers for the routing table, that this node did not take, by the reason",
@@ -157,6 +177,7 @@ pub(super) fn observe(meter: &Meter, build: &BuildInfo, stats: &Arc<NodeStats>, 
     observe_models(meter, stats);
     super::front::observe(meter, stats);
     super::gossip::observe(meter, stats);
+    super::ledger::observe(meter, stats);
 
     type Plain = fn(&NodeStats) -> u64;
     let plain: [(&'static str, &'static str, Plain); 10] = [

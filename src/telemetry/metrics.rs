@@ -346,6 +346,27 @@ impl Metrics {
         self.inner.instruments.commitments.add(1, &[KeyValue::new("outcome", outcome)]);
     }
 
+    /// A message of the ledger: its kind, and what became of it.
+    pub fn ledger_entry(&self, kind: &'static str, result: &'static str) {
+        let labels = [KeyValue::new("kind", kind), KeyValue::new("result", result)];
+        self.inner.instruments.ledger_entries.add(1, &labels);
+    }
+
+    /// An account was frozen, or a contradiction proven.
+    pub fn ledger_disputed(&self, reason: &'static str) {
+        self.inner.instruments.ledger_disputes.add(1, &[KeyValue::new("reason", reason)]);
+    }
+
+    /// A peer's hold met a limit.
+    pub fn ledger_limit_refused(&self, reason: &'static str) {
+        self.inner.instruments.ledger_limit_refusals.add(1, &[KeyValue::new("reason", reason)]);
+    }
+
+    /// This node had lost entries of its own.
+    pub fn ledger_self_recovered(&self) {
+        self.inner.instruments.ledger_self_recovered.add(1, &[]);
+    }
+
     /// A bounded queue had no place for one item.
     pub fn channel_full(&self, name: &'static str) {
         self.inner.instruments.channel_full.add(1, &[KeyValue::new("name", name)]);

@@ -5,6 +5,7 @@
 //! - [`metrics`]: what is counted as it happens, and the scrape, with libp2p's own registry joined by [`libp2p_text`].
 //! - [`front`]: what a masked node's web front has answered.
 //! - [`gossip`]: what gossip has judged and remembers.
+//! - [`ledger`]: what peers owe, in sums.
 //! - [`health`]: which components work; liveness and readiness.
 //! - [`server`]: `/livez`, `/readyz`, `/health` and `/metrics`.
 
@@ -12,6 +13,7 @@ pub mod front;
 pub mod gossip;
 pub mod health;
 mod instruments;
+pub mod ledger;
 mod libp2p_text;
 pub mod logging;
 pub mod metrics;

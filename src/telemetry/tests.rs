@@ -80,6 +80,10 @@ fn busy() -> (TelemetryState, Arc<NodeStats>) {
     metrics.hole_punch(Punch::Failure);
     metrics.recovered(true);
     metrics.commitment("kept");
+    metrics.ledger_entry("note", "taken");
+    metrics.ledger_disputed("evidence");
+    metrics.ledger_limit_refused("pool");
+    metrics.ledger_self_recovered();
     metrics.replayed(64);
     metrics.task_panicked();
     metrics.join_libp2p(libp2p_registry());
@@ -191,6 +195,14 @@ fn the_scrape_holds_the_catalogue_and_no_more_labels() {
         ("quelea_failover_recoveries_total", "counter"),
         ("quelea_failover_replayed_rows_total", "counter"),
         ("quelea_commitments_total", "counter"),
+        ("quelea_ledger_entries_total", "counter"),
+        ("quelea_ledger_disputes_total", "counter"),
+        ("quelea_ledger_limit_refusals_total", "counter"),
+        ("quelea_ledger_self_recovered_total", "counter"),
+        ("quelea_ledger_owed_credits", "gauge"),
+        ("quelea_ledger_owing_credits", "gauge"),
+        ("quelea_ledger_pool_credits", "gauge"),
+        ("quelea_ledger_exposure_limit_credits", "gauge"),
         ("quelea_db_commit_duration_seconds", "histogram"),
         ("quelea_dht_records", "gauge"),
         ("quelea_front_requests_total", "counter"),

@@ -146,6 +146,7 @@ registry! {
     LedgerNotReady = 7004, "the ledgers of the two peers do not agree yet", retryable: true, charged: false;
     NotCovered = 7005, "more was computed than vouchers cover", retryable: true, charged: true;
     ReceiptWrong = 7006, "the receipt does not hold", retryable: false, charged: false;
+    AccountFrozen = 7007, "nothing is signed for this peer", retryable: false, charged: false;
 }
 
 impl fmt::Display for ErrorCode {

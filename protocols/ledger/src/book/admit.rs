@@ -7,7 +7,8 @@ use crate::{fields::Unit, message::Hold};
 
 /// Why a hold is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NotTaken {
+#[non_exhaustive]
+pub enum NotTaken {
     /// Nothing is owed to this node by a peer that it has no terms with, or that is frozen.
     Frozen,
     /// It ends in the past, or later than any hold may.
@@ -20,6 +21,21 @@ pub(super) enum NotTaken {
     Pool,
     /// That of its address group.
     Group,
+}
+
+impl NotTaken {
+    /// In a word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Frozen => "frozen",
+            Self::Times => "times",
+            Self::Count => "count",
+            Self::Limit => "limit",
+            Self::Pool => "pool",
+            Self::Group => "group",
+        }
+    }
 }
 
 impl Book {

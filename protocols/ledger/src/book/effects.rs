@@ -2,7 +2,7 @@
 
 use libp2p::PeerId;
 
-use super::{FrozenWhy, HoldState};
+use super::{FrozenWhy, HoldState, NotTaken};
 use crate::{
     fields::{Hash, HoldId, Nonce, Raw, Unit},
     packet::{Content, Head, Packet, Sync},
@@ -118,6 +118,18 @@ impl Send {
         Some(Packet { from: self.nonces.0, to: self.nonces.1, content }.encode())
     }
 
+    /// The stored envelopes that [`Send::render`] reads.
+    #[must_use]
+    pub fn stored(&self) -> Vec<Key> {
+        match &self.body {
+            Body::Raw(_) => Vec::new(),
+            Body::Stored(key) => vec![*key],
+            Body::Sync(shown) => {
+                shown.your_note.iter().chain(&shown.your_redeem).chain(&shown.vouchers).copied().collect()
+            }
+        }
+    }
+
     /// What it contains.
     #[must_use]
     pub fn body(&self) -> &Body {
@@ -148,6 +160,13 @@ pub enum Event {
         max: u64,
         /// What is to be done.
         job_hash: Hash,
+    },
+    /// A hold of the peer is not taken.
+    HoldRefused {
+        /// Its name.
+        hold: HoldId,
+        /// Why.
+        why: NotTaken,
     },
     /// The peer has done the work of this node's hold: check it, and pay.
     ResultArrived {

@@ -11,6 +11,7 @@
 mod admit;
 mod command;
 mod effects;
+mod look;
 mod receive;
 mod row;
 mod sync;
@@ -22,8 +23,10 @@ use quelea_wire::{NetworkId, prefix::Prefix};
 
 use self::row::{HoldRow, PairRow};
 pub use self::{
+    admit::NotTaken,
     command::{HoldTerms, Refusal},
     effects::{Body, Compare, Event, Key, Lane, Outcome, Send, Shown, Side, Write},
+    look::{Account, HoldView},
     receive::Rejected,
     row::{FrozenWhy, HoldState},
 };
@@ -154,33 +157,6 @@ impl Pair {
     }
 }
 
-/// What an account looks like from outside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Account {
-    /// With whom.
-    pub peer: PeerId,
-    /// In what.
-    pub unit: Unit,
-    /// What this node has promised.
-    pub issued: u64,
-    /// What of that the peer has discharged.
-    pub discharged: u64,
-    /// What the peer has promised.
-    pub received: u64,
-    /// What of that this node has discharged.
-    pub redeemed: u64,
-    /// What the peer owes this node; negative when it is the other way round.
-    pub owed: i128,
-    /// What the peer's open holds may still cost.
-    pub held: u64,
-    /// What the peer may owe.
-    pub limit: u64,
-    /// Whether something can be signed now.
-    pub live: bool,
-    /// Why nothing is signed any more.
-    pub frozen: Option<FrozenWhy>,
-}
-
 /// Rules that can be left out, to show what each is there for.
 #[cfg(test)]
 #[derive(Debug, Clone, Copy, Default)]
@@ -267,40 +243,6 @@ impl Book {
             _ => {}
         }
         Ok(())
-    }
-
-    /// An account; `None` for a peer with which there has been nothing.
-    #[must_use]
-    pub fn account(&self, peer: &PeerId, unit: Unit) -> Option<Account> {
-        self.pairs.get(&(*peer, unit)).map(Self::view)
-    }
-
-    /// All accounts.
-    pub fn accounts(&self) -> impl Iterator<Item = Account> {
-        self.pairs.values().map(Self::view)
-    }
-
-    fn view(pair: &Pair) -> Account {
-        let row = &pair.row;
-        Account {
-            peer: row.peer,
-            unit: row.unit,
-            issued: row.issued.total,
-            discharged: row.discharged.total,
-            received: row.received.total,
-            redeemed: row.redeemed.total,
-            owed: pair.owed(),
-            held: pair.held(),
-            limit: pair.terms.limit,
-            live: pair.session.live,
-            frozen: FrozenWhy::of(row.frozen),
-        }
-    }
-
-    /// What all unproven debtors owe together, open holds included.
-    #[must_use]
-    pub fn pool_exposure(&self) -> u64 {
-        self.pool
     }
 
     /// Changes an account, which is made if there is none, and keeps the sums over all accounts right.

@@ -161,7 +161,8 @@ impl Book {
             }
             return Ok(());
         }
-        if self.admit(key, hold, now).is_err() {
+        if let Err(why) = self.admit(key, hold, now) {
+            out.events.push((peer, unit, Event::HoldRefused { hold: hold.hold, why }));
             let refusal = self.sign(Void { hold: hold.hold, reason: 1 });
             out.sends.extend(refusal.and_then(|signed| self.to(key, Body::Raw(signed.raw()))));
             return Ok(());
@@ -206,7 +207,7 @@ impl Book {
         Ok(())
     }
 
-    fn voucher_came(
+    pub(super) fn voucher_came(
         &mut self,
         key: (PeerId, Unit),
         voucher: &message::Voucher,

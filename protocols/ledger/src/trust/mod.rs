@@ -130,6 +130,8 @@ record! {
         pub default_until: u64,
         /// Whether there is evidence against it.
         pub convicted: bool,
+        /// What the operator lets it owe, in the place of what it has earned.
+        pub granted: Option<u64>,
     }
 }
 
@@ -157,6 +159,9 @@ impl Row {
     /// What it may owe.
     #[must_use]
     pub fn limit(&self, policy: &Policy, now: u64) -> u64 {
+        if let Some(granted) = self.granted.filter(|_| !self.convicted) {
+            return granted;
+        }
         let shunned = self.convicted || self.overdue > 0 || self.in_disgrace(now) || self.commerce(now) < 0;
         if shunned { 0 } else { self.limit.clamp(policy.base, policy.most.max(policy.base)) }
     }

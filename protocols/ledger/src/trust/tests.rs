@@ -165,6 +165,17 @@ fn halves_are_halves() {
 }
 
 #[test]
+fn the_operator_decides_unless_there_is_evidence() {
+    let policy = Policy::default();
+    let mut row = Row { granted: Some(5), ..Row::default() };
+    assert_eq!(row.limit(&policy, 0), 5);
+    row.deal(Dealing::Defaulted { overdue: 1 }, &policy, 0);
+    assert_eq!(row.limit(&policy, 0), 5);
+    row.deal(Dealing::Evidence, &policy, 0);
+    assert_eq!(row.limit(&policy, 0), 0);
+}
+
+#[test]
 fn a_row_has_one_form() {
     let row = Row {
         commerce: -3,
@@ -179,18 +190,20 @@ fn a_row_has_one_form() {
         overdue: 10,
         default_until: u64::MAX,
         convicted: true,
+        granted: Some(11),
     };
     let bytes = row.encode();
     assert_eq!(
         hex::encode(&bytes),
         "fdffffff010000000000000002000000000000000400000005000000000000000600000000000000070000000000000008000000\
-         09000000000000000a00000000000000ffffffffffffffff01"
+         09000000000000000a00000000000000ffffffffffffffff01010b00000000000000"
     );
     assert_eq!(Row::decode(&bytes), Ok(row));
     assert_eq!(Row::decode(&bytes[..bytes.len() - 1]), Err(DecodeError::Short));
     assert_eq!(Row::decode(&[bytes.as_slice(), &[0]].concat()), Err(DecodeError::Long));
     let mut neither = bytes.clone();
-    *neither.last_mut().unwrap() = 2;
+    let yes = bytes.len() - 10;
+    neither[yes] = 2;
     assert_eq!(Row::decode(&neither), Err(DecodeError::Field("yes or no")));
     let beyond = Row { commerce: MOST + 1, ..row };
     assert_eq!(Row::decode(&beyond.encode()), Err(DecodeError::Field("commerce")));
