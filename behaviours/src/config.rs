@@ -54,6 +54,9 @@ pub const PING_INTERVAL: Duration = Duration::from_secs(15);
 pub const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time between AutoNAT probes of untested addresses (the default of libp2p).
 pub const AUTONAT_PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// Time after which an address is tested again that a first AutoNAT server did not reach: a machine that was busy when it was
+/// asked has caught up, and with the next probe a public node knows within half a minute that it is one.
+pub const AUTONAT_RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// Circuits through this node at once, as a relay: libp2p's default.
 pub const RELAY_CIRCUITS: usize = 16;
@@ -193,6 +196,8 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// How often untested addresses are probed.
     pub autonat_probe_interval: Duration,
+    /// How long after a failed dial-back the same address is tested again; the time after that it is six times as long.
+    pub autonat_retry_after: Duration,
     /// Time between gossip's heartbeats. Others than a second are for tests.
     pub gossip_heartbeat: Duration,
     /// For measurements: how much later than written the bytes of its TCP connections leave, as if it were so far away.
@@ -222,6 +227,7 @@ impl Config {
             provider_ttl: PROVIDER_TTL,
             idle_timeout: IDLE_CONNECTION_TIMEOUT,
             autonat_probe_interval: AUTONAT_PROBE_INTERVAL,
+            autonat_retry_after: AUTONAT_RETRY_AFTER,
             gossip_heartbeat: crate::gossip::HEARTBEAT,
             line_delay: Duration::ZERO,
             limits: Limits::default(),

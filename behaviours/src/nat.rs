@@ -1,7 +1,9 @@
 //! Being reached from outside: AutoNAT, relays, UPnP; and from beside, mDNS.
 
+pub mod client;
 pub mod kind;
 pub mod relays;
+mod tries;
 
 use std::collections::HashSet;
 
@@ -9,9 +11,10 @@ use libp2p::{Multiaddr, PeerId, autonat, mdns, multiaddr::Protocol, relay, swarm
 
 use crate::{BuildError, Config};
 
-pub(crate) fn autonat_client(config: &Config) -> autonat::v2::client::Behaviour {
+pub(crate) fn autonat_client(local: PeerId, config: &Config) -> client::Behaviour {
     let probing = autonat::v2::client::Config::default().with_probe_interval(config.autonat_probe_interval);
-    autonat::v2::client::Behaviour::new(rand::make_rng(), probing)
+    let inner = autonat::v2::client::Behaviour::new(rand::make_rng(), probing);
+    client::Behaviour::new(inner, local, config.autonat_retry_after)
 }
 
 /// 128 reservations (4 a peer), rate-limited by peer and address; circuits as the configuration says.

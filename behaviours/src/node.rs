@@ -9,7 +9,7 @@ use libp2p::{
     upnp,
 };
 
-use crate::{gossip, identify, inbound, kad, peers, peers::Watched, prefixes, probe};
+use crate::{gossip, identify, inbound, kad, nat, peers, peers::Watched, prefixes, probe};
 
 /// A node's behaviour; see [`build_swarm`](crate::build_swarm).
 #[derive(NetworkBehaviour)]
@@ -47,8 +47,8 @@ pub struct Behaviour {
     pub kad: Watched<kad::Behaviour>,
     /// Spreads announcements to those who listen for a model.
     pub gossipsub: gossip::Behaviour,
-    /// Asks others to dial our addresses back, to learn which can be reached.
-    pub autonat_client: autonat::v2::client::Behaviour,
+    /// Asks others to dial our addresses back, to learn which can be reached; other ones where a first one fails.
+    pub autonat_client: nat::client::Behaviour,
     /// Dials others back for the same purpose, unless it is masked.
     pub autonat_server: Toggle<autonat::v2::server::Behaviour>,
     /// Reserves a place at relays and connects through them.

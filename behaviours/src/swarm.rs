@@ -281,7 +281,7 @@ fn behaviour(
         probe: Watched::new(probe::Behaviour::default(), uses.clone()),
         kad: Watched::new(kad::new(local, config), uses),
         gossipsub: gossip::new(keypair, config, metrics)?,
-        autonat_client: nat::autonat_client(config),
+        autonat_client: nat::autonat_client(local, config),
         autonat_server: Toggle::from(Some(libp2p::autonat::v2::server::Behaviour::default())),
         relay_client,
         relay_server: nat::relay_server(local, config),

@@ -33,7 +33,7 @@ type Inner = identify::Behaviour;
 /// Identify.
 ///
 /// A peer tells us at which address it sees us, and AutoNAT keeps a map of all addresses told, for good. Left alone, one peer
-/// that tells a new one with every message fills that map, so here only some get through.
+/// that tells a new one with every message fills that map, so here only some get through: 32 at once, then one a minute.
 pub struct Behaviour {
     inner: Inner,
     observed: Observed,

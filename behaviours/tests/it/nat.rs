@@ -1,15 +1,35 @@
 //! Being reached: AutoNAT, relays, hole punching, UPnP.
 
-use libp2p::{autonat, dcutr, multiaddr::Protocol, relay, swarm::SwarmEvent, upnp};
-use quelea_behaviours::BehaviourEvent;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use crate::harness::{Node, config, connect, until};
+use libp2p::{
+    Multiaddr, PeerId, autonat, dcutr,
+    multiaddr::Protocol,
+    relay,
+    swarm::{
+        FromSwarm, NetworkBehaviour, NewExternalAddrCandidate, SwarmEvent,
+        dial_opts::{DialOpts, PeerCondition},
+    },
+    upnp,
+};
+use quelea_behaviours::{BehaviourEvent, Config};
+
+use crate::harness::{Event, Node, config, connect, until};
+
+/// One node dials another; nothing that happens meanwhile is missed.
+fn dial(nodes: &mut [Node], from: usize, to: usize) {
+    let addr = nodes[to].addr.clone();
+    nodes[from].swarm.dial(addr).unwrap();
+}
 
 #[tokio::test]
 async fn autonat_confirms_an_address_by_dialling_back() {
     let mut nodes = [Node::start(config()).await, Node::start(config()).await];
     let client = nodes[1].id;
-    connect(&mut nodes, 1, 0).await;
+    dial(&mut nodes, 1, 0);
     let (mut asked, mut served, mut confirmed) = (None, None, None);
     until(&mut nodes, "both ends of a dial-back", |i, _, event| {
         match event {
@@ -30,6 +50,120 @@ async fn autonat_confirms_an_address_by_dialling_back() {
     .await;
     assert_eq!(asked, served);
     assert_eq!(asked, confirmed);
+}
+
+/// A server that takes every request and can dial nobody.
+fn lame() -> Config {
+    let mut lame = config();
+    lame.limits.pending_outbound = 0;
+    lame
+}
+
+/// What AutoNAT says of an address of node 1, in which no peer id may show.
+fn verdict(i: usize, event: &Event) -> Option<&autonat::v2::client::Event> {
+    let shown = match event {
+        SwarmEvent::Behaviour(BehaviourEvent::AutonatClient(event)) => &event.tested_addr,
+        SwarmEvent::ExternalAddrConfirmed { address } | SwarmEvent::NewExternalAddrCandidate { address } => address,
+        _ => return None,
+    };
+    assert!(!shown.iter().any(|part| matches!(part, Protocol::P2p(_))), "{shown}");
+    match event {
+        SwarmEvent::Behaviour(BehaviourEvent::AutonatClient(event)) if i == 1 => Some(event),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn where_one_server_cannot_dial_back_another_is_asked() {
+    let mut asking = config();
+    // Longer than the first server takes to be gone.
+    asking.autonat_retry_after = Duration::from_secs(3);
+    let mut nodes = [Node::start(lame()).await, Node::start(asking).await, Node::start(config()).await];
+    let (lame, able, ours) = (nodes[0].id, nodes[2].id, nodes[1].addr.clone());
+    dial(&mut nodes, 1, 0);
+    until(&mut nodes, "a dial-back that fails", |i, node, event| {
+        let event = verdict(i, event)?;
+        assert!(event.result.is_err() && event.server == lame && event.tested_addr == ours, "{event:?}");
+        node.swarm.behaviour_mut().blocked_peers.block_peer(lame);
+        Some(())
+    })
+    .await;
+    dial(&mut nodes, 1, 2);
+    let (mut arrived, mut confirmed) = (false, false);
+    until(&mut nodes, "a dial-back of the same address by another server", |i, _, event| {
+        if let Some(event) = verdict(i, event) {
+            assert!(event.result.is_ok() && event.server == able && event.tested_addr == ours, "{event:?}");
+            arrived = true;
+        }
+        confirmed |= i == 1 && matches!(event, SwarmEvent::ExternalAddrConfirmed { address } if *address == ours);
+        (arrived && confirmed).then_some(())
+    })
+    .await;
+    assert!(nodes[1].swarm.external_addresses().eq([&ours]));
+}
+
+#[tokio::test]
+async fn an_address_that_nobody_reaches_is_tested_three_times() {
+    let mut asking = config();
+    asking.autonat_retry_after = Duration::from_millis(50);
+    let mut nodes = [Node::start(lame()).await, Node::start(asking).await];
+    let (id, ours) = (nodes[1].id, nodes[1].addr.clone());
+    dial(&mut nodes, 1, 0);
+    let other: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
+    let spelled = |addr: &Multiaddr| {
+        let once = addr.clone().with(Protocol::P2p(id));
+        BTreeSet::from([addr.clone(), once.clone(), once.with(Protocol::P2p(id))])
+    };
+    let (mut failures, mut asked) = (BTreeMap::<Multiaddr, usize>::new(), BTreeSet::new());
+    for addr in [&ours, &other] {
+        until(&mut nodes, "three dial-backs that fail", |i, _, event| {
+            if let Some(event) = verdict(i, event) {
+                assert!(event.result.is_err());
+                *failures.entry(event.tested_addr.clone()).or_default() += 1;
+            }
+            if let SwarmEvent::Behaviour(BehaviourEvent::AutonatServer(event)) = event {
+                assert_eq!((i, event.client), (0, id));
+                asked.insert(event.tested_addr.clone());
+            }
+            (failures.get(addr) >= Some(&3) && spelled(addr).is_subset(&asked)).then_some(())
+        })
+        .await;
+        // Whatever peers claim now, and in whichever spelling: one address is tested no more, another just so.
+        for addr in spelled(&ours).union(&spelled(&other)) {
+            let claim = FromSwarm::NewExternalAddrCandidate(NewExternalAddrCandidate { addr });
+            nodes[1].swarm.behaviour_mut().autonat_client.on_swarm_event(claim);
+        }
+    }
+    assert_eq!(failures, BTreeMap::from([(ours.clone(), 3), (other.clone(), 3)]));
+    assert_eq!(asked, spelled(&ours).union(&spelled(&other)).cloned().collect());
+}
+
+/// AutoNAT's servers dial what they are given, behind which libp2p puts the peer's id if it is not there.
+#[tokio::test]
+async fn an_address_with_one_or_two_peer_ids_leads_where_it_does_with_none() {
+    for on in ["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"] {
+        // No dial-backs of its own: a peer may have four connections.
+        let quiet = || Config { autonat_probe_interval: Duration::from_secs(3600), ..config() };
+        let mut nodes = [Node::listen(quiet(), on).await, Node::listen(quiet(), on).await];
+        let (there, addr): (PeerId, _) = (nodes[0].id, nodes[0].addr.clone());
+        let once = addr.clone().with(Protocol::P2p(there));
+        for addr in [addr, once.clone(), once.with(Protocol::P2p(there))] {
+            let back = DialOpts::peer_id(there).addresses(vec![addr]).condition(PeerCondition::Always);
+            let back = back.allocate_new_port().build();
+            let dialled = back.connection_id();
+            nodes[1].swarm.dial(back).unwrap();
+            until(&mut nodes, "a connection", |i, _, event| match event {
+                SwarmEvent::ConnectionEstablished { connection_id, .. } if i == 1 => {
+                    (*connection_id == dialled).then_some(())
+                }
+                SwarmEvent::OutgoingConnectionError { connection_id, error, .. } if *connection_id == dialled => {
+                    panic!("{error}")
+                }
+                _ => None,
+            })
+            .await;
+        }
+    }
 }
 
 #[tokio::test]

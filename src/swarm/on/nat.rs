@@ -209,7 +209,7 @@ pub(super) fn established(driver: &mut Driver, peer: PeerId, connection: Connect
     if endpoint.is_dialer() {
         nat.connected_to(connection, addr);
     } else if nat.came_in(&peer, addr, known) {
-        // Better proof than a dial-back: AutoNAT never tests an address again that one server did not reach.
+        // Better proof than a dial-back: no server has to be drawn that can dial, and tells the truth.
         let transport = way(addr).1;
         let open =
             |addr: &&Multiaddr| !is_relayed(addr) && scope::of(addr) == Some(Scope::World) && way(addr).1 == transport;
