@@ -3,5 +3,6 @@
 
 pub(crate) mod chain;
 pub(crate) mod hop;
+pub(crate) mod ledger;
 pub(crate) mod masking;
 pub(crate) mod model;

@@ -24,7 +24,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use libp2p::Multiaddr;
 
 pub(crate) use self::{
-    bench::{BenchChainArgs, BenchCommand, BenchModelArgs, TransportArg},
+    bench::{BenchChainArgs, BenchCommand, BenchLedgerArgs, BenchModelArgs, TransportArg},
     compute::{ComputeArgs, LogitsArgs},
     coverage::CoverageArgs,
     dht::DhtCommand,

@@ -6,15 +6,19 @@ use quelea_wire::ErrorCode;
 use serde_json::{Value, json};
 
 use super::{
-    args::{BenchChainArgs, BenchModelArgs, Global, TransportArg},
+    args::{BenchChainArgs, BenchLedgerArgs, BenchModelArgs, Global, TransportArg},
+    client::unusable,
     exit::{CliError, Exit},
     output::{data_line, document, note, printable},
 };
-use crate::bench::{
-    chain,
-    hop::{self, Transport},
-    masking,
-    model::{self, ModelReport, Plan, TestReport},
+use crate::{
+    bench::{
+        chain,
+        hop::{self, Transport},
+        ledger, masking,
+        model::{self, ModelReport, Plan, TestReport},
+    },
+    home::Home,
 };
 
 pub(super) async fn hop(
@@ -123,6 +127,60 @@ pub(super) async fn chain(global: &Global, args: BenchChainArgs) -> Result<ExitC
             "{:>7}  {:<12} {:<16} {:>8.2}    {:<16} {:>8.2}  {:>8.2}×",
             pair.stages, pair.test, plain, pair.plain.median, measured, pair.measured.median, pair.ratio
         ))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn ledger(global: &Global, args: BenchLedgerArgs) -> Result<ExitCode, CliError> {
+    let dir = Home::locate(global.data_dir.clone()).map_err(unusable)?.dir().to_path_buf();
+    let BenchLedgerArgs { notes, debtors, in_flight, accounts } = args;
+    let plan = ledger::Plan { dir, notes, debtors, in_flight: in_flight.into(), accounts };
+    let say = |test: &str| {
+        if !global.json {
+            note(&format!("{test} …"));
+        }
+    };
+    let report = tokio::select! {
+        report = ledger::measure(&plan, say) => report?,
+        // What was made on the disk goes with it.
+        _ = tokio::signal::ctrl_c() => return Ok(ExitCode::from(Exit::Interrupted as u8)),
+    };
+    if global.json {
+        data_line(&document("quelea.bench.ledger/v1", &report, Value::Null)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let ledger::LedgerReport { profile, memory, disk, durable, start } = report;
+    #[expect(clippy::cast_precision_loss, reason = "a size for people")]
+    let mb = start.file_bytes as f64 / 1e6;
+    for line in [
+        format!(
+            "measured  notes of {debtors} debtors to one creditor, profile {profile}, one thread; the database in {}",
+            plan.dir.display()
+        ),
+        format!("memory    {:>8.0} notes/s checked, applied and acknowledged ({notes} notes)", memory.notes_per_second),
+        format!(
+            "  alone   {:>8.0} notes/s checked; {:.0} acknowledgements/s signed",
+            memory.opened_per_second, memory.signed_per_second
+        ),
+        format!(
+            "disk      {:>8.0} syncs/s of 4 KiB, one after the other (median {:.2} ms)",
+            disk.syncs_per_second, disk.sync_median_ms
+        ),
+        format!(
+            "durable   {:>8.0} notes/s with {in_flight} in flight, in {} commits (median {:.2} ms); {:.1} notes in the time of a sync",
+            durable.notes_per_second, durable.commits, durable.commit_median_ms, durable.notes_per_sync
+        ),
+        format!(
+            "start     {:>8.2} s with {} accounts and {} holds ({mb:.0} MB): {:.2} s to open, {:.2} s to read, {:.2} s to restore",
+            start.open_seconds + start.load_seconds + start.restore_seconds,
+            start.accounts,
+            start.holds,
+            start.open_seconds,
+            start.load_seconds,
+            start.restore_seconds
+        ),
+    ] {
+        data_line(&line)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -93,6 +93,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
                 Box::pin(bench::masking(global, bytes, turns)).await
             }
             Command::Bench(BenchCommand::Chain(args)) => bench::chain(global, args).await,
+            Command::Bench(BenchCommand::Ledger(args)) => bench::ledger(global, args).await,
             Command::Bench(BenchCommand::Model(args)) => bench::model(global, args),
         }
     });

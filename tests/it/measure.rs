@@ -82,3 +82,32 @@ async fn chains_that_cannot_be_are_refused() {
     let refused = quelea(&["bench", "chain", DEMO, "--prompt-tokens", "1000000"]).await.expect(2);
     assert!(refused.stderr.contains("do not fit the model's context"), "{}", refused.stderr);
 }
+
+/// The figures of a debug build say nothing; that all accounts come back, the command itself looks at.
+#[tokio::test]
+async fn the_ledger_is_measured_beside_its_disk() {
+    let home = crate::harness::tempdir();
+    let dir = home.path().to_str().unwrap();
+    let few = ["--notes", "40", "--debtors", "3", "--accounts", "50", "--in-flight", "8", "--data-dir", dir];
+    let report = quelea(&[&["bench", "ledger", "--json"], &few[..]].concat()).await.expect(0).json();
+    assert_eq!(report["schema"], "quelea.bench.ledger/v1");
+    assert_eq!((&report["start"]["accounts"], &report["start"]["holds"]), (&50.into(), &5.into()));
+    assert_eq!((&report["durable"]["notes"], &report["durable"]["in_flight"]), (&40.into(), &8.into()));
+    for (part, field) in [
+        ("memory", "notes_per_second"),
+        ("memory", "opened_per_second"),
+        ("memory", "signed_per_second"),
+        ("disk", "syncs_per_second"),
+        ("durable", "notes_per_second"),
+        ("durable", "commit_median_ms"),
+        ("start", "load_seconds"),
+    ] {
+        assert!(report[part][field].as_f64().unwrap() > 0.0, "{part}.{field}");
+    }
+    assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0, "what was made is gone");
+
+    let shown = quelea(&[&["bench", "ledger"], &few[..]].concat()).await.expect(0);
+    for part in ["notes/s", "syncs/s", "8 in flight", "50 accounts"] {
+        assert!(shown.stdout.contains(part), "{part}: {}", shown.stdout);
+    }
+}

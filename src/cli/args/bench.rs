@@ -36,6 +36,11 @@ pub(crate) enum BenchCommand {
         after_help = "Examples:\n  quelea model synth tinyllama-1.1b -o model.gguf && quelea bench chain model.gguf\n  quelea bench chain model.gguf --stages 3 --threads 1 --delay 50ms --prompt-tokens 1000 --json"
     )]
     Chain(BenchChainArgs),
+    /// Notes per second of the ledger, in memory and on this disk, and how long a start with many accounts takes
+    #[command(
+        after_help = "Examples:\n  quelea bench ledger\n  quelea bench ledger --data-dir /mnt/disk --json\n  quelea bench ledger --notes 2000 --in-flight 1 --accounts 1000"
+    )]
+    Ledger(BenchLedgerArgs),
     /// Tokens per second of a model on this machine alone, beside what its memory allows
     #[command(
         after_help = "Examples:\n  quelea bench model model.gguf\n  quelea bench model model.gguf --pp 128,512 --tg 64 --threads 2 --repeat 5 --json\n  quelea bench model model.gguf --tg 64 --sessions 1,8"
@@ -68,6 +73,22 @@ pub(crate) struct BenchChainArgs {
     /// Runs of each test that count, after one that does not
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) turns: u16,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchLedgerArgs {
+    /// Notes that are taken, once in memory and once through a database
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub(crate) notes: u32,
+    /// Peers that these notes are from, in turns
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) debtors: u32,
+    /// Notes that may wait for their commit
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) in_flight: u16,
+    /// Accounts in the database that is opened
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub(crate) accounts: u32,
 }
 
 #[derive(Debug, Args)]
