@@ -10,6 +10,7 @@
 //! | `headline` | do daemons answer together with a model that none of them could hold |
 //! | `resume` | does an answer that was cut off go on with the same tokens, whoever had died |
 //! | `failure` | does a request end in time, and named, when a worker or its caller goes away |
+//! | `ledger` | is what peers owe each other kept and said, whoever is killed |
 //! | `lifecycle` | do daemons start, stop and come back as documented |
 //! | `bad_input` | is every mistake answered by a clear error and a documented exit code |
 //! | `bad_model` | are damaged and foreign model files refused in words |
@@ -47,6 +48,7 @@ mod harness;
 mod headline;
 mod hostile;
 mod interop;
+mod ledger;
 mod lifecycle;
 mod losses;
 mod masking;
