@@ -157,7 +157,10 @@ pub(super) async fn ledger(global: &Global, args: BenchLedgerArgs) -> Result<Exi
             "measured  notes of {debtors} debtors to one creditor, profile {profile}, one thread; the database in {}",
             plan.dir.display()
         ),
-        format!("memory    {:>8.0} notes/s checked, applied and acknowledged ({notes} notes)", memory.notes_per_second),
+        format!(
+            "memory    {:>8.0} notes/s of a core's time checked, applied and acknowledged ({notes} notes)",
+            memory.notes_per_second
+        ),
         format!(
             "  alone   {:>8.0} notes/s checked; {:.0} acknowledgements/s signed",
             memory.opened_per_second, memory.signed_per_second

@@ -39,7 +39,6 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use backup::{BackupError, copy, restore};
 pub(crate) use dht::{DhtSaved, DhtWrite};
-#[allow(unused_imports, reason = "who keeps the book comes next")]
 pub(crate) use ledger::{LedgerBatch, LedgerRows};
 pub use neighbours::{ANCHORS_MAX, Anchor, BOOTSTRAP_MAX};
 pub use open::OpenError;

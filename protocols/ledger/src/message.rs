@@ -3,7 +3,7 @@
 use libp2p::{PeerId, identity::Keypair};
 use quelea_wire::{
     NetworkId,
-    envelope::{self, EnvelopeError, Signed},
+    envelope::{self, EnvelopeError, Signed, Signer},
 };
 
 use crate::fields::{DecodeError, Hash, HoldId, Raw, Unit, decode, encode, record};
@@ -283,7 +283,22 @@ impl SignedMessage {
         if let Some(signed) = crate::sim::signatures::known(raw) {
             return Ok(signed);
         }
-        let signed = Signed::open(raw, network, DOMAIN, MAX_ENVELOPE)?;
+        Self::opened(&Signed::open(raw, network, DOMAIN, MAX_ENVELOPE)?, network)
+    }
+
+    /// Opens what one signer must have signed.
+    ///
+    /// # Errors
+    /// As [`SignedMessage::open`], and when somebody else has signed it.
+    pub fn open_by(raw: &[u8], network: &NetworkId, signer: &Signer) -> Result<Self, MessageError> {
+        #[cfg(test)]
+        if let Some(signed) = crate::sim::signatures::known(raw) {
+            return Ok(signed);
+        }
+        Self::opened(&Signed::open_by(raw, network, DOMAIN, MAX_ENVELOPE, signer)?, network)
+    }
+
+    fn opened(signed: &Signed, network: &NetworkId) -> Result<Self, MessageError> {
         let message = Message::decode(signed.kind, signed.body())?;
         Self::of((signed.signer, signed.raw(), signed.body()), network, message)
     }

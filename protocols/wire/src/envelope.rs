@@ -43,6 +43,9 @@ pub enum EnvelopeError {
     /// The signature is not by that key over these bytes in this domain and network.
     #[error("the signature does not match")]
     Signature,
+    /// Signed by somebody else than it must be.
+    #[error("signed by somebody else")]
+    Signer,
     /// Only Ed25519 identities can sign.
     #[error("this identity is not Ed25519")]
     Identity,
@@ -92,21 +95,32 @@ impl Signed {
         if raw.len() > max {
             return Err(EnvelopeError::TooLarge { len: raw.len(), max });
         }
-        let (&[version, kind], rest) = raw.split_first_chunk::<2>().ok_or(EnvelopeError::Length)?;
-        if version != VERSION {
-            return Err(EnvelopeError::Version(version));
+        let parts = Parts::of(raw)?;
+        let key = VerifyingKey::from_bytes(parts.key).map_err(|_| EnvelopeError::Key)?;
+        parts.verify(&key, network, domain)?;
+        Ok(Self { signer: peer_of(parts.key)?, kind: parts.kind, raw: raw.to_vec() })
+    }
+
+    /// The same for what one signer must have signed, whose key is at hand.
+    ///
+    /// # Errors
+    /// As [`Signed::open`], and [`EnvelopeError::Signer`] when it names another signer; the signature is not looked at then.
+    pub fn open_by(
+        raw: &[u8],
+        network: &NetworkId,
+        domain: &str,
+        max: usize,
+        signer: &Signer,
+    ) -> Result<Self, EnvelopeError> {
+        if raw.len() > max {
+            return Err(EnvelopeError::TooLarge { len: raw.len(), max });
         }
-        let (key, rest) = rest.split_first_chunk::<32>().ok_or(EnvelopeError::Length)?;
-        let (length, rest) = rest.split_first_chunk::<2>().ok_or(EnvelopeError::Length)?;
-        let (body, signature) = rest.split_last_chunk::<64>().ok_or(EnvelopeError::Length)?;
-        if usize::from(u16::from_le_bytes(*length)) != body.len() {
-            return Err(EnvelopeError::Length);
+        let parts = Parts::of(raw)?;
+        if parts.key != signer.key.as_bytes() {
+            return Err(EnvelopeError::Signer);
         }
-        let verifier = VerifyingKey::from_bytes(key).map_err(|_| EnvelopeError::Key)?;
-        verifier
-            .verify_strict(&signed_bytes(network, domain, kind, body), &Signature::from_bytes(signature))
-            .map_err(|_| EnvelopeError::Signature)?;
-        Ok(Self { signer: peer_of(key)?, kind, raw: raw.to_vec() })
+        parts.verify(&signer.key, network, domain)?;
+        Ok(Self { signer: signer.peer, kind: parts.kind, raw: raw.to_vec() })
     }
 
     /// The exact bytes that were signed and travel.
@@ -123,13 +137,66 @@ impl Signed {
     }
 }
 
+/// Somebody whose envelopes are expected: the key's point on the curve is found once and not for each of them, which is a
+/// tenth of checking a signature.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signer {
+    peer: PeerId,
+    key: VerifyingKey,
+}
+
+impl Signer {
+    /// The signer of this peer id.
+    ///
+    /// # Errors
+    /// When it is not that of an Ed25519 key.
+    pub fn of(peer: PeerId) -> Result<Self, EnvelopeError> {
+        let bytes = peer.to_bytes();
+        let key =
+            bytes.strip_prefix(&PEER_PREFIX).and_then(|key| key.try_into().ok()).ok_or(EnvelopeError::Identity)?;
+        Ok(Self { peer, key: VerifyingKey::from_bytes(key).map_err(|_| EnvelopeError::Key)? })
+    }
+}
+
+/// The parts of an envelope, none of them checked.
+struct Parts<'a> {
+    kind: u8,
+    key: &'a [u8; 32],
+    body: &'a [u8],
+    signature: &'a [u8; 64],
+}
+
+impl<'a> Parts<'a> {
+    fn of(raw: &'a [u8]) -> Result<Self, EnvelopeError> {
+        let (&[version, kind], rest) = raw.split_first_chunk::<2>().ok_or(EnvelopeError::Length)?;
+        if version != VERSION {
+            return Err(EnvelopeError::Version(version));
+        }
+        let (key, rest) = rest.split_first_chunk::<32>().ok_or(EnvelopeError::Length)?;
+        let (length, rest) = rest.split_first_chunk::<2>().ok_or(EnvelopeError::Length)?;
+        let (body, signature) = rest.split_last_chunk::<64>().ok_or(EnvelopeError::Length)?;
+        if usize::from(u16::from_le_bytes(*length)) != body.len() {
+            return Err(EnvelopeError::Length);
+        }
+        Ok(Self { kind, key, body, signature })
+    }
+
+    fn verify(&self, key: &VerifyingKey, network: &NetworkId, domain: &str) -> Result<(), EnvelopeError> {
+        let bytes = signed_bytes(network, domain, self.kind, self.body);
+        key.verify_strict(&bytes, &Signature::from_bytes(self.signature)).map_err(|_| EnvelopeError::Signature)
+    }
+}
+
+/// How the peer id of an Ed25519 key begins: identity multihash, 36 bytes: protobuf field 1 = key type 1 (Ed25519), field 2 =
+/// 32 bytes, which follow.
+const PEER_PREFIX: [u8; 6] = [0x00, 0x24, 0x08, 0x01, 0x12, 0x20];
+
 /// The peer id of a key that is known to be one: making a key of libp2p's of it would find its point on the curve again,
 /// which is a tenth of checking a signature.
 fn peer_of(key: &[u8; 32]) -> Result<PeerId, EnvelopeError> {
-    // identity multihash, 36 bytes: protobuf field 1 = key type 1 (Ed25519), field 2 = 32 bytes
     let mut bytes = [0; 38];
-    let (head, rest) = bytes.split_at_mut(6);
-    head.copy_from_slice(&[0x00, 0x24, 0x08, 0x01, 0x12, 0x20]);
+    let (head, rest) = bytes.split_at_mut(PEER_PREFIX.len());
+    head.copy_from_slice(&PEER_PREFIX);
     rest.copy_from_slice(key);
     PeerId::from_bytes(&bytes).map_err(|_| EnvelopeError::Key)
 }
@@ -182,6 +249,26 @@ mod tests {
     }
 
     #[test]
+    fn an_expected_signer_is_checked_as_any_other() {
+        let (net, club) = (NetworkId::from_name("main"), NetworkId::from_name("club"));
+        let signed = Signed::seal(&fixed_key(), &net, DOMAIN, 3, b"layers").unwrap();
+        let signer = Signer::of(signed.signer).unwrap();
+        let open = |raw: &[u8], net, max| Signed::open_by(raw, net, DOMAIN, max, &signer);
+        assert_eq!(open(signed.raw(), &net, 1024), Ok(signed.clone()));
+        let other = Keypair::generate_ed25519();
+        let theirs = Signed::seal(&other, &net, DOMAIN, 3, b"layers").unwrap();
+        assert_eq!(open(theirs.raw(), &net, 1024), Err(EnvelopeError::Signer));
+        // What names us and is not ours.
+        let claimed = [&theirs.raw()[..2], &signed.raw()[2..34], &theirs.raw()[34..]].concat();
+        assert_eq!(open(&claimed, &net, 1024), Err(EnvelopeError::Signature));
+        assert_eq!(open(signed.raw(), &club, 1024), Err(EnvelopeError::Signature));
+        assert_eq!(open(signed.raw(), &net, 20), Err(EnvelopeError::TooLarge { len: signed.raw().len(), max: 20 }));
+        assert_eq!(open(&signed.raw()[..99], &net, 1024), Err(EnvelopeError::Length));
+        let hashed = PeerId::from_bytes(&[&[0x12, 0x20][..], &[7; 32]].concat()).unwrap();
+        assert_eq!(Signer::of(hashed), Err(EnvelopeError::Identity));
+    }
+
+    #[test]
     fn the_key_of_small_order_that_lax_checks_accept_is_refused() {
         // The identity point as key and as R, with s = 0, satisfies the cofactored equation for every message.
         let net = NetworkId::from_name("main");
@@ -206,6 +293,8 @@ mod tests {
             let i = at.index(raw.len());
             raw[i] ^= 1 << bit;
             prop_assert!(Signed::open(&raw, &net, DOMAIN, 1024).is_err());
+            let signer = Signer::of(signed.signer).unwrap();
+            prop_assert!(Signed::open_by(&raw, &net, DOMAIN, 1024, &signer).is_err());
         }
 
         #[test]

@@ -19,7 +19,7 @@ mod sync;
 use std::collections::{BTreeMap, BTreeSet};
 
 use libp2p::{PeerId, identity::Keypair};
-use quelea_wire::{NetworkId, prefix::Prefix};
+use quelea_wire::{NetworkId, envelope::Signer, prefix::Prefix};
 
 use self::row::{HoldRow, PairRow};
 pub use self::{
@@ -184,6 +184,8 @@ pub struct Book {
     groups: BTreeMap<Prefix, Exposure>,
     /// Holds by the time at which they end or are forgotten.
     timers: BTreeSet<(u64, Side, PeerId, Unit, HoldId)>,
+    /// The keys of peers that have sent something since they came.
+    signers: BTreeMap<PeerId, Signer>,
     #[cfg(test)]
     pub(crate) ablation: Ablation,
 }
@@ -210,6 +212,7 @@ impl Book {
             written_off: 0,
             groups: BTreeMap::new(),
             timers: BTreeSet::new(),
+            signers: BTreeMap::new(),
             #[cfg(test)]
             ablation: Ablation::default(),
         }

@@ -1,6 +1,9 @@
 //! What peers send.
 
+use std::collections::btree_map::Entry;
+
 use libp2p::PeerId;
+use quelea_wire::envelope::{EnvelopeError, Signer};
 
 use super::{Body, Book, Compare, Event, FrozenWhy, HoldState, Key, Lane, Outcome, Side, Write, row::HoldRow};
 use crate::{
@@ -67,11 +70,23 @@ impl Book {
                 if !self.has_session(peer, from, to) {
                     return Err(Rejected::Session);
                 }
-                let signed = SignedMessage::open(&raw.0, &self.network)?;
+                let signed = self.open(peer, &raw)?;
                 self.take(now, peer, (from, to), signed, &mut out)?;
             }
         }
         Ok(out)
+    }
+
+    /// A message of the peer's: what others have signed is not looked at.
+    fn open(&mut self, peer: PeerId, raw: &Raw) -> Result<SignedMessage, Rejected> {
+        let signer = match self.signers.entry(peer) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(Signer::of(peer).map_err(|_| Rejected::Account)?),
+        };
+        SignedMessage::open_by(&raw.0, &self.network, signer).map_err(|why| match why {
+            MessageError::Envelope(EnvelopeError::Signer) => Rejected::Signer,
+            why => why.into(),
+        })
     }
 
     fn has_session(&self, peer: PeerId, from: Nonce, to: Nonce) -> bool {

@@ -25,6 +25,7 @@ impl Book {
 
     /// The peer is gone. An account in which nothing has ever happened is forgotten.
     pub fn disconnected(&mut self, peer: PeerId) {
+        self.signers.remove(&peer);
         let of_peer = (peer, Unit(0))..=(peer, Unit(u32::MAX));
         let keys: Vec<_> = self.pairs.range(of_peer).map(|(key, _)| *key).collect();
         for key in keys {
