@@ -34,7 +34,7 @@ pub(crate) use self::{
     peers::{BanArgs, BootstrapCommand, PeerSort, PeersCommand},
     plan::{ObjectiveArg, PlanArgs},
     price::{MaxPriceArgs, PriceArgs},
-    receipt::ReceiptCommand,
+    receipt::{ReceiptCommand, VerifyArgs},
     rendezvous::RendezvousArgs,
     sampling::SamplingArgs,
     store::StoreCommand,
@@ -105,6 +105,8 @@ pub(crate) enum Command {
     /// What a session's stages signed for, and whether it holds
     #[command(subcommand)]
     Receipt(ReceiptCommand),
+    /// Compute again what a receipt's stages signed for, and compare
+    Verify(VerifyArgs),
     /// Who would answer a request, how fast, and why; what is missing if nobody can
     Plan(Box<PlanArgs>),
     /// This node's peer id and addresses, or what is known of another

@@ -25,6 +25,7 @@ mod receipt;
 mod stats;
 mod status;
 mod store;
+mod verify;
 mod weights;
 
 use std::process::ExitCode;
@@ -69,6 +70,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Demo(args) => Box::pin(demo::run(global, args)).await,
             Command::Infer(args) => Box::pin(infer::run(global, *args)).await,
             Command::Receipt(command) => receipt::run(global, &command),
+            Command::Verify(args) => Box::pin(verify::run(global, args)).await,
             Command::Plan(args) => Box::pin(plan::run(global, *args)).await,
             Command::Id { peer: Some(peer) } => peers::info(global, &peer).await,
             Command::Id { peer: None } => status::id(global).await,

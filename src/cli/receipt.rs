@@ -40,7 +40,7 @@ pub(super) fn run(global: &Global, command: &ReceiptCommand) -> Result<ExitCode,
     Ok(ExitCode::SUCCESS)
 }
 
-fn read(file: &Path) -> Result<Vec<u8>, CliError> {
+pub(super) fn read(file: &Path) -> Result<Vec<u8>, CliError> {
     let unread = |e: std::io::Error| CliError::new(ErrorCode::Usage, format!("cannot read {}: {e}", file.display()));
     let limit = u64::try_from(MAX_FILE).unwrap_or(u64::MAX).saturating_add(1);
     let mut bytes = Vec::new();

@@ -20,6 +20,7 @@
 //! | `rebalance` | moving to layers that are thinner |
 //! | `serve`, `publish`, `figures` | layers this node serves, their announcement, and when it is made anew |
 
+pub(crate) mod audit;
 mod coordinator;
 mod coverage;
 mod discover;

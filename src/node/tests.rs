@@ -1,5 +1,6 @@
 //! Whole nodes in one process: what a coordinator believes of workers whose insides the test holds.
 
+mod audit;
 mod commitments;
 mod ledger;
 

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
+
+use super::ComputeArgs;
 
 #[derive(Debug, Subcommand)]
 #[command(
@@ -25,4 +27,21 @@ pub(crate) enum ReceiptCommand {
         /// As written by 'quelea infer --receipt'
         file: PathBuf,
     },
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  quelea infer --json --receipt a.receipt \"What is a relay?\" > a.json\n  quelea verify a.receipt --answer a.json --model demo   exit code 8 if a stage gave on other rows than the model's"
+)]
+pub(crate) struct VerifyArgs {
+    /// As written by 'quelea infer --receipt'
+    pub(crate) receipt: PathBuf,
+    /// The same answer's JSON, as 'quelea infer --json' prints it: its tokens are needed, and stay here
+    #[arg(long, value_name = "FILE")]
+    pub(crate) answer: PathBuf,
+    /// The model's file, or 'demo'; its weights are needed, span after span
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use quelea_engine::runner::Output;
 use quelea_shard::{
-    commitment::{Commitment, Digest},
+    commitment::{Commitment, Digest, digests},
     frame::{Commit, SessionId},
 };
 
@@ -15,6 +15,8 @@ pub(crate) enum Mischief {
     Gives(u32),
     /// Signs for another row in the place of this.
     Signs(u32),
+    /// Computes this row wrongly, gives it on and signs for it.
+    Computes(u32),
     /// Signs with something else than its key.
     Forges,
     /// Signs for a session of another name.
@@ -46,6 +48,11 @@ impl Mood {
             Some(Mischief::Gives(row)) => {
                 let value = index(row).and_then(|row| output.rows.get_mut(row * width));
                 value.into_iter().for_each(|value| *value += 1.0);
+            }
+            Some(Mischief::Computes(row)) => {
+                let Some(at) = index(row).filter(|at| *at < given.len()) else { return };
+                output.rows[at * width] += 1.0;
+                given[at] = digests(&output.rows[at * width..(at + 1) * width], width)[0];
             }
             Some(Mischief::Signs(row)) => {
                 let digest = index(row).and_then(|row| given.get_mut(row));

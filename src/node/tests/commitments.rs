@@ -9,14 +9,14 @@ const HALVES: [(u16, u16); 2] = [(0, 3), (3, 6)];
 /// Tokens of an answer: enough that all stages sign several times.
 const TOKENS: u32 = 48;
 
-struct Swarm {
+pub(super) struct Swarm {
     boot: Node,
-    workers: Vec<Node>,
-    asker: Node,
+    pub(super) workers: Vec<Node>,
+    pub(super) asker: Node,
 }
 
 /// Workers for both [`HALVES`] in this order, and more for some of them; all are known to who asks.
-async fn halves(more: &[usize]) -> Swarm {
+pub(super) async fn halves(more: &[usize]) -> Swarm {
     let boot = node(&[], None).await;
     let first: Vec<PeerAddress> =
         boot.addresses().await.iter().filter_map(|addr| parse_peer_address(addr).ok()).collect();
@@ -37,13 +37,13 @@ async fn halves(more: &[usize]) -> Swarm {
 }
 
 impl Swarm {
-    fn request(&self, prompt: &str) -> InferRequest {
+    pub(super) fn request(&self, prompt: &str) -> InferRequest {
         let mut request = InferRequest::new(DEMO, prompt);
         (request.max_tokens, request.ignore_eos, request.route) = (TOKENS, true, Route::Swarm);
         request
     }
 
-    async fn ask(&self, prompt: &str) -> Result<Summary, InferError> {
+    pub(super) async fn ask(&self, prompt: &str) -> Result<Summary, InferError> {
         self.asker.answer(self.request(prompt), |_| {}).await
     }
 
@@ -67,7 +67,7 @@ impl Swarm {
         found.map_or(0, |found| found.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64)
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         stop(self.workers.into_iter().chain([self.asker, self.boot])).await;
     }
 }
