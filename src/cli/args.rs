@@ -34,7 +34,7 @@ pub(crate) use self::{
     peers::{BanArgs, BootstrapCommand, PeerSort, PeersCommand},
     plan::{ObjectiveArg, PlanArgs},
     price::{MaxPriceArgs, PriceArgs},
-    receipt::{ReceiptCommand, VerifyArgs},
+    receipt::{AuditArgs, ReceiptCommand, VerifyArgs},
     rendezvous::RendezvousArgs,
     sampling::SamplingArgs,
     store::StoreCommand,
@@ -216,6 +216,8 @@ pub(crate) struct DaemonArgs {
     pub(crate) announce_ttl: Duration,
     #[command(flatten)]
     pub(crate) price: PriceArgs,
+    #[command(flatten)]
+    pub(crate) audit: AuditArgs,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
     #[command(flatten)]

@@ -135,6 +135,7 @@ fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
             memory: args.memory,
             ends: args.ends.into(),
         }),
+        audit: args.audit.audit,
         price: Price { decode: args.price.price, prefill: args.price.price_prefill },
         models: None,
         sessions: None,

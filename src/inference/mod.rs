@@ -21,6 +21,7 @@
 //! | `serve`, `publish`, `figures` | layers this node serves, their announcement, and when it is made anew |
 
 pub(crate) mod audit;
+pub(crate) mod auditor;
 mod coordinator;
 mod coverage;
 mod discover;
@@ -58,6 +59,16 @@ use quelea_announce::SignedAnnouncement;
 use quelea_wire::{ErrorCode, ModelId};
 use tokio::sync::mpsc;
 
+use self::{
+    auditor::Auditor,
+    models::{Ends, Models},
+    pipeline::{LocalLayers, Pipeline},
+    plane::Plane,
+    planner::beside::Sample,
+    resume::Begun,
+    session_log::SessionLogs,
+    speculate::{Draft, Speculator, same_vocabulary},
+};
 pub use self::{
     coverage::{CoverageHolder, CoverageReport},
     planner::{
@@ -68,15 +79,6 @@ pub use self::{
         CutOff, FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PlanRequest, Prediction,
         PromptForm, Recovery, RequestProfile, Route, RouteHop, Saw, Speculate, Speculation, Summary, TokenLogprobs,
     },
-};
-use self::{
-    models::{Ends, Models},
-    pipeline::{LocalLayers, Pipeline},
-    plane::Plane,
-    planner::beside::Sample,
-    resume::Begun,
-    session_log::SessionLogs,
-    speculate::{Draft, Speculator, same_vocabulary},
 };
 
 #[cfg(test)]
@@ -93,6 +95,8 @@ pub(crate) struct Asker {
     pub(crate) own: Arc<RwLock<Option<SignedAnnouncement>>>,
     /// Where answers are kept while they are given, if they are.
     pub(crate) logs: Option<SessionLogs>,
+    /// Has some answers computed again.
+    pub(crate) auditor: Auditor,
 }
 
 impl Asker {
@@ -141,7 +145,9 @@ impl Asker {
             None => Begun::new(generate::prompt_ids(&ends, request)?),
         };
         let answered = self.answer_from(&ends, request, &mut begun, events, started).await;
-        begun.end(&ends, request, answered).await
+        let summary = begun.end(&ends, request, answered).await?;
+        self.auditor.consider(&ends, &summary);
+        Ok(summary)
     }
 
     async fn answer_from(

@@ -38,6 +38,7 @@ pub(super) enum Command {
     Promise { peer: PeerId, amount: u64, due_at: u64, reply: Reply<Hash> },
     Redeem { peer: PeerId, amount: u64, method: u8, reference: Hash, reply: Reply<Hash> },
     Request { peer: PeerId, amount: u64, deadline: u64, reply: Reply<()> },
+    Convict { peer: PeerId },
     Limit { peer: PeerId, amount: Option<u64>, reply: Reply<u64> },
     Standings { reply: Reply<Vec<Standing>> },
 }

@@ -194,6 +194,12 @@ impl Ledger {
         self.ask(|reply| Command::Request { peer, amount, deadline, reply }).await
     }
 
+    /// This node has seen for itself that a peer cheats: it gets no credit any more, whatever it has earned.
+    pub(crate) async fn convict(&self, peer: PeerId) {
+        // Where the keeper is gone, nothing is to be remembered.
+        let _ = self.commands.send(Command::Convict { peer }).await;
+    }
+
     /// Lets a peer owe `amount`, whatever it has earned; without an amount what it has earned counts again. What it may owe
     /// now.
     pub(crate) async fn limit(&self, peer: PeerId, amount: Option<u64>) -> Result<u64, LedgerError> {

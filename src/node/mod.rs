@@ -33,6 +33,7 @@ use crate::{
     identity,
     inference::{
         Asker, CoverageReport, EVENT_QUEUE, InferError, InferEvent, InferRequest, PlanReport, PlanRequest, Summary,
+        auditor::Auditor,
         models::Models,
         plane::{INBOUND_QUEUE, Plane},
         prefix,
@@ -240,7 +241,8 @@ impl Node {
             Keep::In { home, .. } => SessionLogs::new(home.sessions(), &keypair),
             Keep::Nothing => settings.sessions.clone(),
         };
-        let asker = Arc::new(Asker { models, plane: plane.clone(), own, logs: logs.clone() });
+        let auditor = Auditor::new(plane.clone(), settings.audit, settings.compute);
+        let asker = Arc::new(Asker { models, plane: plane.clone(), own, logs: logs.clone(), auditor });
         let (life, stopping) = watch::channel(Life::Running);
         if let Some(logs) = logs {
             tokio::spawn(forget_answers(logs, stopping.clone()));

@@ -95,6 +95,8 @@ pub(crate) struct Settings {
     pub(crate) serve: Option<ServeSpec>,
     /// What its layers cost others.
     pub(crate) price: Price,
+    /// Of a hundred answers over peers, how many are computed again here to see whether they are right.
+    pub(crate) audit: u8,
     /// How long announcements are believed; provider records half as long again.
     pub(crate) announce_ttl: Duration,
     /// On what stages compute, and how.
@@ -135,6 +137,7 @@ impl Settings {
             line_delay: Duration::ZERO,
             serve: None,
             price: Price::FREE,
+            audit: 0,
             announce_ttl: ANNOUNCE_TTL,
             compute: StageOptions::default(),
             models: None,

@@ -54,6 +54,7 @@ pub(super) struct Instruments {
     pub(super) recoveries: Counter<u64>,
     pub(super) replayed_rows: Counter<u64>,
     pub(super) commitments: Counter<u64>,
+    pub(super) audits: Counter<u64>,
     pub(super) ledger_entries: Counter<u64>,
     pub(super) ledger_disputes: Counter<u64>,
     pub(super) ledger_limit_refusals: Counter<u64>,
@@ -126,6 +127,7 @@ impl Instruments {
                 "quelea_dht_republish",
                 "Values and provider records of this node that were published again, by whether they reached anybody",
             ),
+            audits: counter("quelea_audits", "Stages of answers that were computed again here, by what was found"),
             ledger_entries: counter(
                 "quelea_ledger_entries",
                 "Signed messages of the ledger, made here or sent by peers, by kind and what became of them",

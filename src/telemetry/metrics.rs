@@ -346,6 +346,11 @@ impl Metrics {
         self.inner.instruments.commitments.add(1, &[KeyValue::new("outcome", outcome)]);
     }
 
+    /// A stage of an answer was computed again, or could not be.
+    pub fn audit(&self, outcome: &'static str) {
+        self.inner.instruments.audits.add(1, &[KeyValue::new("outcome", outcome)]);
+    }
+
     /// A message of the ledger: its kind, and what became of it.
     pub fn ledger_entry(&self, kind: &'static str, result: &'static str) {
         let labels = [KeyValue::new("kind", kind), KeyValue::new("result", result)];

@@ -80,6 +80,7 @@ fn busy() -> (TelemetryState, Arc<NodeStats>) {
     metrics.hole_punch(Punch::Failure);
     metrics.recovered(true);
     metrics.commitment("kept");
+    metrics.audit("right");
     metrics.ledger_entry("note", "taken");
     metrics.ledger_disputed("evidence");
     metrics.ledger_limit_refused("pool");
@@ -195,6 +196,7 @@ fn the_scrape_holds_the_catalogue_and_no_more_labels() {
         ("quelea_failover_recoveries_total", "counter"),
         ("quelea_failover_replayed_rows_total", "counter"),
         ("quelea_commitments_total", "counter"),
+        ("quelea_audits_total", "counter"),
         ("quelea_ledger_entries_total", "counter"),
         ("quelea_ledger_disputes_total", "counter"),
         ("quelea_ledger_limit_refusals_total", "counter"),

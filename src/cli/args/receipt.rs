@@ -45,3 +45,11 @@ pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
 }
+
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct AuditArgs {
+    /// Of a hundred answers over peers, how many are computed again here to see whether they are right, where this node has the
+    /// model's file
+    #[arg(help_heading = "Credit", long, value_name = "PERCENT", default_value_t = 2, value_parser = clap::value_parser!(u8).range(..=100))]
+    pub(crate) audit: u8,
+}

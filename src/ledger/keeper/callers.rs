@@ -108,6 +108,7 @@ impl Keeper {
                 let step = self.book.request_redeem(peer, UNIT, amount, deadline, rand::random());
                 self.step(step, reply);
             }
+            Command::Convict { peer } => self.deal(peer, Dealing::Evidence),
             Command::Limit { peer, amount, reply } => {
                 let row = self.dealings.grant(peer, amount);
                 self.turn.batch.trust.push((peer, row));
@@ -231,6 +232,6 @@ fn refuse(command: Command, error: &LedgerError) {
         Command::Settled { reply, .. } => no(reply, error),
         Command::Limit { reply, .. } => no(reply, error),
         Command::Standings { reply } => no(reply, error),
-        Command::Failed { .. } => {}
+        Command::Failed { .. } | Command::Convict { .. } => {}
     }
 }

@@ -54,3 +54,31 @@ async fn a_wrong_row_is_pinned_to_who_made_it() {
         swarm.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_liar_is_found_without_being_asked_for_and_gets_no_work_and_no_credit() {
+    let mut swarm = halves(&[0]).await;
+    swarm.audit_all().await;
+    let (used, spare) = swarm.in_use(0, 2).await;
+    swarm.workers[used].plane.misbehave(Mischief::Computes(1));
+    let liar: libp2p::PeerId = swarm.workers[used].peer_id().parse().unwrap();
+    // Whoever is asked first.
+    let convicted = async || {
+        let _ = swarm.ask("Who are you?").await;
+        let standings = swarm.asker.plane.ledger().standings().await.unwrap();
+        standings
+            .iter()
+            .any(|standing| standing.peer == liar && standing.row.convicted && standing.limit == 0)
+            .then_some(())
+    };
+    until("the liar is found", convicted).await;
+    until("others are asked", async || {
+        let answer = swarm.ask("Who are you?").await.ok()?;
+        let right = verdicts(&answer, Profile::Exact).await == [Verdict::Right; 2];
+        (right && answer.hops[0].peer == swarm.workers[spare].peer_id()).then_some(())
+    })
+    .await;
+    let metrics = swarm.asker.telemetry.metrics.scrape();
+    assert!(metrics.contains(r#"quelea_audits_total{outcome="wrong""#), "{metrics}");
+    swarm.stop().await;
+}

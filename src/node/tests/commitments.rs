@@ -37,6 +37,17 @@ pub(super) async fn halves(more: &[usize]) -> Swarm {
 }
 
 impl Swarm {
+    /// Somebody else asks, who has every answer computed again.
+    pub(super) async fn audit_all(&mut self) {
+        let first: Vec<PeerAddress> =
+            self.boot.addresses().await.iter().filter_map(|addr| parse_peer_address(addr).ok()).collect();
+        let mut settings = Settings::passing("node-tests", first.clone());
+        settings.audit = 100;
+        let asker = Node::start(settings).await.unwrap();
+        asker.wait_for_bootstrap(&first).await.unwrap();
+        stop([std::mem::replace(&mut self.asker, asker)]).await;
+    }
+
     pub(super) fn request(&self, prompt: &str) -> InferRequest {
         let mut request = InferRequest::new(DEMO, prompt);
         (request.max_tokens, request.ignore_eos, request.route) = (TOKENS, true, Route::Swarm);
@@ -54,7 +65,7 @@ impl Swarm {
     }
 
     /// Which of `workers` is used, and which not.
-    async fn in_use(&self, one: usize, other: usize) -> (usize, usize) {
+    pub(super) async fn in_use(&self, one: usize, other: usize) -> (usize, usize) {
         let hops = self.ask("Who are you?").await.unwrap().hops;
         let used = |n: usize| hops.iter().any(|hop| hop.peer == self.workers[n].peer_id());
         if used(one) { (one, other) } else { (other, one) }
