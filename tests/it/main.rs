@@ -16,6 +16,7 @@
 //! | `bad_model` | are damaged and foreign model files refused in words |
 //! | `advisories` | do published attacks on the libraries beneath come to nothing |
 //! | `bans` | is a banned peer out until it is forgiven |
+//! | `cheats` | does the ledger hold against peers that cheat in it |
 //! | `masking` | does a masked node show nothing but a web server |
 //! | `measure` | do measurements come with their limits, and logits the same on every path |
 //! | `gossip` | is a line heard once by everybody, and does it stay a line |
@@ -39,6 +40,7 @@ mod bad_input;
 mod bad_model;
 mod bans;
 mod chaos;
+mod cheats;
 mod demo;
 mod dht;
 mod failover;

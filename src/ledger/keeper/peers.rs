@@ -135,7 +135,7 @@ impl Keeper {
                 tracing::warn!(peer = %offender, "it has signed two things that contradict each other");
                 self.telemetry.metrics.ledger_disputed("evidence");
                 self.deal(offender, Dealing::Evidence);
-                self.handle.deed(offender, Deed::Lie);
+                self.handle.deed(offender, Deed::Fraud);
             }
             Event::UnknownVoucher { hold, cumulative } => {
                 tracing::warn!(%peer, ?hold, cumulative, "the peer holds a voucher of this node for a hold that it lost");

@@ -97,3 +97,6 @@ fn tell(driver: &Driver, input: Input) -> Option<bool> {
     driver.config.telemetry.metrics.channel_full_if(!told, LEDGER);
     Some(told)
 }
+
+#[cfg(test)]
+mod tests;
