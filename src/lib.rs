@@ -43,8 +43,8 @@ mod text;
 mod weights;
 
 pub use inference::{
-    CoverageHolder, CoverageReport, FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken,
+    Cost, CoverageHolder, CoverageReport, FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken,
     Objective, PlanHop, PlanLeftOut, PlanMissing, PlanReport, PlanRequest, PlanView, Prediction, PromptForm, Recovery,
-    Route, RouteHop, Source, Speculate, Speculation, Summary, TokenLogprobs,
+    Route, RouteHop, Source, Speculate, Speculation, StageCost, Summary, TokenLogprobs,
 };
 pub use node::{Node, NodeBuilder, StartError};

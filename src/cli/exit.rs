@@ -125,3 +125,16 @@ impl CliError {
         ExitCode::from(self.exit as u8)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_about_credit_ends_with_7() {
+        for code in ErrorCode::ALL.iter().filter(|code| (7000..7006).contains(&code.to_u16())) {
+            assert_eq!(Exit::of(*code), Exit::Credit, "{code}");
+        }
+        assert_eq!(Exit::of(ErrorCode::ReceiptWrong), Exit::Integrity);
+    }
+}

@@ -1,6 +1,6 @@
 //! `quelea infer`.
 
-use std::{cell::Cell, fmt::Write as _, io::Read as _, process::ExitCode};
+use std::{cell::Cell, fmt::Write as _, io::Read as _, path::PathBuf, process::ExitCode};
 
 use quelea_wire::ErrorCode;
 use serde_json::json;
@@ -91,6 +91,7 @@ fn request(args: &InferArgs) -> Result<InferRequest, CliError> {
         draft: args.draft.as_deref().map(absolute),
         objective: args.objective.into(),
         max_price: args.max_price.max_price.map(|most| most.0),
+        receipt: args.max_price.receipt.is_some(),
         resume: args.resume.clone(),
         thin: args.thin.choice(),
         private: args.thin.private,
@@ -192,6 +193,8 @@ struct Show {
     shown: Cell<u64>,
     /// The options by which it is gone on with, apart from its name.
     options: String,
+    /// Where the receipt goes.
+    receipt: Option<PathBuf>,
 }
 
 /// What has come of an answer.
@@ -223,7 +226,13 @@ impl Show {
         if args.masked.masking {
             options.push_str(" --masking");
         }
-        Self { as_json: global.json, skip: Cell::new(args.shown), shown: Cell::new(args.shown), options }
+        Self {
+            as_json: global.json,
+            skip: Cell::new(args.shown),
+            shown: Cell::new(args.shown),
+            options,
+            receipt: args.max_price.receipt.clone(),
+        }
     }
 
     /// The command that goes on with the answer, where it has been shown.
@@ -318,7 +327,21 @@ impl Show {
         }
     }
 
+    /// Writes the receipt where it was asked for.
+    fn keep_receipt(&self, summary: &Summary) -> Result<(), CliError> {
+        let Some(file) = &self.receipt else { return Ok(()) };
+        let Some(receipt) = &summary.receipt else {
+            self.warn("there is no receipt: no peer computed anything");
+            return Ok(());
+        };
+        let bytes = hex::decode(receipt).map_err(|e| CliError::new(ErrorCode::ReceiptWrong, e.to_string()))?;
+        let unwritten =
+            |e: std::io::Error| CliError::new(ErrorCode::Usage, format!("cannot write {}: {e}", file.display()));
+        std::fs::write(file, bytes).map_err(unwritten)
+    }
+
     fn done(&self, so_far: &SoFar, summary: &Summary) -> Result<(), CliError> {
+        self.keep_receipt(summary)?;
         let route = &so_far.route;
         if self.as_json {
             let mut more = json!({ "route": route });
@@ -399,6 +422,12 @@ pub(super) fn footer(route: &[RouteHop], summary: &Summary) -> String {
         lines.push(format!("rows:         {sent} sent, {received} received ({})", summary.profile));
     }
     lines.push(format!("first token:  {:.0} ms   total: {:.2} s", summary.ttft_s * 1e3, summary.total_s));
+    if let Some(cost) = &summary.cost {
+        lines.push(format!("cost:         {} credits to {} peer(s)", cost.credits, cost.stages.len()));
+        for stage in &cost.stages {
+            lines.push(format!("paid:         {} [{}]  {} credits", short(&stage.peer), stage.layers, stage.credits));
+        }
+    }
     if let Some(predicted) = &summary.predicted {
         let here = predicted.local_tokens_per_s.map_or_else(String::new, |rate| format!("; here alone: {rate:.1}"));
         lines.push(format!(

@@ -194,6 +194,9 @@ pub(crate) async fn generate(
         private: pipeline.private(),
         hops: pipeline.finish().await?,
         recoveries: pipeline.recoveries(),
+        // Known when it is finished.
+        cost: pipeline.cost(),
+        receipt: pipeline.receipt(),
         ttft_s: ttft.as_secs_f64(),
         total_s: total.as_secs_f64(),
         tokens_per_s: (later_tokens > 0 && after_first > 0.0).then(|| count(later_tokens) / after_first),

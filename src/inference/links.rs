@@ -294,6 +294,7 @@ fn session_of(frame: &Frame) -> Option<SessionId> {
         Frame::Stalled(f) => Some(f.session),
         Frame::Rerouted(f) => Some(f.session),
         Frame::Commit(f) => Some(f.session),
+        Frame::Receipt(f) => Some(f.session),
         _ => None,
     }
 }

@@ -76,13 +76,14 @@ pub use self::{
         report::{PlanHop, PlanLeftOut, PlanMissing, PlanReport, PlanView},
     },
     types::{
-        CutOff, FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PlanRequest, Prediction,
-        PromptForm, Recovery, RequestProfile, Route, RouteHop, Saw, Speculate, Speculation, Summary, TokenLogprobs,
+        Cost, CutOff, FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PlanRequest,
+        Prediction, PromptForm, Recovery, RequestProfile, Route, RouteHop, Saw, Speculate, Speculation, StageCost,
+        Summary, TokenLogprobs,
     },
 };
 
 #[cfg(test)]
-pub(crate) use self::stage::mischief::Mischief;
+pub(crate) use self::{coordinator::paying::Stint, stage::mischief::Mischief};
 
 /// Events of one request that may be unread.
 pub(crate) const EVENT_QUEUE: usize = 64;

@@ -26,7 +26,7 @@ use super::{
     private::Private,
     sampling::Logits,
     serve::profile_named,
-    types::{HopReport, InferError, Recovery, Saw},
+    types::{Cost, HopReport, InferError, Recovery, Saw},
 };
 
 /// Whose work this is to a runner of this node: that of the node's own user.
@@ -144,6 +144,22 @@ impl Pipeline {
         match self {
             Self::Chain(remote) => remote.chain.recoveries(),
             Self::Local(_) => Vec::new(),
+        }
+    }
+
+    /// What the stages got, once it is finished.
+    pub(crate) fn cost(&self) -> Option<Cost> {
+        match self {
+            Self::Chain(remote) => remote.chain.cost(),
+            Self::Local(_) => None,
+        }
+    }
+
+    /// The receipt in hex, once it is finished, where one was asked for.
+    pub(crate) fn receipt(&self) -> Option<String> {
+        match self {
+            Self::Chain(remote) => remote.chain.receipt().map(hex::encode),
+            Self::Local(_) => None,
         }
     }
 

@@ -115,6 +115,13 @@ pub(crate) struct Plane {
     pub(super) experience: Experience,
     /// What the layers that are served here cost others.
     pub(crate) price: Price,
+    /// Micro-credits that a session may leave uncovered, where that was said.
+    pub(crate) exposure: Option<u64>,
+    /// What this node signs with.
+    pub(super) keypair: Keypair,
+    /// What this node does not do as a coordinator.
+    #[cfg(test)]
+    pub(crate) stint: std::sync::atomic::AtomicU8,
     served: RwLock<Vec<Arc<Served>>>,
     coming: Mutex<Option<Coming>>,
     /// Told when what is served, or will be, has changed.
@@ -146,17 +153,22 @@ impl Plane {
         telemetry: Telemetry,
         keypair: Keypair,
         price: Price,
+        exposure: Option<u64>,
     ) -> Arc<Self> {
-        let signer = Signer::spawn(keypair, network, telemetry.metrics.clone());
+        let signer = Signer::spawn(keypair.clone(), network, telemetry.metrics.clone());
         Arc::new(Self {
             handle,
             network,
             telemetry,
-            ledger,
             links: Links::default(),
-            stages: StageTable::new(signer),
+            stages: StageTable::new(signer, ledger.clone()),
+            ledger,
             experience: Experience::default(),
             price,
+            exposure,
+            keypair,
+            #[cfg(test)]
+            stint: Default::default(),
             served: RwLock::default(),
             coming: Mutex::default(),
             changed: Notify::new(),

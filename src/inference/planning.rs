@@ -9,7 +9,7 @@ use std::{
 
 use quelea_engine::runner::{PrefixKeys, pages_for};
 use quelea_shard::frame::Form;
-use quelea_wire::{Credits, ErrorCode, Profile, SpanRange};
+use quelea_wire::{Credits, ErrorCode, Profile, SpanRange, WorkedRows};
 
 use super::{
     Asker,
@@ -27,7 +27,7 @@ use super::{
     private::{self, Private},
     serve::{Served, profile_named},
     thin::Thin,
-    types::{HopReport, InferError, InferRequest, PlanRequest, Prediction, Route},
+    types::{HopReport, InferError, InferRequest, PlanRequest, Prediction, Route, Speculate},
 };
 
 /// Chains that are tried for one request before its first token.
@@ -131,6 +131,8 @@ impl Asker {
                 prompt: prompt.to_vec(),
                 own: own.clone(),
                 query: query.clone(),
+                most_rows: most_rows(request, prompt.len(), max_rows),
+                receipt: request.receipt,
             };
             match ChainSession::open(self.plane.clone(), hops, spec).await {
                 Ok(chain) => {
@@ -319,6 +321,17 @@ impl Asker {
         let decode_ns = nanos_for(mean, discover::UNKNOWN_WEIGHTS_PER_S).max(1000);
         Local { decode_ns, prefill_ns: (decode_ns / discover::PROMPT_SHARE).max(1), source: Source::Assumed }
     }
+}
+
+/// The most rows that a stage may have to compute: all of them as a prompt's, if it takes over, and those of the answer, as
+/// often as guesses may be taken back.
+fn most_rows(request: &InferRequest, prompt: usize, max_rows: u32) -> WorkedRows {
+    /// Rows that are sent for one that stays, at most.
+    const GUESSED: u64 = 8;
+    let prompt = u64::try_from(prompt).unwrap_or(u64::MAX);
+    let answer = u64::from(max_rows).saturating_sub(prompt);
+    let times = if request.speculate == Speculate::Off { 1 } else { GUESSED };
+    WorkedRows { prefill: u64::from(max_rows), decode: answer.saturating_mul(times) }
 }
 
 /// Refuses a chain that costs more than its caller gives.

@@ -11,6 +11,7 @@ mod failover;
 mod log;
 #[cfg(test)]
 pub(crate) mod mischief;
+mod paid;
 mod signing;
 
 use std::{
@@ -26,7 +27,7 @@ use quelea_shard::{
     commitment::{self, Roots},
     frame::{Closed, Frame, Keep, Open, SessionId, StreamKind},
     link::{Batch, ControlLink, ControlSender, DataSender, LinkEnd, Role},
-    protocol::Negotiated,
+    protocol::{self, Negotiated},
     reassembly::Expect,
     session::{Act, Arrived, Event, Session, Step},
 };
@@ -34,7 +35,7 @@ use quelea_wire::{
     ErrorCode,
     rate::{Cell, PeerBuckets, Quota},
 };
-use tokio::{task::AbortHandle, time::Instant};
+use tokio::{sync::mpsc, task::AbortHandle, time::Instant};
 
 pub(super) use self::signing::Signer;
 use self::{
@@ -42,6 +43,7 @@ use self::{
     compute::{BatchMeta, compute, hand_on},
     failover::Out,
     log::{Log, LogBudget},
+    paid::{Account, Spent, Waiting},
 };
 use super::{
     fair::{self, Claim},
@@ -49,6 +51,7 @@ use super::{
     prefix,
     serve::Served,
 };
+use crate::ledger::Ledger;
 
 /// Sessions of one coordinator. A user has a few requests at once; an API node some dozens.
 pub(super) const MAX_PER_COORDINATOR: usize = 32;
@@ -127,6 +130,8 @@ struct Entry {
     stream: u64,
     held: Option<Held>,
     since: Instant,
+    /// What it costs.
+    account: Account,
 }
 
 impl Entry {
@@ -146,6 +151,9 @@ impl Entry {
         if self.machine.wake_at().is_some_and(|at| at <= now) {
             return Some(Event::Tick);
         }
+        if let Some(detail) = self.account.overdue(now) {
+            return Some(Event::Failed { code: ErrorCode::NotCovered, about: None, detail });
+        }
         let unused = self.machine.totals().rows_in == 0 && now.duration_since(self.since) >= UNUSED + REACH_NEXT;
         let detail = String::from("no rows came");
         unused.then_some(Event::Failed { code: ErrorCode::IdleTimeout, about: None, detail })
@@ -162,10 +170,12 @@ struct Tables {
     all_opens: Cell,
     next_stream: u64,
     signer: Signer,
+    ledger: Ledger,
+    spent: Spent,
 }
 
 impl Tables {
-    fn new(signer: Signer) -> Self {
+    fn new(signer: Signer, ledger: Ledger) -> Self {
         Self {
             entries: HashMap::new(),
             routes: HashMap::new(),
@@ -174,6 +184,8 @@ impl Tables {
             all_opens: Cell::new(Quota::new(OPENS_OF_ALL, OPEN_PERIOD)),
             next_stream: 0,
             signer,
+            ledger,
+            spent: Spent::default(),
         }
     }
 }
@@ -187,9 +199,9 @@ pub(super) struct StageTable {
 }
 
 impl StageTable {
-    /// No sessions; what they commit to goes to `signer`.
-    pub(super) fn new(signer: Signer) -> Self {
-        Self { tables: Mutex::new(Tables::new(signer)), groups: RandomState::new(), logs: LogBudget::default() }
+    /// No sessions; what they commit to goes to `signer`, and what they cost to `ledger`.
+    pub(super) fn new(signer: Signer, ledger: Ledger) -> Self {
+        Self { tables: Mutex::new(Tables::new(signer, ledger)), groups: RandomState::new(), logs: LogBudget::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {
@@ -244,7 +256,10 @@ impl StageTable {
         }
         let event = Event::Rows { from, batch: Arrived::of(&batch) };
         let step = entry.machine.on(Instant::now(), event);
-        if step.act == Act::Compute {
+        if step.act == Act::Compute
+            && let Some(Waiting { kind, batch, input }) =
+                entry.account.take(Instant::now(), Waiting { kind, batch, input })
+        {
             compute(plane, key, entry, kind, batch, input);
         }
         tables.done(key, step);
@@ -436,9 +451,17 @@ impl Tables {
         if step.act == Act::Release
             && let Some(mut entry) = self.entries.remove(&key)
         {
+            let open = entry.machine.open();
+            let mut closing = None;
             if let (true, true, Some(held)) = (in_order, entry.machine.survives(), &mut entry.held) {
-                self.signer.commit(&entry.control, entry.machine.open(), held.roots.closing());
+                closing = held.roots.closing().filter(|_| open.ends.gives_logits == 0);
+                self.signer.commit(&entry.control, open, closing);
             }
+            if in_order && entry.control.features() & protocol::PAY != 0 {
+                let part = entry.account.part(key.0, open, closing);
+                self.signer.receipt(&entry.control, part);
+            }
+            entry.account.over(&self.ledger, key.0, &mut self.spent);
             self.routes.remove(&(entry.machine.open().prev, key.1));
             if let Some(held) = self.held.get_mut(&key.0) {
                 *held -= 1;
@@ -456,6 +479,8 @@ where
     S: futures::AsyncRead + futures::AsyncWrite + Unpin + Send + 'static,
 {
     let (sender, mut receiver) = ControlLink::spawn(stream, Role::Stage);
+    let (to_ledger, vouchers) = mpsc::channel(paid::VOUCHERS);
+    tokio::spawn(paid::keep_vouchers(plane.clone(), coordinator, vouchers));
     let id = plane.stages.next_stream();
     let (mut paced, mut frames) = (Instant::now(), 0);
     while let Some(frame) = receiver.recv().await {
@@ -474,6 +499,8 @@ where
             Frame::Close(f) => told(plane, (coordinator, f.session), Event::Close(f)),
             Frame::Reroute(f) => failover::rerouted(plane, coordinator, f),
             Frame::Resume(f) => failover::resumed(plane, coordinator, f),
+            // Its end is this stream's: it is there as long as this sends.
+            Frame::Voucher(f) => drop(to_ledger.send(f).await),
             _ => {}
         }
     }

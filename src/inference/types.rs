@@ -152,6 +152,9 @@ pub struct InferRequest {
     /// The most that a chain may cost for the prompt and `max_tokens`, in micro-credits; one whose price is above is not asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_price: Option<u64>,
+    /// Have the stages' signatures for what they did in the summary, as a receipt.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub receipt: bool,
     /// The name of an answer to go on with, or `last`. What was asked, and how tokens are drawn, is then as it was; from here
     /// come only `route`, `objective`, `max_price`, `step_timeout_ms`, `prefill_window`, `speculate` and `draft`, which change
     /// no token.
@@ -224,6 +227,7 @@ impl InferRequest {
             draft: None,
             objective: Objective::Latency,
             max_price: None,
+            receipt: false,
             resume: None,
             thin: None,
             private: 0,
@@ -400,6 +404,34 @@ fn is_zero(n: &usize) -> bool {
     *n == 0
 }
 
+/// What a request cost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cost {
+    /// All of it, in micro-credits.
+    pub micro_credits: u64,
+    /// The same in credits, with six decimals.
+    pub credits: String,
+    /// Who got what.
+    pub stages: Vec<StageCost>,
+}
+
+/// What one stage got for a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageCost {
+    /// The peer.
+    pub peer: String,
+    /// Its layers, half-open.
+    pub layers: String,
+    /// Rows of the prompt that it computed.
+    pub prefill_rows: u64,
+    /// Rows of the answer.
+    pub decode_rows: u64,
+    /// Credits, with six decimals.
+    pub credits: String,
+    /// The note that pays it, in hex; nothing where it is yet to be signed.
+    pub note: Option<String>,
+}
+
 /// What a finished request amounted to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -447,6 +479,12 @@ pub struct Summary {
     /// Which peers were given what, those that were lost and those that took over among them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub saw: Vec<Saw>,
+    /// What it cost, where anything did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Cost>,
+    /// The receipt, in hex, where it was asked for and peers computed the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<String>,
     /// Layers that were run here by the request's wish, half-open.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub private: Vec<String>,

@@ -21,9 +21,10 @@ pub(crate) struct OpenHold {
     pub(crate) job_hash: Hash,
     /// When it ends, in Unix milliseconds.
     pub(crate) expires_at: u64,
+    /// What vouchers say is spent of it, in micro-credits.
+    pub(crate) vouched: u64,
 }
 
-#[allow(dead_code, reason = "sessions are paid next")]
 /// See the methods of [`super::Ledger`].
 pub(super) enum Command {
     Ready { peer: PeerId, reply: Reply<()> },

@@ -224,7 +224,6 @@ impl Ledger {
 }
 
 /// What paid work needs.
-#[allow(dead_code, reason = "sessions are paid next")]
 impl Ledger {
     /// Takes out a hold at `peer`: durable and on its way when this returns.
     pub(crate) async fn hold(&self, peer: PeerId, terms: HoldTerms) -> Result<(), LedgerError> {

@@ -13,6 +13,9 @@ use super::{
 /// Settled holds whose amounts are remembered for whoever asks after the note has come.
 const SETTLED: usize = 1024;
 
+/// Refused holds that are remembered likewise; searched through, and needed for the time between two messages.
+const REFUSED: usize = 256;
+
 /// Callers that may wait at once. Each is a session that opens or closes, of which a node has a few hundred.
 const WAITS: usize = 8192;
 
@@ -25,6 +28,8 @@ pub(super) struct Waiting {
     /// What was paid for the holds that were settled last, and in which order.
     amounts: HashMap<(PeerId, HoldId), u64>,
     order: std::collections::VecDeque<(PeerId, HoldId)>,
+    /// The holds that were refused last, and why: whoever waits for one may begin to after that.
+    refused: std::collections::VecDeque<((PeerId, HoldId), &'static str)>,
 }
 
 /// Answers those who wait for `key`.
@@ -49,7 +54,10 @@ impl Waiting {
     }
 
     pub(super) fn for_hold(&mut self, peer: PeerId, hold: HoldId, reply: Reply<OpenHold>) {
-        add(&mut self.opened, (peer, hold), reply);
+        match self.refused.iter().rev().find(|(of, _)| *of == (peer, hold)) {
+            Some((_, why)) => drop(reply.send(Err(LedgerError::NoCredit(why)))),
+            None => add(&mut self.opened, (peer, hold), reply),
+        }
     }
 
     /// Answers at once where the note has come already.
@@ -69,6 +77,10 @@ impl Waiting {
     }
 
     pub(super) fn is_refused(&mut self, peer: PeerId, hold: HoldId, why: &'static str) {
+        if self.refused.len() >= REFUSED {
+            self.refused.pop_front();
+        }
+        self.refused.push_back(((peer, hold), why));
         answer(&mut self.opened, &(peer, hold), &Err(LedgerError::NoCredit(why)));
     }
 

@@ -221,7 +221,15 @@ impl Node {
         let (ledger, keeper) = Ledger::start(ledger_config, ledger_inputs, ledger_stopping)
             .await
             .map_err(|e| StartError::new(ErrorCode::StorageFailed, e.to_string()))?;
-        let plane = Plane::new(ledger, handle.clone(), network, telemetry.clone(), keypair.clone(), settings.price);
+        let plane = Plane::new(
+            ledger,
+            handle.clone(),
+            network,
+            telemetry.clone(),
+            keypair.clone(),
+            settings.price,
+            settings.exposure,
+        );
         tokio::spawn(plane.clone().run(streams));
         let own = Arc::default();
         let salt = prefix::salt(&keypair, prefix::OWN_TENANT);

@@ -97,6 +97,8 @@ pub(crate) struct Settings {
     pub(crate) price: Price,
     /// Of a hundred answers over peers, how many are computed again here to see whether they are right.
     pub(crate) audit: u8,
+    /// Micro-credits that a session may leave uncovered, where that was said.
+    pub(crate) exposure: Option<u64>,
     /// How long announcements are believed; provider records half as long again.
     pub(crate) announce_ttl: Duration,
     /// On what stages compute, and how.
@@ -138,6 +140,7 @@ impl Settings {
             serve: None,
             price: Price::FREE,
             audit: 0,
+            exposure: None,
             announce_ttl: ANNOUNCE_TTL,
             compute: StageOptions::default(),
             models: None,

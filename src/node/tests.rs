@@ -3,6 +3,7 @@
 mod audit;
 mod commitments;
 mod ledger;
+mod paying;
 
 use std::time::Duration;
 

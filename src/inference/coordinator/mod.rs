@@ -7,6 +7,7 @@
 //! and the session goes on.
 
 mod opening;
+pub(crate) mod paying;
 mod recover;
 mod replay;
 mod trust;
@@ -23,19 +24,21 @@ use libp2p::PeerId;
 use quelea_announce::SignedAnnouncement;
 use quelea_behaviours::conduct::Deed;
 use quelea_engine::{Runner, round_to_bf16};
+use quelea_ledger::receipt::About;
 use quelea_shard::{
     frame::{BlockKey, Cancel, Close, Ends, Form, Frame, Keep, Prefix, SessionId, StreamKind, Totals},
     link::{Batch, DataSender},
     protocol,
     reassembly::Expect,
 };
-use quelea_wire::{ErrorCode, ModelId, Profile, SpanRange};
+use quelea_wire::{ErrorCode, ModelId, Profile, SpanRange, WorkedRows, time::unix_ms};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout_at},
 };
 
 use self::{
+    paying::Paying,
     trust::{Trust, UNCHECKED},
     wait::Trouble,
 };
@@ -44,7 +47,7 @@ use super::{
     links::{Control, EVENTS, FromStage, Listener},
     plane::{Plane, RESULTS},
     planner::{Hop, Query},
-    types::{CommittedRows, HopReport, InferError, PREFILL_WINDOW, Recovery, RouteHop, Saw},
+    types::{CommittedRows, Cost, HopReport, InferError, PREFILL_WINDOW, Recovery, RouteHop, Saw},
 };
 
 /// Chunks of a prompt that may be on their way through the chain at once.
@@ -87,6 +90,10 @@ pub(crate) struct SessionSpec {
     pub(crate) own: Option<SignedAnnouncement>,
     /// What the chain was planned for.
     pub(crate) query: Query,
+    /// The most rows that a stage may have to compute.
+    pub(crate) most_rows: WorkedRows,
+    /// Whether a receipt is wanted.
+    pub(crate) receipt: bool,
 }
 
 impl SessionSpec {
@@ -150,6 +157,9 @@ impl Drop for Results {
 struct Expected {
     pos: u32,
     rows: u16,
+    /// How many were given for them, and how.
+    given: u16,
+    kind: StreamKind,
     /// Those that have.
     data: Vec<f32>,
 }
@@ -209,6 +219,10 @@ pub(crate) struct ChainSession {
     accused: HashSet<PeerId>,
     recoveries: Vec<Recovery>,
     closed: bool,
+    /// What stages get.
+    paying: Paying,
+    cost: Option<Cost>,
+    receipt: Option<Vec<u8>>,
 }
 
 impl ChainSession {
@@ -246,6 +260,8 @@ impl ChainSession {
         if !shares {
             spec.prefix = Prefix::default();
         }
+        let paying = Paying::begin(plane.clone(), id, &spec, &stages, deadline).await?;
+        paying.epoch(epoch);
         let results = Results::await_from(&plane, last, id, epoch, spec.back());
         let links = async {
             let decode = plane.links.data(&plane, first.peer, StreamKind::Decode, &first.addrs).await?;
@@ -286,6 +302,9 @@ impl ChainSession {
             accused: HashSet::new(),
             recoveries: Vec::new(),
             closed: false,
+            paying,
+            cost: None,
+            receipt: None,
         };
         session.send_opens(local)?;
         session.kept_rows = session.accepted(deadline).await?;
@@ -411,7 +430,8 @@ impl ChainSession {
         let rows = u16::try_from(ids.len()).unwrap_or(u16::MAX);
         self.sent = pos.saturating_add(u32::from(rows));
         let (back_from, back) = if last_row_only { (self.sent.saturating_sub(1), 1) } else { (pos, rows) };
-        self.expected.push_back(Expected { pos: back_from, rows: back, data: Vec::new() });
+        self.expected.push_back(Expected { pos: back_from, rows: back, given: rows, kind, data: Vec::new() });
+        self.paying.sent(kind, rows);
         let how = How { kind, last_row_only, rewind: self.rewound, deadline };
         match self.give(pos, self.sent, how) {
             Ok(()) => Ok(()),
@@ -491,6 +511,7 @@ impl ChainSession {
         }
         let deadline = Instant::now() + CLOSE_TIMEOUT;
         let mut waiting: Vec<PeerId> = self.stages.iter().map(|stage| stage.hop.peer).collect();
+        let mut gone = Vec::new();
         while !waiting.is_empty() {
             match timeout_at(deadline, self.events.recv()).await {
                 Ok(Some((peer, event))) => {
@@ -508,6 +529,9 @@ impl ChainSession {
                     if said_all {
                         waiting.retain(|p| *p != peer);
                     }
+                    if said_all && !closed {
+                        gone.push(peer);
+                    }
                     // The answer is complete; a stage that is lost now only misses in the report.
                     drop(self.event(peer, event));
                 }
@@ -518,8 +542,55 @@ impl ChainSession {
             trust.settled(self.sent, deadline).await;
             trust.trouble()?;
         }
+        gone.extend(waiting);
+        self.settle(gone).await?;
         let committed = |stage: &Stage| self.trust.as_ref().and_then(|trust| trust.report(&stage.hop.peer));
         Ok(self.stages.iter().map(|stage| report(stage, committed(stage))).collect())
+    }
+}
+
+impl ChainSession {
+    /// Pays the stages for what they have done, as they say themselves where that can be. Those that are `gone` say nothing.
+    async fn settle(&mut self, mut gone: Vec<PeerId>) -> Result<(), InferError> {
+        if !self.paying.costs() && !self.spec.receipt {
+            return Ok(());
+        }
+        let deadline = Instant::now() + self.spec.step_timeout;
+        while !self.paying.all_said(&gone) {
+            match timeout_at(deadline, self.events.recv()).await {
+                Ok(Some((peer, FromStage::Lost(_)))) => gone.push(peer),
+                Ok(Some((peer, event))) => drop(self.event(peer, event)),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        let cost = self.paying.settle().await;
+        self.cost = (!cost.stages.is_empty()).then_some(cost);
+        if self.spec.receipt {
+            let prompt_rows = u32::try_from(self.spec.query.prompt_rows).unwrap_or(u32::MAX);
+            let about = About {
+                session: self.id.0,
+                model: self.spec.model,
+                profile: self.spec.profile,
+                layers: self.spec.layers,
+                span: self.spec.query.span,
+                prompt_rows,
+                answer_rows: self.sent.saturating_sub(prompt_rows),
+                at: unix_ms(),
+            };
+            let commitment = |peer: &PeerId| self.trust.as_ref().and_then(|trust| trust.envelope(peer));
+            self.receipt = Some(self.paying.sealed(about, commitment)?);
+        }
+        Ok(())
+    }
+
+    /// What the stages got, after [`Self::finish`]; nothing where none asks a price.
+    pub(crate) fn cost(&self) -> Option<Cost> {
+        self.cost.clone()
+    }
+
+    /// The receipt, where one was asked for.
+    pub(crate) fn receipt(&self) -> Option<Vec<u8>> {
+        self.receipt.clone()
     }
 }
 

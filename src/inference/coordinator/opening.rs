@@ -39,7 +39,7 @@ impl ChainSession {
             next_addrs,
             prefix: self.spec.prefix.clone(),
             ends: self.ends_at(i),
-            pay: None,
+            pay: self.stages.get(i).and_then(|stage| self.paying.by(&stage.hop.peer)),
         }
     }
 

@@ -85,6 +85,7 @@ impl ChainSession {
     /// From now on the session does without `peer`.
     fn leave_out(&mut self, peer: PeerId) {
         self.dead.insert(peer);
+        self.paying.left(&peer);
         if let Some(trust) = &self.trust {
             trust.leave_out(peer);
         }
@@ -95,6 +96,9 @@ impl ChainSession {
         new.extend(self.replace().await?);
         self.connect_again(self.results.plane.handle.local()).await?;
         let mut stands = self.standing((*deadline).min(Instant::now() + OPEN_TIMEOUT)).await?;
+        for (stage, stand) in self.stages.iter().zip(&stands) {
+            self.paying.stands(&stage.hop.peer, stand.pos, self.sent);
+        }
         self.trim_back(&mut stands).await?;
         self.replay(&stands, deadline).await?;
         self.vouched().await?;
@@ -186,6 +190,8 @@ impl ChainSession {
         if control.sender.features() & self.features != self.features {
             return Err(lost("it is of a version that cannot take a session over"));
         }
+        let paid = self.paying.add_later(hop, &control.sender, Instant::now() + OPEN_TIMEOUT).await;
+        paid.map_err(|error| Trouble::Peer { peer: hop.peer, error: Box::new(error) })?;
         control.subscribe(self.id, self.listener.clone());
         Ok(Stage { hop: hop.clone(), control, session: self.id, totals: None, joined: false })
     }
@@ -198,6 +204,7 @@ impl ChainSession {
             self.take(Some(batch))?;
         }
         self.epoch += 1;
+        self.paying.epoch(self.epoch);
         if let Some(trust) = &self.trust {
             trust.arrange(self.epoch, &self.arrangement());
         }
@@ -305,6 +312,7 @@ impl ChainSession {
         for (stage, stand) in self.stages.iter().zip(stands.iter_mut()).rev() {
             let keep_rows = if stand.log_from > lacks { lacks } else { stand.pos.min(sure) };
             if keep_rows < stand.pos {
+                self.paying.again(&stage.hop.peer, stand.pos - keep_rows);
                 *stand = Stand { pos: keep_rows, log_from: stand.log_from.min(keep_rows) };
                 let trim = Trim { session: self.id, epoch: self.epoch, keep_rows };
                 let peer = stage.hop.peer;

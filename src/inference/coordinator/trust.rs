@@ -155,6 +155,11 @@ impl Trust {
         Some(CommittedRows { rows: latest.rows, in_root, out_root })
     }
 
+    /// What it has signed last, as it did.
+    pub(super) fn envelope(&self, peer: &PeerId) -> Option<Vec<u8>> {
+        Some(self.lock().witness.latest(peer)?.envelope.clone())
+    }
+
     /// Judges one commitment. The signature is checked without the lock.
     fn judge(&self, peer: PeerId, frame: &Commit) {
         let signed = Commitment::open(&frame.envelope, &self.plane.network);

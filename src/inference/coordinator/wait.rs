@@ -143,6 +143,7 @@ impl ChainSession {
             } else {
                 self.last = std::mem::take(&mut expected.data);
             }
+            self.paying.back(expected.kind, expected.given);
             self.expected.pop_front();
             if let Some(trust) = &self.trust {
                 trust.computed(end, self.spec.step_timeout);
@@ -180,6 +181,10 @@ impl ChainSession {
             Frame::Stalled(stalled) if stalled.epoch == self.epoch => {
                 let (code, from) = (believed(stalled.code), self.name(peer));
                 Err(self.lost(stalled.about, code, &format!("is lost to {from}: {}", code.meaning())))
+            }
+            Frame::Receipt(receipt) => {
+                self.paying.receipt(peer, &receipt.envelope);
+                Ok(())
             }
             Frame::Refuse(refuse) => {
                 let code = believed(refuse.code);
@@ -258,12 +263,13 @@ impl ChainSession {
     }
 }
 
-/// A stage may only speak of routing, the protocol, the model and its own load. Anything else (that the caller cancelled,
+/// A stage may only speak of routing, the protocol, the model, its own load and its price. Anything else (that the caller cancelled,
 /// say, or may not ask) is not its to decide.
 fn believed(code: ErrorCode) -> ErrorCode {
     match code {
         ErrorCode::Overloaded | ErrorCode::ShuttingDown => code,
         code if (2000..5000).contains(&code.to_u16()) => code,
+        code if (7000..8000).contains(&code.to_u16()) => code,
         _ => ErrorCode::HopLost,
     }
 }

@@ -84,6 +84,7 @@ impl Earlier {
             draft: now.draft.clone(),
             objective: now.objective,
             max_price: now.max_price,
+            receipt: now.receipt,
             ..self.header.request.clone()
         }
     }

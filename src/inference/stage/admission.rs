@@ -20,7 +20,7 @@ use super::{
         prefix,
         serve::Served,
     },
-    Entry, Held, Log, MAX_PER_COORDINATOR, MAX_SESSIONS, Out, Plane, Tables, told,
+    Account, Entry, Held, Log, MAX_PER_COORDINATOR, MAX_SESSIONS, Out, Plane, Tables, paid, told,
 };
 use crate::swarm::ConnectError;
 
@@ -53,6 +53,12 @@ pub(super) fn opened(plane: &Arc<Plane>, coordinator: PeerId, stream: u64, contr
         Ok(served) => served,
         Err((code, detail)) => return refuse(code, detail),
     };
+    if let Err((code, detail)) = paid::offers(plane, coordinator, &open) {
+        return refuse(code, detail);
+    }
+    if open.pay.is_some_and(|pay| tables.spent.has(&pay.hold)) {
+        return refuse(ErrorCode::PaymentRequired, "the hold was worked for before".into());
+    }
     let of_this = tables.held.get(&coordinator).copied().unwrap_or_default();
     let full = |tables: &mut Tables| tables.entries.len() >= MAX_SESSIONS && !tables.make_room(coordinator, |_| true);
     if of_this >= MAX_PER_COORDINATOR || full(&mut tables) {
@@ -71,7 +77,15 @@ pub(super) fn opened(plane: &Arc<Plane>, coordinator: PeerId, stream: u64, contr
     open.prefix = prefix;
     tables.entries.insert(
         key,
-        Entry { machine, coordinator, control: control.clone(), stream, held: None, since: Instant::now() },
+        Entry {
+            machine,
+            coordinator,
+            control: control.clone(),
+            stream,
+            held: None,
+            since: Instant::now(),
+            account: Account::new(plane, coordinator, &open),
+        },
     );
     drop(tables);
     tokio::spawn(admit(plane.clone(), key, open, served));
@@ -119,7 +133,13 @@ fn fits(plane: &Plane, coordinator: PeerId, open: &Open) -> Result<Arc<Served>, 
 
 /// Reserves the cache, reaches the next peer, and answers.
 async fn admit(plane: Arc<Plane>, key: (PeerId, SessionId), open: Open, served: Arc<Served>) {
-    let event = match reserve(&plane, key.0, &open, &served).await {
+    let reserved = async {
+        let deadline = Instant::now() + REACH_NEXT;
+        let (paid, reserved) =
+            tokio::join!(paid::reserved(&plane, key.0, &open, deadline), reserve(&plane, key.0, &open, &served));
+        paid.and(reserved)
+    };
+    let event = match reserved.await {
         Ok((mut held, kept_rows)) => {
             let kv_pages_free = served.runner.load().kv_pages_free;
             held.watch = Some(watch_next(&plane, key, &open, &held));

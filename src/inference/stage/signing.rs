@@ -1,9 +1,10 @@
 //! Commitments of this node's stages, signed beside the stages' threads.
 
 use libp2p::identity::Keypair;
+use quelea_ledger::receipt::Part;
 use quelea_shard::{
     commitment::{Commitment, Point},
-    frame::{Commit, Open},
+    frame::{Commit, Open, Receipt, SessionId},
     link::ControlSender,
 };
 use quelea_wire::NetworkId;
@@ -18,7 +19,12 @@ const QUEUE: usize = 1024;
 /// What is to be signed, and who gets it.
 struct Unsigned {
     control: ControlSender,
-    of: Commitment,
+    of: Of,
+}
+
+enum Of {
+    Commitment(Commitment),
+    Part(Box<Part>),
 }
 
 /// Takes what stages commit to. Never waits.
@@ -56,9 +62,18 @@ impl Signer {
         for Point { first, rows, in_root, out_root } in points {
             let Open { session, epoch, model, profile, span, .. } = *open;
             let of = Commitment { session, epoch, model, profile, span, first, rows, in_root, out_root };
-            let full = self.queue.try_send(Unsigned { control: control.clone(), of }).is_err();
-            self.metrics.channel_full_if(full, "commitments");
+            self.queue(control, Of::Commitment(of));
         }
+    }
+
+    /// Has the session's coordinator told what was done for it.
+    pub(super) fn receipt(&self, control: &ControlSender, part: Part) {
+        self.queue(control, Of::Part(Box::new(part)));
+    }
+
+    fn queue(&self, control: &ControlSender, of: Of) {
+        let full = self.queue.try_send(Unsigned { control: control.clone(), of }).is_err();
+        self.metrics.channel_full_if(full, "commitments");
     }
 }
 
@@ -71,8 +86,27 @@ struct By {
     mood: super::mischief::Mood,
 }
 
+impl By {
+    fn receipt(&self, control: &ControlSender, part: &Part) {
+        match part.seal(&self.keypair, &self.network) {
+            Ok(envelope) => {
+                // Who does not read has no receipt.
+                let _ = control.send(Receipt { session: SessionId(part.session), epoch: part.epoch, envelope });
+            }
+            Err(error) => tracing::warn!(%error, "nothing can be signed with this node's identity"),
+        }
+    }
+}
+
 async fn sign(by: By, mut unsigned: mpsc::Receiver<Unsigned>) {
     while let Some(Unsigned { control, of }) = unsigned.recv().await {
+        let of = match of {
+            Of::Commitment(of) => of,
+            Of::Part(part) => {
+                by.receipt(&control, &part);
+                continue;
+            }
+        };
         let (session, epoch) = (of.session, of.epoch);
         #[cfg(test)]
         let Some((of, epoch)) = by.mood.twist(of, epoch) else { continue };

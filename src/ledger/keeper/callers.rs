@@ -71,7 +71,12 @@ impl Keeper {
             Command::Opened { peer, hold, reply } => match self.view(Side::Theirs, peer, hold) {
                 Some(view) if view.state == HoldState::Open => {
                     // It may not be on disk yet.
-                    let open = OpenHold { max: view.max, job_hash: view.job_hash, expires_at: view.expires_at };
+                    let open = OpenHold {
+                        max: view.max,
+                        job_hash: view.job_hash,
+                        expires_at: view.expires_at,
+                        vouched: view.voucher,
+                    };
                     self.after(reply, open);
                 }
                 Some(_) => drop(reply.send(Err(Refusal::NotOpen.into()))),

@@ -87,7 +87,7 @@ impl Keeper {
             }
             Event::HoldOpened { hold, max, job_hash } => {
                 let expires_at = self.view(Side::Theirs, peer, hold).map_or(0, |view| view.expires_at);
-                self.turn.told.push(Told::Open(peer, hold, OpenHold { max, job_hash, expires_at }));
+                self.turn.told.push(Told::Open(peer, hold, OpenHold { max, job_hash, expires_at, vouched: 0 }));
                 self.telemetry.metrics.ledger_entry("hold", "taken");
             }
             Event::HoldRefused { hold, why } => {

@@ -1,0 +1,178 @@
+//! The end: what each stage gets, its note, and the receipt.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::join_all;
+use libp2p::PeerId;
+use quelea_ledger::{
+    Hash, HoldId, Raw,
+    book::Side,
+    receipt::{Entry, Lost, Part, Receipt, Work},
+};
+use quelea_wire::Credits;
+use tokio::time::timeout;
+
+use super::{About, Payee, Paying, Shared};
+use crate::inference::types::{Cost, InferError, StageCost};
+
+/// How long the end of an answer waits for notes. They are paid all the same.
+const NOTES: Duration = Duration::from_secs(5);
+
+/// What is to be paid for one hold.
+struct Due {
+    peer: PeerId,
+    hold: HoldId,
+    amount: u64,
+    result: Hash,
+}
+
+impl Payee {
+    /// What it gets after an orderly end: what it says, unless that is more than it was given; never less than was signed for.
+    fn claimed(&self) -> u64 {
+        let own = self.amount(self.sent);
+        self.part.as_ref().map_or(own, |(part, _)| part.work.amount.min(own)).max(self.owed)
+    }
+
+    /// What it gets otherwise.
+    fn delivered(&self) -> u64 {
+        self.amount(self.back).max(self.owed)
+    }
+
+    fn settle(&mut self, amount: u64) -> Option<Due> {
+        let hold = self.hold.filter(|_| !self.settled)?;
+        self.settled = true;
+        // From now on this is what it gets.
+        self.owed = amount;
+        let result = self.part.as_ref().map_or(Hash::ZERO, |(_, raw)| Part::hash(raw));
+        Some(Due { peer: self.peer, hold, amount, result })
+    }
+
+    fn rows(&self) -> (u64, u64) {
+        match &self.part {
+            Some((part, _)) => (part.work.prefill, part.work.decode),
+            None => (self.back.prefill, self.back.decode),
+        }
+    }
+}
+
+/// Pays one hold, or takes it back where nothing is owed. Waits until the peer is there again, if it is not.
+async fn pay(shared: &Shared, due: Due) -> Option<Hash> {
+    let Due { peer, hold, amount, result } = due;
+    let ledger = shared.plane.ledger();
+    #[cfg(test)]
+    if shared.plane.stint.load(std::sync::atomic::Ordering::Relaxed) == super::Stint::Notes as u8 {
+        return None;
+    }
+    let paid = if amount == 0 {
+        ledger.void(peer, Side::Mine, hold).await.map(|()| Hash::ZERO)
+    } else {
+        ledger.pay(peer, hold, amount, result).await
+    };
+    match paid {
+        Ok(note) => Some(note),
+        // It was never taken out, or the peer has ended it.
+        Err(error) if amount == 0 => {
+            tracing::debug!(%peer, %error, "a hold is not taken back");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%peer, amount = %Credits(amount), %error, "a hold is not settled");
+            None
+        }
+    }
+}
+
+/// Settles what is still open, beside everything else.
+pub(super) fn in_passing(shared: &Arc<Shared>) {
+    let mut state = shared.lock();
+    state.over = true;
+    let due: Vec<Due> = state
+        .payees
+        .iter_mut()
+        .filter_map(|payee| {
+            let amount = payee.delivered();
+            payee.settle(amount)
+        })
+        .collect();
+    drop(state);
+    shared.wake.notify_one();
+    for due in due {
+        let shared = shared.clone();
+        tokio::spawn(async move { pay(&shared, due).await });
+    }
+}
+
+impl Paying {
+    /// The session has ended in order: pays every stage, once.
+    pub(in super::super) async fn settle(&self) -> Cost {
+        let due: Vec<Due> = {
+            let mut state = self.shared.lock();
+            state.over = true;
+            let of = |payee: &mut Payee| {
+                let amount = if payee.here { payee.claimed() } else { payee.delivered() };
+                payee.settle(amount)
+            };
+            state.payees.iter_mut().filter_map(of).collect()
+        };
+        self.shared.wake.notify_one();
+        let notes = due.into_iter().map(|due| {
+            let (hold, shared) = (due.hold, self.shared.clone());
+            let paid = tokio::spawn(async move { pay(&shared, due).await });
+            async move {
+                // Whoever is not there now is paid later.
+                let note = timeout(NOTES, paid).await.ok().and_then(Result::ok).flatten();
+                (hold, note.unwrap_or(Hash::ZERO))
+            }
+        });
+        let notes = join_all(notes).await;
+        let mut state = self.shared.lock();
+        for (hold, note) in notes {
+            state.payees.iter_mut().filter(|payee| payee.hold == Some(hold)).for_each(|payee| payee.note = note);
+        }
+        let paid: Vec<&Payee> = state.payees.iter().filter(|payee| payee.hold.is_some()).collect();
+        let micro_credits = paid.iter().fold(0_u64, |sum, payee| sum.saturating_add(payee.owed));
+        let stages = paid.iter().map(|payee| {
+            let (prefill_rows, decode_rows) = payee.rows();
+            StageCost {
+                peer: payee.peer.to_string(),
+                layers: payee.span.to_string(),
+                prefill_rows,
+                decode_rows,
+                credits: Credits(payee.owed).to_string(),
+                note: (payee.note != Hash::ZERO).then(|| hex::encode(payee.note.0)),
+            }
+        });
+        Cost { micro_credits, credits: Credits(micro_credits).to_string(), stages: stages.collect() }
+    }
+
+    /// The receipt, signed: the file's bytes. `commitment` is what a stage has last committed to.
+    pub(in super::super) fn sealed(
+        &self,
+        about: About,
+        commitment: impl Fn(&PeerId) -> Option<Vec<u8>>,
+    ) -> Result<Vec<u8>, InferError> {
+        let plane = &self.shared.plane;
+        let state = self.shared.lock();
+        let (mut entries, mut lost) = (Vec::new(), Vec::new());
+        for payee in &state.payees {
+            match payee.part.as_ref().filter(|(part, _)| part.work.amount == payee.owed || payee.hold.is_none()) {
+                Some((part, raw)) => {
+                    let commitment = commitment(&payee.peer).filter(|_| part.rows > 0).unwrap_or_default();
+                    entries.push(Entry { part: Raw(raw.clone()), commitment: Raw(commitment), note: payee.note });
+                }
+                // By our own word, as it has said nothing, or something else than what it was paid for.
+                None => {
+                    // Those rows that what it gets is for.
+                    let counts = [payee.back, payee.sent, payee.vouched];
+                    let paid = counts.into_iter().find(|rows| payee.amount(*rows) == payee.owed);
+                    let rows = paid.unwrap_or(payee.back);
+                    let Some(work) = Work::of(payee.span.count(), rows, payee.price) else { continue };
+                    let (stage, span, hold) = (payee.peer, payee.span, payee.hold.unwrap_or(HoldId::NONE));
+                    lost.push(Lost { stage, span, work, hold, note: payee.note });
+                }
+            }
+        }
+        Receipt::seal(&plane.keypair, &plane.network, about, entries, lost)
+            .map_err(|error| InferError::new(quelea_wire::ErrorCode::ReceiptWrong, error.to_string()))
+    }
+}
