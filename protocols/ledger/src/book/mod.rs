@@ -14,6 +14,7 @@ mod effects;
 mod look;
 mod receive;
 mod row;
+mod steps;
 mod sync;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -239,13 +239,31 @@ fn dealing() -> impl Strategy<Value = Dealing> {
 
 proptest! {
     #[test]
-    fn any_bytes_are_one_row_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..120)) {
-        if let Ok(row) = Row::decode(&bytes) {
-            prop_assert_eq!(row.encode(), bytes.clone());
+    fn what_is_damaged_is_an_error_or_another_row(
+        fields in prop::collection::vec(any::<u64>(), 0..=31),
+        at in any::<prop::sample::Index>(),
+        byte in any::<u8>(),
+    ) {
+        let mut row = Row { repaid: fields.len() as u64, ..Row::default() };
+        row.at = fields.iter().copied().fold(0, u64::wrapping_add);
+        let mut losses = Losses::default();
+        losses.days.extend(fields.iter().enumerate().map(|(day, lost)| (day as u64, *lost)));
+        let (mut of_row, mut of_losses) = (row.encode(), losses.encode());
+        prop_assert_eq!(Row::decode(&of_row), Ok(row));
+        prop_assert_eq!(Losses::decode(&of_losses), Ok(losses));
+        let (one, other) = (at.index(of_row.len()), at.index(of_losses.len()));
+        (of_row[one], of_losses[other]) = (byte, byte);
+        if let Ok(row) = Row::decode(&of_row) {
+            prop_assert_eq!(row.encode(), of_row);
         }
-        if let Ok(losses) = Losses::decode(&bytes) {
-            prop_assert_eq!(losses.encode(), bytes);
+        if let Ok(losses) = Losses::decode(&of_losses) {
+            prop_assert_eq!(losses.encode(), of_losses);
         }
+    }
+
+    #[test]
+    fn any_bytes_are_no_reason_to_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        let _ = (Row::decode(&bytes), Losses::decode(&bytes));
     }
 
     #[test]
