@@ -7,7 +7,7 @@ use libp2p::PeerId;
 /// Bytes of an Ed25519 peer id: the identity multihash of the protobuf of a key. Other identities have no account.
 pub const PEER_BYTES: usize = 38;
 
-/// The longest envelope inside a message or packet: a note with its lock has 335 bytes.
+/// The longest envelope inside a message or a sync: a note with its lock has 335 bytes.
 pub const MAX_RAW: usize = 480;
 
 /// What is wrong with bytes.

@@ -7,7 +7,12 @@
 //!
 //! The pair of nonces names a session. Only what carries the nonces of the session that both sides have synced is heard.
 
-use crate::fields::{DecodeError, Hash, HoldId, List, Nonce, Raw, Unit, decode, encode, record};
+use std::cmp::Ordering;
+
+use crate::{
+    fields::{DecodeError, Hash, HoldId, List, Nonce, Raw, Unit, decode, encode, record},
+    message::MAX_ENVELOPE,
+};
 
 /// The longest packet: a sync with all its parts has some 3 KiB.
 pub const MAX_PACKET: usize = 4096;
@@ -102,7 +107,11 @@ impl Packet {
         let tag = u8::from(matches!(self.content, Content::Signed(_)));
         let mut out = encode(&Frame { version: VERSION, from: self.from, to: self.to, tag });
         match &self.content {
-            Content::Signed(raw) => out.extend(encode(raw)),
+            Content::Signed(raw) => {
+                let sent = raw.0.get(..MAX_ENVELOPE).unwrap_or(&raw.0);
+                out.extend(u16::try_from(sent.len()).unwrap_or(0).to_le_bytes());
+                out.extend_from_slice(sent);
+            }
             Content::Sync(sync) => out.extend(encode(&SyncFields {
                 unit: sync.unit,
                 notes: sync.notes,
@@ -142,9 +151,23 @@ impl Packet {
                     vouchers: fields.vouchers.0,
                 }))
             }
-            1 => Content::Signed(decode(rest)?),
+            1 => Content::Signed(envelope(rest)?),
             other => return Err(DecodeError::Kind(other)),
         };
         Ok(Self { from, to, content })
+    }
+}
+
+/// An envelope that takes all of `bytes` after its length. It may be as long as any: a proof has two others within it.
+fn envelope(bytes: &[u8]) -> Result<Raw, DecodeError> {
+    let (length, envelope) = bytes.split_first_chunk::<2>().ok_or(DecodeError::Short)?;
+    let length = usize::from(u16::from_le_bytes(*length));
+    if length > MAX_ENVELOPE {
+        return Err(DecodeError::Field("envelope"));
+    }
+    match envelope.len().cmp(&length) {
+        Ordering::Less => Err(DecodeError::Short),
+        Ordering::Equal => Ok(Raw(envelope.to_vec())),
+        Ordering::Greater => Err(DecodeError::Long),
     }
 }

@@ -326,3 +326,21 @@ fn strangers_share_one_pool_however_many_they_are() {
     }
     assert_eq!(creditor.book.pool_exposure(), 1000);
 }
+
+/// A proof is the longest of all messages: two notes, each whole.
+#[test]
+fn a_proof_travels_in_a_packet_and_is_believed() {
+    let (mut debtor, mut creditor) = two();
+    let out = debtor.book.hold(NOW, creditor.peer, UNIT, terms(1, 7)).unwrap();
+    let newest = Packet::decode(&debtor.apply(out)[0]).unwrap();
+    let [a, b] = [40, 41].map(|issued| signed(3, note(3, Hash::ZERO, issued, issued)).raw());
+    let proof = signed(1, quelea_ledger::message::Evidence { a, b }).raw();
+    assert!(proof.0.len() > 2 * 300);
+    let packet = Packet { content: Content::Signed(proof), ..newest };
+    assert_eq!(Packet::decode(&packet.encode()).as_ref(), Ok(&packet));
+    let out = creditor.book.receive(NOW, debtor.peer, &packet.encode()).unwrap();
+    assert!(creditor.apply(out).is_empty());
+    assert!(
+        creditor.events.iter().any(|event| matches!(event, Event::Proven { offender, .. } if *offender == peer(3)))
+    );
+}

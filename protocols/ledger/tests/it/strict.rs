@@ -92,7 +92,7 @@ fn lengths_that_lie_are_refused_before_anything_is_kept() {
         assert!(Packet::decode(&other).is_err(), "{value} at {at}");
     }
     let envelope = |len: u16| [&bytes[..33], &[1], &len.to_le_bytes()[..], &[0; 500]].concat();
-    assert!(matches!(Packet::decode(&envelope(481)), Err(DecodeError::Field("envelope"))));
+    assert!(matches!(Packet::decode(&envelope(MAX_ENVELOPE as u16 + 1)), Err(DecodeError::Field("envelope"))));
     assert!(matches!(Packet::decode(&vec![1; MAX_PACKET + 1]), Err(DecodeError::Long)));
 }
 
