@@ -14,7 +14,7 @@ use quelea_ledger::{
     book::{Book, Key, Outcome, Send},
     trust::{Dealing, Policy},
 };
-use quelea_wire::time::unix_ms;
+use quelea_wire::{prefix::Prefix, time::unix_ms};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval},
@@ -71,6 +71,9 @@ pub(super) struct Keeper {
     handle: Handle,
     telemetry: Telemetry,
     lines: HashMap<PeerId, Line>,
+    /// Where peers with an account were connected from last, also while they are away: what a range owes does not become less
+    /// because its peers hang up.
+    groups: HashMap<PeerId, Prefix>,
     waiting: Waiting,
     /// Payments that wait until their peers are there.
     due: Vec<Payment>,
@@ -98,6 +101,7 @@ impl Keeper {
             handle,
             telemetry,
             lines: HashMap::new(),
+            groups: HashMap::new(),
             waiting: Waiting::default(),
             due: Vec::new(),
             turn: Turn::default(),
@@ -242,7 +246,7 @@ impl Keeper {
     }
 
     fn set_terms(&mut self, now: u64, peer: PeerId) {
-        let terms = self.dealings.terms(now, &peer, None);
+        let terms = self.dealings.terms(now, &peer, self.groups.get(&peer).copied());
         self.book.set_terms(peer, UNIT, terms);
     }
 

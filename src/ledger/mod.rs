@@ -27,7 +27,7 @@ use quelea_ledger::{
     book::{Account, Book, HoldTerms, Key, Refusal, Rules, Side},
     trust::Policy,
 };
-use quelea_wire::{ErrorCode, NetworkId};
+use quelea_wire::{ErrorCode, NetworkId, prefix::Prefix};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -52,8 +52,9 @@ pub(crate) enum Input {
     /// A peer sent a packet: bytes in the form of one, of which nothing has been checked. When there is no place the peer is
     /// told to send it again.
     Packet { peer: PeerId, packet: Vec<u8> },
-    /// A peer has its first connection. When this is lost, the session begins with the first packet of either side.
-    Connected(PeerId),
+    /// A peer has its first connection, from this range of addresses; nothing at home. When this is lost, the session begins
+    /// with the first packet of either side.
+    Connected(PeerId, Option<Prefix>),
     /// A peer's last connection is gone. When this is lost, what is sent to it is dropped by the swarm.
     Disconnected(PeerId),
 }

@@ -24,8 +24,15 @@ impl Keeper {
             return;
         }
         match input {
-            Input::Connected(peer) => {
+            Input::Connected(peer, group) => {
                 self.lines.insert(peer, Line::default());
+                match group {
+                    Some(group) => drop(self.groups.insert(peer, group)),
+                    None => drop(self.groups.remove(&peer)),
+                }
+                if self.book.account(&peer, UNIT).is_some() {
+                    self.set_terms(unix_ms(), peer);
+                }
                 // With whom there has been nothing, a session begins when somebody wants something.
                 if self.book.account(&peer, UNIT).is_some_and(|account| account.heads.iter().any(|head| head.seq > 0)) {
                     self.begin(peer);
@@ -34,6 +41,9 @@ impl Keeper {
             Input::Disconnected(peer) => {
                 self.lines.remove(&peer);
                 self.book.disconnected(peer);
+                if self.book.account(&peer, UNIT).is_none() {
+                    self.groups.remove(&peer);
+                }
             }
             Input::Packet { peer, packet } => {
                 let now = unix_ms();

@@ -211,3 +211,40 @@ async fn who_has_lost_his_newest_notes_takes_them_from_his_creditor() {
     assert_eq!(account(&debtor, &creditor).await.frozen, None);
     stop([creditor, debtor]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn newcomers_of_one_address_range_share_what_they_may_owe() {
+    let mut settings = Settings::passing("node-tests", Vec::new());
+    settings.listen = vec![parse_multiaddr("/ip4/127.0.0.1/tcp/0").unwrap()];
+    // Otherwise this machine is a home, and no range.
+    settings.limit_local = true;
+    let worker = Node::start(settings).await.unwrap();
+    let mut payers = Vec::new();
+    for _ in 0..3 {
+        let payer = node(&[], None).await;
+        meet(&payer, &worker).await;
+        payers.push(payer);
+    }
+    let hold = async |payer: &Node, n: u8, max: u64| {
+        ledger(payer).hold(id(&worker), terms(n, max)).await.unwrap();
+        ledger(&worker).opened(id(payer), HoldId([n; 16]), deadline()).await
+    };
+    hold(&payers[2], 1, 100_000).await.unwrap();
+    for payer in &payers[..2] {
+        ledger(payer).promise(id(&worker), 950_000, u64::MAX).await.unwrap();
+        until("the note arrives", async || (agree(&worker, payer).await == 950_000).then_some(())).await;
+    }
+    let refused = hold(&payers[2], 2, 100_000).await.unwrap_err();
+    assert_eq!(refused, LedgerError::NoCredit("group"));
+    // They do not owe less for having hung up.
+    let left = payers.remove(0);
+    let gone = id(&left);
+    left.shutdown(GRACE).await;
+    until("it is gone", async || {
+        let peers = worker.handle.snapshot().await?.peers;
+        peers.iter().all(|peer| peer.peer != gone).then_some(())
+    })
+    .await;
+    assert_eq!(hold(&payers[1], 3, 100_000).await.unwrap_err(), LedgerError::NoCredit("group"));
+    stop(payers.into_iter().chain([worker])).await;
+}

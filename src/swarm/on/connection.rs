@@ -168,7 +168,7 @@ pub(crate) fn established(driver: &mut Driver, peer: PeerId, connection: Connect
         let _ = driver.swarm.behaviour_mut().kad.bootstrap();
     }
     driver.notify(SwarmNotice::Connected);
-    super::ledger::connected(driver, peer);
+    super::ledger::connected(driver, peer, endpoint.get_remote_address());
     tell(driver, &peer, true);
 }
 

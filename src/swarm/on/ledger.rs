@@ -1,8 +1,12 @@
 //! Packets of the ledger: out for the keeper, in to the keeper. Nothing here waits for it.
 
-use libp2p::PeerId;
+use std::net::IpAddr;
+
+use libp2p::{Multiaddr, PeerId};
 use quelea_behaviours::conduct::Deed;
 use quelea_ledger::behaviour::{Answer, Event, NotSent, SendError};
+
+use quelea_wire::prefix::{Prefix, ip_of};
 
 use super::conduct;
 use crate::{
@@ -13,6 +17,9 @@ use crate::{
 
 /// The protocol's label, and the keeper's queue.
 const LEDGER: &str = "ledger";
+
+/// The bits of an address that its owner does not choose: a /24, and a /48 of IPv6, owe together.
+const GROUP: (u8, u8) = (24, 48);
 
 /// The queue of packets to peers.
 const OUT: &str = "ledger_out";
@@ -38,8 +45,10 @@ pub(crate) fn send(driver: &mut Driver, packets: Vec<(PeerId, Vec<u8>)>) {
 }
 
 /// A peer's first connection stands.
-pub(crate) fn connected(driver: &Driver, peer: PeerId) {
-    tell(driver, Input::Connected(peer));
+pub(crate) fn connected(driver: &Driver, peer: PeerId, addr: &Multiaddr) {
+    let limited = |ip: &IpAddr| driver.swarm.behaviour().prefixes.limits_hold_for(*ip);
+    let group = ip_of(addr).filter(limited).map(|ip| Prefix::around(ip, GROUP));
+    tell(driver, Input::Connected(peer, group));
 }
 
 /// A peer's last connection is gone.
