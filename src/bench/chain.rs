@@ -7,6 +7,7 @@
 //! | `decode` | the unsplit model in this process | K workers, a token at a time: stages that wait for each other |
 //! | `sessions` | one answer over K workers | S answers at once: tokens of all per second |
 //! | `prefill` | each chunk of the prompt when the one before is back | chunks on their way through all stages at once |
+//! | `paid` | K workers that ask nothing | K that have a price: holds, vouchers, notes and receipts besides |
 //! | `speculation` | a token at a time | tokens guessed from the text itself, several in a pass; the answer is one of four tokens |
 //!
 //! Workers are processes of this program with a share of the layers each, on loopback, and as far apart as `delay` says
@@ -38,6 +39,10 @@ use crate::inference::{
 const FEW: usize = 4;
 /// Lifts a token's logit over all others.
 const OVER_ALL: f32 = 100.0;
+
+/// What workers ask for 1,000 layer-rows where they ask anything, in micro-credits: every voucher that can be due is, and
+/// thousands of answers are within a newcomer's credit.
+const PRICE: u64 = 100;
 
 /// Tokens of a prompt whose reading is not measured.
 const SHORT_PROMPT: usize = 8;
@@ -117,10 +122,17 @@ pub(crate) async fn measure(plan: &Plan, mut started: impl FnMut(&str)) -> Resul
     let mut results = Vec::new();
     for &stages in &plan.stages {
         started(&format!("{stages} workers"));
-        let lab = Lab::start(plan, layers, stages).await?;
+        let lab = Lab::start(plan, layers, stages, 0).await?;
         let outcome = tests(plan, &lab, &mut prompts, stages, &mut started, &mut results).await;
+        if outcome.is_ok() {
+            started(&format!("paid, {stages} workers"));
+        }
+        let outcome = match outcome {
+            Ok(()) => beside_paid(plan, &lab, &mut prompts, (layers, stages)).await,
+            Err(error) => Err(error),
+        };
         lab.stop().await;
-        outcome?;
+        results.push(outcome?);
     }
     Ok(ChainReport {
         layers,
@@ -158,6 +170,40 @@ async fn tests(
         results.push(Pair::of(test, stages, runs));
     }
     Ok(())
+}
+
+/// Workers that ask nothing, and as many others that have a price: both stay, and are asked in turns.
+async fn beside_paid(
+    plan: &Plan,
+    free: &Lab,
+    prompts: &mut Prompts,
+    (layers, stages): (u16, u16),
+) -> Result<Pair, InferError> {
+    let paid = Lab::start(plan, layers, stages, PRICE).await?;
+    let mut runs = Vec::new();
+    let outcome = async {
+        for turn in 0..=plan.turns {
+            let request = request(plan, prompts.of(SHORT_PROMPT));
+            // Who comes second may find the machine warmer.
+            let (one, other) = if turn % 2 == 0 { (free, &paid) } else { (&paid, free) };
+            let (one, other) = (one.ask(request.clone()).await?, other.ask(request).await?);
+            same(&one, &other)?;
+            let (plain, measured) = if turn % 2 == 0 { (one, other) } else { (other, one) };
+            if plain.cost.is_some() || measured.cost.is_none() {
+                return Err(InferError::new(
+                    ErrorCode::Internal,
+                    "what was to be paid was not, or the other way round",
+                ));
+            }
+            if turn > 0 {
+                runs.push((per_second(&plain)?, per_second(&measured)?));
+            }
+        }
+        Ok(())
+    };
+    let outcome = outcome.await;
+    paid.stop().await;
+    outcome.map(|()| Pair::of("paid", stages, runs))
 }
 
 /// A greedy request for exactly so many tokens.

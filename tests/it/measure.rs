@@ -62,7 +62,7 @@ async fn a_chain_of_worker_processes_is_measured_beside_plain_ways() {
     assert_eq!((&report["schema"], &report["delay_ms"]), (&"quelea.bench.chain/v1".into(), &Value::from(10)));
     let results = report["results"].as_array().unwrap();
     let names: Vec<&str> = results.iter().map(|result| result["test"].as_str().unwrap()).collect();
-    assert_eq!(names, ["decode", "sessions", "prefill", "speculation"]);
+    assert_eq!(names, ["decode", "sessions", "prefill", "speculation", "paid"]);
     for result in results {
         assert_eq!(result["stages"], 2);
         assert!(result["ratio"].as_f64().unwrap() > 0.0);

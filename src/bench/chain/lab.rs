@@ -29,8 +29,9 @@ pub(super) struct Lab {
 }
 
 impl Lab {
-    /// Starts `stages` workers with equal shares of `layers`, and waits until all are found.
-    pub(super) async fn start(plan: &Plan, layers: u16, stages: u16) -> Result<Self, InferError> {
+    /// Starts `stages` workers with equal shares of `layers`, which ask `price` for 1,000 layer-rows of answers, and waits
+    /// until all are found.
+    pub(super) async fn start(plan: &Plan, layers: u16, stages: u16, price: u64) -> Result<Self, InferError> {
         let dir = tempfile::Builder::new()
             .prefix("quelea-bench-")
             .tempdir()
@@ -42,7 +43,7 @@ impl Lab {
         for i in 0..stages {
             let span = format!("{}..{}", cut(i), cut(i + 1));
             let home = dir.path().join(format!("worker-{i}"));
-            let (child, address) = worker(plan, &home, &network, &span, first.first()).await?;
+            let (child, address) = worker(plan, &home, &network, (&span, price), first.first()).await?;
             workers.push(child);
             if first.is_empty() {
                 first.push(address);
@@ -76,7 +77,7 @@ async fn worker(
     plan: &Plan,
     home: &Path,
     network: &str,
-    span: &str,
+    (span, price): (&str, u64),
     first: Option<&PeerAddress>,
 ) -> Result<(Child, PeerAddress), InferError> {
     let failed = |why: String| InferError::new(ErrorCode::Internal, format!("the worker of layers {span}: {why}"));
@@ -84,6 +85,7 @@ async fn worker(
     command.args(["daemon", "--listen", "/ip4/127.0.0.1/tcp/0", "--kad-mode", "server", "--network", network]);
     command.args(["--api-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]);
     command.args(["--model", &plan.file, "--layers", span]).arg("--data-dir").arg(home);
+    command.arg("--price").arg(price.to_string());
     if let Some(first) = first {
         command.arg("--bootstrap").arg(first.to_string());
     }
