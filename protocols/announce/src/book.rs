@@ -115,9 +115,13 @@ impl Book {
         found
     }
 
-    /// Forgets a peer at once, as after a failed dial. A newer word of it is taken again, and so is the same one.
+    /// Forgets a peer at once, as after a failed dial. A newer word of it is taken again, and so is the same one. A goodbye
+    /// stays: without it what the peer said before would bring it back.
     pub fn forget(&mut self, peer: &PeerId) -> bool {
-        self.entries.remove(peer).is_some()
+        match self.entries.get(peer) {
+            Some(entry) if entry.announcement().tombstone => false,
+            known => known.is_some() && self.entries.remove(peer).is_some(),
+        }
     }
 
     /// Drops what has expired; returns how many.

@@ -284,4 +284,7 @@ fn a_query_finds_the_spans_of_one_model() {
     assert!(book.serving(&ModelId([7; 32]), NOW + MAX_LIFETIME_MS).is_empty());
     assert!(book.forget(&peer(1)) && !book.forget(&peer(1)));
     assert_eq!(book.serving(&ModelId([8; 32]), NOW).len(), 0);
+    // Whoever has left cannot be dialled either; that does not undo the goodbye.
+    assert!(!book.forget(&peer(3)));
+    assert_eq!(book.left(NOW).collect::<Vec<_>>(), [peer(3)]);
 }
