@@ -24,8 +24,11 @@ pub const ESTABLISHED_OUTBOUND: u32 = 100;
 /// Established altogether: at 64 streams of 256 KiB a hostile connection can make us hold 16 MiB unread, which the memory
 /// limit stops long before 256 of them do it.
 pub const ESTABLISHED_TOTAL: u32 = 256;
-/// Established with one peer: one relayed, a direct one from each side of a hole punch, and an AutoNAT dial-back.
-pub const ESTABLISHED_PER_PEER: u32 = 4;
+/// Established with one peer, at the worst moment: while two that found each other through relays punch holes by TCP and by
+/// QUIC, from each side a relayed one, a direct one by each transport, and an AutoNAT dial-back. Were a dial-back refused, its
+/// server would report that nobody can reach us. What is not used goes soon, and no address has more from outside
+/// ([`PER_HOST`](crate::prefixes::PER_HOST)).
+pub const ESTABLISHED_PER_PEER: u32 = 8;
 /// Share of the machine's memory past which no connection is taken. Weights are memory-mapped and count as resident, so a
 /// worker whose model fills most of the machine sets bytes instead.
 pub const MEMORY_SHARE: f64 = 0.9;

@@ -3,7 +3,11 @@
 use libp2p::swarm::SwarmEvent;
 use quelea_behaviours::BehaviourEvent;
 
-use super::{command::Command, driver::Driver, on};
+use super::{
+    command::Command,
+    driver::{Driver, causes},
+    on,
+};
 
 /// One command of a handle.
 pub(super) fn command(driver: &mut Driver, command: Command) {
@@ -66,7 +70,9 @@ pub(super) fn event(driver: &mut Driver, event: SwarmEvent<BehaviourEvent>) {
             on::nat::reconsider(driver);
         }
         SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "a listener reports an error"),
-        SwarmEvent::IncomingConnectionError { error, .. } => tracing::debug!(%error, "an inbound connection failed"),
+        SwarmEvent::IncomingConnectionError { error, .. } => {
+            tracing::debug!(error = causes(&error), "an inbound connection failed");
+        }
         _ => {}
     }
 }

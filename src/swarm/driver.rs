@@ -215,7 +215,7 @@ impl Driver {
 }
 
 /// An error with what is behind it: libp2p's outermost errors often say nothing themselves.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let chain = std::iter::successors(Some(error), |e| e.source());
     let mut said: Vec<String> = chain.map(ToString::to_string).filter(|text| !text.is_empty()).collect();
     said.dedup();

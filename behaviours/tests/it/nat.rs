@@ -52,6 +52,41 @@ async fn autonat_confirms_an_address_by_dialling_back() {
     assert_eq!(asked, confirmed);
 }
 
+/// Dials once more whom it may have dialled before, and waits until that stands.
+async fn dial_again(nodes: &mut [Node], from: usize, peer: PeerId, addr: Multiaddr) {
+    let dial = DialOpts::peer_id(peer).addresses(vec![addr]).condition(PeerCondition::Always);
+    let dial = dial.allocate_new_port().build();
+    let dialled = dial.connection_id();
+    nodes[from].swarm.dial(dial).unwrap();
+    until(nodes, "a connection", |i, _, event| match event {
+        SwarmEvent::ConnectionEstablished { connection_id, .. } if i == from => {
+            (*connection_id == dialled).then_some(())
+        }
+        SwarmEvent::OutgoingConnectionError { connection_id, error, .. } if *connection_id == dialled => {
+            panic!("{error}")
+        }
+        _ => None,
+    })
+    .await;
+}
+
+/// A hole punch by TCP and QUIC from both sides leaves that many, for a moment; a dial-back that comes then is let in.
+#[tokio::test]
+async fn a_dial_back_finds_room_beside_the_lines_of_a_hole_punch() {
+    let later = || Config { autonat_probe_interval: Duration::from_secs(2), ..config() };
+    let mut nodes = [Node::start(later()).await, Node::start(later()).await];
+    let (server, there, ours) = (nodes[0].id, nodes[0].addr.clone(), nodes[1].addr.clone());
+    for _ in 0..6 {
+        dial_again(&mut nodes, 1, server, there.clone()).await;
+    }
+    until(&mut nodes, "the verdict on an address", |i, _, event| {
+        let event = verdict(i, event)?;
+        assert!(event.result.is_ok() && event.tested_addr == ours, "{event:?}");
+        Some(())
+    })
+    .await;
+}
+
 /// A server that takes every request and can dial nobody.
 fn lame() -> Config {
     let mut lame = config();
@@ -142,26 +177,13 @@ async fn an_address_that_nobody_reaches_is_tested_three_times() {
 #[tokio::test]
 async fn an_address_with_one_or_two_peer_ids_leads_where_it_does_with_none() {
     for on in ["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"] {
-        // No dial-backs of its own: a peer may have four connections.
+        // No dial-backs of its own.
         let quiet = || Config { autonat_probe_interval: Duration::from_secs(3600), ..config() };
         let mut nodes = [Node::listen(quiet(), on).await, Node::listen(quiet(), on).await];
         let (there, addr): (PeerId, _) = (nodes[0].id, nodes[0].addr.clone());
         let once = addr.clone().with(Protocol::P2p(there));
         for addr in [addr, once.clone(), once.with(Protocol::P2p(there))] {
-            let back = DialOpts::peer_id(there).addresses(vec![addr]).condition(PeerCondition::Always);
-            let back = back.allocate_new_port().build();
-            let dialled = back.connection_id();
-            nodes[1].swarm.dial(back).unwrap();
-            until(&mut nodes, "a connection", |i, _, event| match event {
-                SwarmEvent::ConnectionEstablished { connection_id, .. } if i == 1 => {
-                    (*connection_id == dialled).then_some(())
-                }
-                SwarmEvent::OutgoingConnectionError { connection_id, error, .. } if *connection_id == dialled => {
-                    panic!("{error}")
-                }
-                _ => None,
-            })
-            .await;
+            dial_again(&mut nodes, 1, there, addr).await;
         }
     }
 }
