@@ -137,6 +137,8 @@ pub enum Event {
     Sent {
         /// Which peer.
         peer: PeerId,
+        /// What it was.
+        packet: Vec<u8>,
     },
     /// Packets to a peer are lost.
     NotSent {
@@ -327,7 +329,8 @@ impl Behaviour {
             Answer::Taken | Answer::Refused => {
                 self.queue.ended(&peer);
                 self.pump(&peer, now);
-                if answer == Answer::Taken { Some(Event::Sent { peer }) } else { lost(SendError::Refused) }
+                let packet = parcel.packet;
+                if answer == Answer::Taken { Some(Event::Sent { peer, packet }) } else { lost(SendError::Refused) }
             }
         }
     }

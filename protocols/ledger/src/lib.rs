@@ -19,7 +19,8 @@
 //! randomness. Its owner feeds it commands, packets and the time, makes the [`book::Write`]s of each step durable in one
 //! transaction, and only then sends the [`book::Send`]s. [`behaviour`] carries packets over `/quelea/<net>/ledger/1`, and
 //! [`codec`] is how they stand on a stream. [`evidence`] checks proofs against third peers. [`trust`] is
-//! what dealings make a peer worth, and how much it may owe. [`receipt`] is what a session leaves in the hands of who paid.
+//! what dealings make a peer worth, and how much it may owe. [`overdue`] is what is due, and what follows when it is not paid.
+//! [`receipt`] is what a session leaves in the hands of who paid.
 //!
 //! # Messages
 //!
@@ -56,6 +57,7 @@ pub mod codec;
 pub mod evidence;
 mod fields;
 pub mod message;
+pub mod overdue;
 pub mod packet;
 mod queue;
 pub mod receipt;

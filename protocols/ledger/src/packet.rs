@@ -25,6 +25,9 @@ pub const MAX_VOUCHERS: usize = 8;
 
 const VERSION: u8 = 1;
 
+/// The kind of a request to pay.
+const REDEEM_REQUEST: u8 = 8;
+
 record! {
     /// The newest step of a counter. Zero where there is none.
     pub struct Head {
@@ -100,6 +103,13 @@ pub struct Packet {
     pub content: Content,
 }
 
+/// Whether these are the bytes of a packet with a [`crate::message::RedeemRequest`], of whomever: nothing is checked.
+#[must_use]
+pub fn asks_to_pay(packet: &[u8]) -> bool {
+    // An envelope begins with its version and its kind.
+    matches!(Packet::decode(packet), Ok(Packet { content: Content::Signed(raw), .. }) if raw.0.get(1) == Some(&REDEEM_REQUEST))
+}
+
 impl Packet {
     /// The bytes that travel.
     #[must_use]
@@ -169,5 +179,27 @@ fn envelope(bytes: &[u8]) -> Result<Raw, DecodeError> {
         Ordering::Less => Err(DecodeError::Short),
         Ordering::Equal => Ok(Raw(envelope.to_vec())),
         Ordering::Greater => Err(DecodeError::Long),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libp2p::identity::Keypair;
+    use quelea_wire::NetworkId;
+
+    use super::*;
+    use crate::message::{RedeemRequest, SignedMessage, Voucher};
+
+    #[test]
+    fn a_request_to_pay_is_known_by_its_bytes() {
+        let (keypair, network) = (Keypair::generate_ed25519(), NetworkId::from_name("test"));
+        let debtor = Keypair::generate_ed25519().public().to_peer_id();
+        let request = RedeemRequest { unit: Unit::CREDIT, debtor, amount: 1, deadline: 2, nonce: 3 };
+        let request = SignedMessage::sign(&keypair, &network, request).unwrap();
+        let other = Voucher { hold: HoldId([1; 16]), epoch: 0, cumulative: 8 };
+        let other = SignedMessage::sign(&keypair, &network, other).unwrap();
+        let packet = |raw| Packet { from: Nonce([1; 16]), to: Nonce([2; 16]), content: Content::Signed(raw) }.encode();
+        assert!(asks_to_pay(&packet(request.raw())));
+        assert!(!asks_to_pay(&packet(other.raw())) && !asks_to_pay(&[]) && !asks_to_pay(&packet(Raw(Vec::new()))));
     }
 }

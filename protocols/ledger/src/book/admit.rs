@@ -3,7 +3,7 @@
 use libp2p::PeerId;
 
 use super::{Book, GRACE_MS, MAX_CLOSED_HOLDS, MAX_HOLD_MS, MAX_OPEN_HOLDS};
-use crate::{fields::Unit, message::Hold};
+use crate::{fields::Unit, message::Hold, overdue::LONGEST_FOR_WORK_DAYS};
 
 /// Why a hold is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,7 +11,7 @@ use crate::{fields::Unit, message::Hold};
 pub enum NotTaken {
     /// Nothing is owed to this node by a peer that it has no terms with, or that is frozen.
     Frozen,
-    /// It ends in the past, or later than any hold may.
+    /// It ends in the past, or later than any hold may; or its note would be due later than any for work.
     Times,
     /// Too many are open or remembered.
     Count,
@@ -45,7 +45,7 @@ impl Book {
             return Err(NotTaken::Frozen);
         }
         let latest = now.saturating_add(MAX_HOLD_MS).saturating_add(GRACE_MS);
-        if hold.expires_at <= now || hold.expires_at > latest {
+        if hold.expires_at <= now || hold.expires_at > latest || hold.due_days > LONGEST_FOR_WORK_DAYS {
             return Err(NotTaken::Times);
         }
         let open = pair.incoming.values().filter(|hold| hold.is_open()).count();

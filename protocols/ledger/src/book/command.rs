@@ -9,6 +9,7 @@ use super::{
 use crate::{
     fields::{Hash, HoldId, Unit, is_ed25519},
     message::{Grant, Hold, JobResult, MessageError, Note, Redeem, RedeemRequest, Void, Voucher},
+    overdue::LONGEST_FOR_WORK_DAYS,
     packet::Head,
 };
 
@@ -54,8 +55,8 @@ pub enum Refusal {
         /// The most that it can be.
         most: u64,
     },
-    /// Ends in the past, or more than an hour from now.
-    #[error("a hold ends within an hour")]
+    /// Ends in the past, or more than an hour from now; or is due later than anything for work.
+    #[error("a hold ends within an hour, and is due within {LONGEST_FOR_WORK_DAYS} days")]
     Times,
     /// Too many holds.
     #[error("too many holds of this account are open or have just ended")]
@@ -100,7 +101,7 @@ impl Book {
         let HoldTerms { hold, max, job_hash, expires_at, due_days } = terms;
         let key = (peer, unit);
         let pair = self.live(key)?;
-        if expires_at <= now || expires_at > now.saturating_add(MAX_HOLD_MS) {
+        if expires_at <= now || expires_at > now.saturating_add(MAX_HOLD_MS) || due_days > LONGEST_FOR_WORK_DAYS {
             return Err(Refusal::Times);
         }
         if hold == HoldId::NONE || pair.outgoing.contains_key(&hold) {

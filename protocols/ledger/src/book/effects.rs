@@ -190,6 +190,8 @@ pub enum Event {
         id: Hash,
         /// By how much.
         delta: u64,
+        /// How much of that is this note's own; the rest is of notes that did not come.
+        own: u64,
         /// The hold that it settles.
         hold: HoldId,
         /// When it is due.

@@ -2,7 +2,7 @@
 
 use libp2p::PeerId;
 
-use super::{Book, FrozenWhy, HoldState, Pair, Rejected, Side};
+use super::{Book, FrozenWhy, HoldRow, HoldState, Pair, Rejected, Side};
 use crate::{
     fields::{Hash, HoldId, Raw, Unit},
     message::{Message, SignedMessage},
@@ -49,6 +49,8 @@ pub struct HoldView {
     pub job_hash: Hash,
     /// When it ends.
     pub expires_at: u64,
+    /// Days after its note at which the debt is due.
+    pub due_days: u16,
     /// How it stands.
     pub state: HoldState,
     /// The largest voucher for it.
@@ -95,8 +97,8 @@ impl Book {
     #[must_use]
     pub fn hold_view(&self, side: Side, peer: &PeerId, hold: HoldId) -> Option<HoldView> {
         let (_, row) = self.find(side, *peer, hold).ok()?;
-        let (unit, max, job_hash, expires_at) = (row.unit, row.max, row.job_hash, row.expires_at);
-        Some(HoldView { unit, max, job_hash, expires_at, state: row.state(), voucher: row.voucher })
+        let HoldRow { unit, max, job_hash, expires_at, due_days, voucher, .. } = row;
+        Some(HoldView { unit, max, job_hash, expires_at, due_days, state: row.state(), voucher })
     }
 
     /// Holds that are open, each way: this node's, the peers'.

@@ -275,7 +275,8 @@ impl Book {
         }
         // Notes in between may have been lost: the counter says by how much it rose for us.
         let delta = note.issued.saturating_sub(last.total);
-        let event = Event::NoteArrived { id: signed.id(), delta, hold: note.hold, due_at: note.due_at };
+        let own = note.delta.min(delta);
+        let event = Event::NoteArrived { id: signed.id(), delta, own, hold: note.hold, due_at: note.due_at };
         out.events.push((peer, unit, event));
         self.acknowledge(key, note.seq, signed.id(), out);
         Ok(())

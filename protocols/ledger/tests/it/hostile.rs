@@ -171,7 +171,7 @@ async fn who_never_answers_holds_up_nobody_else() {
         assert!(client.behaviour().under_way().1 <= MAX_IN_FLIGHT + 1);
         match event {
             Either::Left(event) => match told(event) {
-                Some(Event::Sent { peer }) => {
+                Some(Event::Sent { peer, .. }) => {
                     assert_eq!(peer, other);
                     sent += 1;
                 }
