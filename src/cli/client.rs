@@ -148,6 +148,7 @@ impl From<InferError> for CliError {
     fn from(error: InferError) -> Self {
         let mut cli = Self::new(error.error_code(), error.message);
         (cli.hint, cli.retryable, cli.cut) = (error.hint, error.retryable, error.cut);
+        cli.retry_after_ms = error.retry_after_ms;
         cli
     }
 }

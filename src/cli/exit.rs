@@ -69,6 +69,8 @@ pub(crate) struct CliError {
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
     pub(crate) retryable: bool,
+    /// When there may be room, in milliseconds.
+    pub(crate) retry_after_ms: Option<u32>,
     /// An answer that was cut off.
     pub(crate) cut: Option<Box<CutOff>>,
     /// The command that goes on with it.
@@ -83,6 +85,7 @@ impl CliError {
             message: message.into(),
             hint: None,
             retryable: code.retryable(),
+            retry_after_ms: None,
             cut: None,
             go_on: None,
         }
@@ -109,6 +112,9 @@ impl CliError {
                 "hint": self.hint,
                 "retryable": self.retryable,
             });
+            if let Some(ms) = self.retry_after_ms {
+                error["retry_after_ms"] = ms.into();
+            }
             if let Some(cut) = &self.cut {
                 error["text"] = cut.text.as_str().into();
                 error["resume"] = cut.resume.as_deref().into();

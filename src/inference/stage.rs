@@ -13,6 +13,7 @@ mod log;
 pub(crate) mod mischief;
 mod paid;
 mod signing;
+mod turnover;
 
 use std::{
     collections::HashMap,
@@ -44,6 +45,7 @@ use self::{
     failover::Out,
     log::{Log, LogBudget},
     paid::{Account, Spent, Waiting},
+    turnover::Turnover,
 };
 use super::{
     fair::{self, Claim},
@@ -172,6 +174,7 @@ struct Tables {
     signer: Signer,
     ledger: Ledger,
     spent: Spent,
+    turnover: Turnover,
 }
 
 impl Tables {
@@ -186,7 +189,13 @@ impl Tables {
             signer,
             ledger,
             spent: Spent::default(),
+            turnover: Turnover::default(),
         }
+    }
+
+    /// When one of the sessions that are open may be over, in milliseconds.
+    fn retry_after_ms(&self) -> u32 {
+        u32::try_from(self.turnover.free_in(self.entries.len()).as_millis()).unwrap_or(u32::MAX)
     }
 }
 
@@ -451,6 +460,9 @@ impl Tables {
         if step.act == Act::Release
             && let Some(mut entry) = self.entries.remove(&key)
         {
+            if entry.held.is_some() {
+                self.turnover.ended(entry.since.elapsed());
+            }
             let open = entry.machine.open();
             let mut closing = None;
             if let (true, true, Some(held)) = (in_order, entry.machine.survives(), &mut entry.held) {

@@ -557,6 +557,9 @@ pub struct InferError {
     pub hint: Option<String>,
     /// Whether the same request may succeed later.
     pub retryable: bool,
+    /// When there may be room, as a peer guesses that refused for want of it, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u32>,
     /// The peer that is to blame; boxed, as errors are returned everywhere and few are about a peer.
     #[serde(skip)]
     pub(crate) about: Option<Box<PeerId>>,
@@ -564,6 +567,9 @@ pub struct InferError {
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub cut: Option<Box<CutOff>>,
 }
+
+/// No peer makes us say that somebody should stay away for longer.
+const MAX_RETRY_AFTER_MS: u32 = 120_000;
 
 /// An answer that was cut off.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -578,7 +584,26 @@ pub struct CutOff {
 impl InferError {
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         let retryable = code.retryable();
-        Self { code: code.to_string(), message: message.into(), hint: None, retryable, about: None, cut: None }
+        Self {
+            code: code.to_string(),
+            message: message.into(),
+            hint: None,
+            retryable,
+            retry_after_ms: None,
+            about: None,
+            cut: None,
+        }
+    }
+
+    /// There may be room after so many milliseconds, of which at most [`MAX_RETRY_AFTER_MS`] are believed; 0 says nothing.
+    pub(crate) fn retry_after(mut self, ms: u32) -> Self {
+        if ms == 0 {
+            return self;
+        }
+        let ms = ms.min(MAX_RETRY_AFTER_MS);
+        self.retry_after_ms = Some(ms);
+        let hint = format!("ask again in {:.1} s, or start another worker", f64::from(ms) / 1e3);
+        self.hint(hint)
     }
 
     /// The same request fails again, whatever is usual for errors of this code.
@@ -619,7 +644,10 @@ mod tests {
         let InferEvent::Error { error: back } = serde_json::from_str(&json).unwrap() else { panic!("{json}") };
         assert_eq!(back, error);
         assert_eq!(back.error_code(), ErrorCode::NoRoute);
-        assert!(back.retryable && back.cut.is_none());
+        assert!(back.retryable && back.cut.is_none() && back.retry_after_ms.is_none());
+        assert_eq!(error.clone().retry_after(0), error);
+        let full = InferError::new(ErrorCode::NoKvPages, "full").retry_after(u32::MAX);
+        assert_eq!(serde_json::to_value(&full).unwrap()["retry_after_ms"], MAX_RETRY_AFTER_MS);
         let cut = CutOff { text: "Once".into(), resume: Some("0123456789abcdef".into()) };
         let error = InferError { cut: Some(Box::new(cut)), ..error };
         let json = serde_json::to_value(&error).unwrap();

@@ -112,6 +112,8 @@ async fn a_worker_is_known_to_be_full_and_to_have_room_again() {
     let refused = ask(&asker).await.unwrap_err();
     assert_eq!(refused.error_code(), ErrorCode::NoKvPages, "{refused}");
     assert!(refused.retryable && refused.message.contains("refuses the session"), "{refused}");
+    let wait = refused.retry_after_ms.unwrap();
+    assert!(wait >= 200 && refused.hint.as_ref().unwrap().starts_with("ask again in "), "{wait}: {refused:?}");
     empty(&workers[0], filled);
     until("that it has room is known", async || plan(&asker).await.chosen).await;
     until("it answers", async || ask(&asker).await.ok()).await;

@@ -7,7 +7,7 @@
 //! it is not there yet, and TCP and QUIC pass over it. A server asks for 30 to 100 kB first, as for each address other than
 //! the one that it sees. Nobody outside hears of these spellings; and those in which peers claim an address are none.
 //!
-//! What is tried again when is up to [`Tries`].
+//! What is tried again when is up to `Tries`.
 
 use std::{
     task::{Context, Poll},

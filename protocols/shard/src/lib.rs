@@ -26,7 +26,7 @@
 //! | 0x03 | Reject | all | either, last | code u16 |
 //! | 0x10 | Open | control | coordinator | session \[16\], epoch u32, model \[32\], profile u16, span u16 u16, width u32, max_rows u32, step_deadline_ms u32, idle_ms u32, prev peer, next peer, next_addrs, *prefix: keys, reuse u8*, *thin: takes_tokens u8, gives_logits u16*, *pay: hold \[16\], price_decode u64, price_prefill u64* |
 //! | 0x11 | Accept | control | stage | session, epoch, kv_pages_free u32, *prefix: kept_rows u32* |
-//! | 0x12 | Refuse | control | stage | session, epoch, code u16, detail |
+//! | 0x12 | Refuse | control | stage | session, epoch, code u16, detail; retry_after_ms u32 if not 0 |
 //! | 0x13 | Trim | control | coordinator | session, epoch, keep_rows u32 |
 //! | 0x14 | Probe | control | coordinator | session, epoch |
 //! | 0x15 | State | control | stage | session, epoch, phase u8, pos u32, totals |

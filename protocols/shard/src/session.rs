@@ -241,9 +241,9 @@ impl Session {
             (Phase::Opening, Event::Admitted { kv_pages_free, kept_rows }) => {
                 self.accept(now, kv_pages_free, kept_rows)
             }
-            (Phase::Opening, Event::NotAdmitted { code, detail }) => {
+            (Phase::Opening, Event::NotAdmitted { code, detail, retry_after_ms }) => {
                 let Open { session, epoch, .. } = self.open;
-                self.release(Some(Refuse { session, epoch, code, detail }.into()))
+                self.release(Some(Refuse { session, epoch, code, detail, retry_after_ms }.into()))
             }
             (Phase::Live, Event::Rows { from, batch }) => self.rows(now, from, batch),
             (Phase::Live, Event::Trim(trim)) => self.trim(now, trim.keep_rows),

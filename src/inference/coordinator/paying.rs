@@ -1,7 +1,7 @@
 //! Paying the stages of a session: a hold at each that asks a price, vouchers while rows go out, and one note at the end.
 //!
 //! Rows are counted as they leave, and vouchers are signed by a task beside the session: after each chunk of a prompt, and
-//! every [`EVERY`](quelea_shard::commitment::EVERY) rows of the answer. What was vouched for is paid, and in an orderly end
+//! every [`EVERY`] rows of the answer. What was vouched for is paid, and in an orderly end
 //! exactly what the rows cost, as both sides count them. A session that ends otherwise pays for what came back of it, and for
 //! what it had vouched for.
 

@@ -189,7 +189,8 @@ impl ChainSession {
             Frame::Refuse(refuse) => {
                 let code = believed(refuse.code);
                 let detail = with_detail(code, &refuse.detail);
-                Err(self.lost(peer, code, &format!("refuses the session: {detail}")))
+                let error = self.about(peer, code, &format!("refuses the session: {detail}"));
+                Err(Trouble::Peer { peer, error: Box::new(error.retry_after(refuse.retry_after_ms)) })
             }
             Frame::Closed(closed) => {
                 if let Some(stage) = self.stages.iter_mut().find(|stage| stage.hop.peer == peer) {

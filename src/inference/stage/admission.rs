@@ -37,10 +37,12 @@ const DIAL_AGAIN: Duration = Duration::from_millis(200);
 pub(super) fn opened(plane: &Arc<Plane>, coordinator: PeerId, stream: u64, control: &ControlSender, mut open: Open) {
     open.idle_ms = open.idle_ms.min(u32::try_from(MAX_IDLE.as_millis()).unwrap_or(u32::MAX));
     let key = (coordinator, open.session);
-    let refuse = |code: ErrorCode, detail: String| {
-        let _ = control.send(Refuse { session: open.session, epoch: open.epoch, code, detail });
-    };
     let mut tables = plane.stages.lock();
+    let retry_after_ms = tables.retry_after_ms();
+    let refuse = |code: ErrorCode, detail: String| {
+        let retry_after_ms = if waits(code) { retry_after_ms } else { 0 };
+        let _ = control.send(Refuse { session: open.session, epoch: open.epoch, code, detail, retry_after_ms });
+    };
     // Opened anew: what the coordinator made of it in an epoch before came to nothing.
     if let Some(entry) = tables.entries.get_mut(&key).filter(|e| e.machine.open().epoch < open.epoch) {
         let step = entry.machine.on(Instant::now(), Event::Gone);
@@ -89,6 +91,11 @@ pub(super) fn opened(plane: &Arc<Plane>, coordinator: PeerId, stream: u64, contr
     );
     drop(tables);
     tokio::spawn(admit(plane.clone(), key, open, served));
+}
+
+/// Whether what stands in the way goes when sessions end.
+fn waits(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::TooManySessions | ErrorCode::NoKvPages | ErrorCode::Overloaded)
 }
 
 /// Whether this node serves what the coordinator wants.
@@ -151,7 +158,10 @@ async fn admit(plane: Arc<Plane>, key: (PeerId, SessionId), open: Open, served: 
             }
             Event::Admitted { kv_pages_free, kept_rows }
         }
-        Err((code, detail)) => Event::NotAdmitted { code, detail },
+        Err((code, detail)) => {
+            let retry_after_ms = if waits(code) { plane.stages.lock().retry_after_ms() } else { 0 };
+            Event::NotAdmitted { code, detail, retry_after_ms }
+        }
     };
     told(&plane, key, event);
 }

@@ -194,7 +194,7 @@ impl Keeper {
         }
     }
 
-    /// Likewise, with the name of the newest entry of one of the account's counters, see [`Account::heads`].
+    /// Likewise, with the name of the newest entry of one of the account's counters, see [`Account`](quelea_ledger::book::Account).
     fn entry(&mut self, peer: PeerId, step: Result<Outcome, Refusal>, reply: Reply<Hash>, counter: usize) {
         match step {
             Ok(outcome) => {

@@ -61,20 +61,28 @@ pub struct Refuse {
     pub code: ErrorCode,
     /// More about it for people; cut to [`MAX_DETAIL`] bytes.
     pub detail: String,
+    /// When there may be room, in milliseconds. 0 is unknown, or never, and takes no byte.
+    pub retry_after_ms: u32,
 }
 
 impl Refuse {
-    pub(super) const MAX_LEN: usize = SESSION + 2 + 2 + MAX_DETAIL;
+    pub(super) const MAX_LEN: usize = SESSION + 2 + 2 + MAX_DETAIL + 4;
 
     pub(super) fn put(&self, out: &mut Vec<u8>) {
         put_session(out, self.session, self.epoch);
         put_code(out, self.code);
         put_text(out, &self.detail, MAX_DETAIL);
+        if self.retry_after_ms != 0 {
+            out.extend_from_slice(&self.retry_after_ms.to_le_bytes());
+        }
     }
 
     pub(super) fn take(c: &mut Cursor<'_>) -> Result<Self, DecodeError> {
         let (session, epoch) = c.session()?;
-        Ok(Self { session, epoch, code: c.code()?, detail: c.text(MAX_DETAIL, "detail")? })
+        let (code, detail) = (c.code()?, c.text(MAX_DETAIL, "detail")?);
+        let retry_after_ms =
+            if c.is_empty() { 0 } else { NonZeroU32::new(c.u32()?).ok_or(DecodeError::Field("retry_after_ms"))?.get() };
+        Ok(Self { session, epoch, code, detail, retry_after_ms })
     }
 }
 

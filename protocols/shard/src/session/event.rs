@@ -26,6 +26,8 @@ pub enum Event {
         code: ErrorCode,
         /// More for people.
         detail: String,
+        /// When there may be room; 0 is unknown.
+        retry_after_ms: u32,
     },
     /// The coordinator opened it again.
     Open(Box<Open>),

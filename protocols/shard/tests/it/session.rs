@@ -163,7 +163,7 @@ fn the_table_holds() {
     use Act::{Admit, Compute, Ignore, Nothing, Release};
     use Phase::{Closed, Draining, Live, Opening};
     let wrong = Ignore(Ignored::WrongPhase);
-    let not_admitted = || Event::NotAdmitted { code: ErrorCode::NoKvPages, detail: String::new() };
+    let not_admitted = || Event::NotAdmitted { code: ErrorCode::NoKvPages, detail: String::new(), retry_after_ms: 0 };
     let reopened = || Event::Open(Box::new(open(EPOCH + 1)));
     let far = Instant::now() + Duration::from_secs(60);
     type Row = (fn() -> Bench, Event, &'static str, Act, Phase);
@@ -372,9 +372,11 @@ fn replies_tell_what_was_done() {
         Some(Frame::Fault(Fault { code: ErrorCode::NextSilent, about, .. })) => assert_eq!(about, Some(peer(2))),
         other => panic!("{other:?}"),
     }
-    let refused = Event::NotAdmitted { code: ErrorCode::NoKvPages, detail: "full".into() };
+    let refused = Event::NotAdmitted { code: ErrorCode::NoKvPages, detail: "full".into(), retry_after_ms: 700 };
     match Bench::opening().on(refused).reply {
-        Some(Frame::Refuse(Refuse { code: ErrorCode::NoKvPages, detail, .. })) => assert_eq!(detail, "full"),
+        Some(Frame::Refuse(Refuse { code: ErrorCode::NoKvPages, detail, retry_after_ms: 700, .. })) => {
+            assert_eq!(detail, "full");
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -456,7 +458,7 @@ fn any_event(start: Instant) -> impl Strategy<Value = Event> {
     prop_oneof![
         3 => any::<u8>().prop_map(|kept| Event::Admitted { kv_pages_free: 1, kept_rows: u32::from(kept) }),
         1 => epoch.clone().prop_map(keep),
-        1 => Just(Event::NotAdmitted { code: ErrorCode::NoKvPages, detail: String::new() }),
+        1 => Just(Event::NotAdmitted { code: ErrorCode::NoKvPages, detail: String::new(), retry_after_ms: 0 }),
         1 => epoch.clone().prop_map(|e| Event::Open(Box::new(open(e)))),
         9 => (from, epoch.clone(), 0..40_u32, pos.clone(), 0..4_u16, any::<bool>(), after).prop_map(
             |(from, epoch, seq, pos, rows, rewind, deadline)| {

@@ -48,6 +48,8 @@ pub fn samples() -> Vec<(&'static str, Frame)> {
     put_floats(&Batch::of_tokens(&[5, 128_000]), &mut ids);
     TopLogits { sum: 0x0123_4567_89ab_cdef, top: vec![(7, 2.5), (128_000, -1.0)] }.put(&mut values);
     put_floats(&values, &mut top);
+    let detail = "voll: größer".into();
+    let refuse = Refuse { session: s, epoch, code: ErrorCode::NoKvPages, detail, retry_after_ms: 0 };
     let mut half = Vec::new();
     put_bf16(&[1.0, -2.5, 0.0, 3.140_625], &mut half);
     vec![
@@ -56,7 +58,8 @@ pub fn samples() -> Vec<(&'static str, Frame)> {
         ("reject", Reject { code: ErrorCode::FrameTooLarge }.into()),
         ("open", open.clone().into()),
         ("accept", Accept { session: s, epoch, kv_pages_free: 12, kept_rows: 0 }.into()),
-        ("refuse", Refuse { session: s, epoch, code: ErrorCode::NoKvPages, detail: "voll: größer".into() }.into()),
+        ("refuse", refuse.clone().into()),
+        ("refuse_for_now", Refuse { retry_after_ms: 0x0403_0201, ..refuse }.into()),
         ("trim", Trim { session: s, epoch, keep_rows: 32 }.into()),
         ("probe", Probe { session: s, epoch }.into()),
         ("state", State { session: s, epoch, phase: Phase::Draining, pos: 33, totals }.into()),
@@ -328,11 +331,12 @@ pub fn any_frame() -> impl Strategy<Value = Frame> {
             keys
         }
         .into()),
-        (any_session(), any_code(), any_detail()).prop_map(|((session, epoch), code, detail)| Refuse {
-            session,
-            epoch,
+        (any_session(), any_code(), any_detail(), any::<u32>()).prop_map(|(of, code, detail, retry_after_ms)| Refuse {
+            session: of.0,
+            epoch: of.1,
             code,
-            detail
+            detail,
+            retry_after_ms
         }
         .into()),
         (any_session(), any::<u32>())
