@@ -1,6 +1,6 @@
 //! `quelea infer`.
 
-use std::{cell::Cell, fmt::Write as _, io::Read as _, path::PathBuf, process::ExitCode};
+use std::{cell::Cell, fmt::Write as _, io::Read as _, process::ExitCode};
 
 use quelea_wire::ErrorCode;
 use serde_json::json;
@@ -11,6 +11,7 @@ use super::{
     client::{Daemon, unusable},
     exit::{CliError, Exit},
     output::{data_bytes, data_line, document, note, printable},
+    receipt::Place,
 };
 use crate::{
     home::Home,
@@ -27,7 +28,7 @@ const LINE_MAX: usize = 16 << 20;
 
 pub(super) async fn run(global: &Global, args: InferArgs) -> Result<ExitCode, CliError> {
     let request = request(&args)?;
-    let show = Show::new(global, &args);
+    let show = Show::new(global, &args)?;
     let ended = ask(global, args, request, &show).await;
     ended.map_err(|mut error| {
         error.go_on = error.cut.as_ref().and_then(|cut| Some(show.go_on(cut.resume.as_deref()?)));
@@ -194,7 +195,7 @@ struct Show {
     /// The options by which it is gone on with, apart from its name.
     options: String,
     /// Where the receipt goes.
-    receipt: Option<PathBuf>,
+    receipt: Cell<Option<Place>>,
 }
 
 /// What has come of an answer.
@@ -207,7 +208,8 @@ struct SoFar {
 }
 
 impl Show {
-    fn new(global: &Global, args: &InferArgs) -> Self {
+    /// Fails where no receipt could be written that is wanted.
+    fn new(global: &Global, args: &InferArgs) -> Result<Self, CliError> {
         let mut options = String::new();
         let mut option = |name: &str, value: &str| options.push_str(&format!(" {name} {}", quoted(value)));
         args.bootstrap.iter().for_each(|peer| option("--bootstrap", &peer.to_string()));
@@ -226,13 +228,14 @@ impl Show {
         if args.masked.masking {
             options.push_str(" --masking");
         }
-        Self {
+        let receipt = args.max_price.receipt.as_deref().map(Place::reserve).transpose()?;
+        Ok(Self {
             as_json: global.json,
             skip: Cell::new(args.shown),
             shown: Cell::new(args.shown),
             options,
-            receipt: args.max_price.receipt.clone(),
-        }
+            receipt: Cell::new(receipt),
+        })
     }
 
     /// The command that goes on with the answer, where it has been shown.
@@ -327,21 +330,21 @@ impl Show {
         }
     }
 
-    /// Writes the receipt where it was asked for.
-    fn keep_receipt(&self, summary: &Summary) -> Result<(), CliError> {
-        let Some(file) = &self.receipt else { return Ok(()) };
-        let Some(receipt) = &summary.receipt else {
-            self.warn("there is no receipt: no peer computed anything");
-            return Ok(());
-        };
+    /// The answer is complete. It is shown before its receipt is written: should that fail, it is paid for all the same.
+    fn done(&self, so_far: &mut SoFar, summary: &Summary) -> Result<(), CliError> {
+        let place = self.receipt.take();
+        if place.is_some() && summary.receipt.is_none() {
+            let message = "there is no receipt: no peer computed anything";
+            self.warn(message);
+            so_far.warnings.push(message.into());
+        }
+        self.show(so_far, summary)?;
+        let (Some(place), Some(receipt)) = (place, &summary.receipt) else { return Ok(()) };
         let bytes = hex::decode(receipt).map_err(|e| CliError::new(ErrorCode::ReceiptWrong, e.to_string()))?;
-        let unwritten =
-            |e: std::io::Error| CliError::new(ErrorCode::Usage, format!("cannot write {}: {e}", file.display()));
-        std::fs::write(file, bytes).map_err(unwritten)
+        place.write(&bytes)
     }
 
-    fn done(&self, so_far: &SoFar, summary: &Summary) -> Result<(), CliError> {
-        self.keep_receipt(summary)?;
+    fn show(&self, so_far: &SoFar, summary: &Summary) -> Result<(), CliError> {
         let route = &so_far.route;
         if self.as_json {
             let mut more = json!({ "route": route });

@@ -1,5 +1,7 @@
 //! `quelea receipt`: what a session's stages signed for, read and checked offline.
 
+mod place;
+
 use std::{io::Read as _, path::Path, process::ExitCode};
 
 use quelea_ledger::{
@@ -9,6 +11,7 @@ use quelea_ledger::{
 use quelea_wire::{Credits, ErrorCode};
 use serde_json::{Value, json};
 
+pub(super) use self::place::Place;
 use super::{
     args::{Global, ReceiptCommand},
     exit::CliError,

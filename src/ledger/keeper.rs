@@ -4,13 +4,13 @@ mod callers;
 mod peers;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     time::Duration,
 };
 
 use libp2p::PeerId;
 use quelea_ledger::{
-    Unit,
+    HoldId, Unit,
     book::{Book, Key, Outcome, Send},
     trust::{Dealing, Policy},
 };
@@ -77,6 +77,8 @@ pub(super) struct Keeper {
     waiting: Waiting,
     /// Payments that wait until their peers are there.
     due: Vec<Payment>,
+    /// Holds that an earlier process has left open: nobody works on their sessions any more.
+    left: HashSet<(PeerId, HoldId)>,
     turn: Turn,
     commits: VecDeque<Commit>,
     reviewed: Instant,
@@ -94,6 +96,7 @@ impl Keeper {
     ) -> Self {
         let LedgerRows { trust, losses, .. } = kept;
         let dealings = Dealings::new(trust, losses, policy);
+        let left = book.reserved().collect();
         let mut keeper = Self {
             book,
             dealings,
@@ -104,6 +107,7 @@ impl Keeper {
             groups: HashMap::new(),
             waiting: Waiting::default(),
             due: Vec::new(),
+            left,
             turn: Turn::default(),
             commits: VecDeque::new(),
             reviewed: Instant::now(),

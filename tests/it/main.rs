@@ -11,6 +11,7 @@
 //! | `resume` | does an answer that was cut off go on with the same tokens, whoever had died |
 //! | `failure` | does a request end in time, and named, when a worker or its caller goes away |
 //! | `ledger` | is what peers owe each other kept and said, whoever is killed |
+//! | `paid` | do payers and stages come to the same amount, whoever dies, and is nothing paid twice |
 //! | `lifecycle` | do daemons start, stop and come back as documented |
 //! | `bad_input` | is every mistake answered by a clear error and a documented exit code |
 //! | `bad_model` | are damaged and foreign model files refused in words |
@@ -55,6 +56,7 @@ mod lifecycle;
 mod losses;
 mod masking;
 mod measure;
+mod paid;
 mod peers;
 mod prefix;
 mod private;

@@ -8,7 +8,7 @@ use quelea_ledger::{
     trust::Dealing,
 };
 use quelea_wire::time::unix_ms;
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     super::{
@@ -172,6 +172,28 @@ impl Keeper {
     pub(super) fn pay_due(&mut self, peer: PeerId) {
         for payment in self.due.extract_if(.., |payment| payment.peer == peer).collect::<Vec<_>>() {
             self.pay(payment);
+        }
+    }
+
+    /// Settles what an earlier process has left open at a peer, for what it had vouched for: the rest was not given to anybody.
+    /// The peer shows the vouchers; a hold without one is taken back once it has shown `all`.
+    pub(super) fn settle_left(&mut self, peer: PeerId, shown: &[(HoldId, u64)], all: bool) {
+        let done = |(of, hold): &(PeerId, HoldId)| *of == peer && (all || shown.iter().any(|(named, _)| named == hold));
+        let left: Vec<HoldId> = self.left.extract_if(done).map(|(_, hold)| hold).collect();
+        for hold in left {
+            let spent = shown.iter().filter(|(named, _)| *named == hold).map(|(_, amount)| *amount).max();
+            match spent {
+                Some(amount) => {
+                    let (reply, _) = oneshot::channel();
+                    self.pay(Payment { peer, hold, amount, result_hash: Hash::ZERO, reply });
+                }
+                None => {
+                    // Where it has ended already, nothing is left to be done.
+                    if let Ok(outcome) = self.book.void(peer, Side::Mine, hold) {
+                        self.take(outcome);
+                    }
+                }
+            }
         }
     }
 

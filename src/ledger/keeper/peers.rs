@@ -34,7 +34,7 @@ impl Keeper {
                     self.set_terms(unix_ms(), peer);
                 }
                 // With whom there has been nothing, a session begins when somebody wants something.
-                if self.book.account(&peer, UNIT).is_some_and(|account| account.heads.iter().any(|head| head.seq > 0)) {
+                if self.book.deals_with(&peer, UNIT) {
                     self.begin(peer);
                 }
             }
@@ -147,6 +147,7 @@ impl Keeper {
                 self.deal(offender, Dealing::Evidence);
                 self.handle.deed(offender, Deed::Fraud);
             }
+            Event::OwnVouchers { shown, all } => self.settle_left(peer, &shown, all),
             Event::UnknownVoucher { hold, cumulative } => {
                 tracing::warn!(%peer, ?hold, cumulative, "the peer holds a voucher of this node for a hold that it lost");
             }

@@ -72,6 +72,13 @@ impl Process {
         Self::spawn_command(shell, args, &[])
     }
 
+    /// The same where a file may be no longer than a block.
+    pub fn spawn_in_little_room<S: AsRef<str>>(args: &[S]) -> Self {
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg("trap '' XFSZ; ulimit -f 1; exec \"$0\" \"$@\"").arg(QUELEA);
+        Self::spawn_command(shell, args, &[])
+    }
+
     fn spawn_command<S: AsRef<str>>(mut command: Command, args: &[S], env: &[(&str, &str)]) -> Self {
         let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
         for variable in ["QUELEA_DATA_DIR", "QUELEA_API", "XDG_DATA_HOME", "RUST_LOG", "HF_TOKEN", "HF_ENDPOINT"] {

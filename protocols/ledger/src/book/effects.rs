@@ -225,6 +225,14 @@ pub enum Event {
         /// How.
         state: HoldState,
     },
+    /// What the peer shows of this node's vouchers for holds that are open here, once for each session and before
+    /// [`Live`](Self::Live).
+    OwnVouchers {
+        /// The holds, each with how much of it is spent.
+        shown: Vec<(HoldId, u64)>,
+        /// Whether the peer has no others.
+        all: bool,
+    },
     /// The peer shows a voucher for a hold that this node does not know.
     UnknownVoucher {
         /// Which hold.

@@ -101,6 +101,23 @@ impl Book {
         Some(HoldView { unit, max, job_hash, expires_at, due_days, state: row.state(), voucher })
     }
 
+    /// Holds of this node that are open, and at whom.
+    pub fn reserved(&self) -> impl Iterator<Item = (PeerId, HoldId)> {
+        let rows = self.pairs.values().flat_map(|pair| pair.outgoing.values()).filter(|row| row.is_open());
+        rows.map(|row| (row.peer, row.hold))
+    }
+
+    /// Whether there is anything between this node and a peer: an entry, or a hold that is open.
+    #[must_use]
+    pub fn deals_with(&self, peer: &PeerId, unit: Unit) -> bool {
+        self.pairs.get(&(*peer, unit)).is_some_and(|pair| {
+            let row = &pair.row;
+            let entries = [row.issued, row.received, row.redeemed, row.discharged];
+            let mut holds = pair.outgoing.values().chain(pair.incoming.values());
+            entries.iter().any(|head| head.seq > 0) || holds.any(super::HoldRow::is_open)
+        })
+    }
+
     /// Holds that are open, each way: this node's, the peers'.
     #[must_use]
     pub fn open_holds(&self) -> (usize, usize) {

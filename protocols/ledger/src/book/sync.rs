@@ -102,7 +102,7 @@ impl Book {
         self.changing(key, |pair| pair.session = Session { mine: session.mine, theirs: from, live: true });
         if !again {
             self.forget_unlisted(key, sync, out);
-            self.unknown_vouchers(key, sync, out);
+            self.own_vouchers(key, sync, out);
             // The peer may not know yet that we have heard it.
             out.sends.extend(self.show(key));
             out.events.push((key.0, key.1, Event::Live));
@@ -166,17 +166,31 @@ impl Book {
         }
     }
 
-    /// Vouchers of ours for holds that we have lost: for people to decide, because we cannot tell whether we have paid.
-    fn unknown_vouchers(&self, key: (PeerId, Unit), sync: &Sync, out: &mut Outcome) {
+    /// Vouchers of ours. Those for holds that are open say what is owed for them, also where this node has forgotten that it
+    /// signed them; those for holds that we have lost are for people to decide, because we cannot tell whether we have paid.
+    fn own_vouchers(&mut self, key: (PeerId, Unit), sync: &Sync, out: &mut Outcome) {
+        let mut shown = Vec::new();
         for raw in &sync.vouchers {
             let Ok(signed) = SignedMessage::open(&raw.0, &self.network) else { continue };
             let Message::Voucher(voucher) = signed.message else { continue };
-            let known = self.pairs.get(&key).is_some_and(|pair| pair.outgoing.contains_key(&voucher.hold));
-            if signed.signer == self.local && !known {
-                let (hold, cumulative) = (voucher.hold, voucher.cumulative);
-                out.events.push((key.0, key.1, Event::UnknownVoucher { hold, cumulative }));
+            if signed.signer != self.local {
+                continue;
+            }
+            let (hold, cumulative) = (voucher.hold, voucher.cumulative);
+            let known = self.pairs.get(&key).and_then(|pair| pair.outgoing.get(&hold)).cloned();
+            match known {
+                None => out.events.push((key.0, key.1, Event::UnknownVoucher { hold, cumulative })),
+                Some(mut row) if row.is_open() && cumulative <= row.max => {
+                    if cumulative > row.voucher {
+                        row.voucher = cumulative;
+                        self.put_hold(Side::Mine, row, out);
+                    }
+                    shown.push((hold, cumulative));
+                }
+                Some(_) => {}
             }
         }
+        out.events.push((key.0, key.1, Event::OwnVouchers { shown, all: sync.vouchers.len() < MAX_VOUCHERS }));
     }
 
     /// What the peer has not got of ours, byte for byte as it was.

@@ -1,6 +1,6 @@
 //! What a receipt says, and whether that fits together.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::Range};
 
 use libp2p::PeerId;
 use quelea_wire::{SpanRange, envelope::Signed};
@@ -74,7 +74,7 @@ impl Receipt {
             }
         }
         report.parts.sort_by_key(|part| (part.span, part.stage));
-        report.whole();
+        report.whole(&self.lost);
         report.linked();
         for lost in &self.lost {
             report.lost(lost);
@@ -127,26 +127,43 @@ impl Receipt {
 }
 
 impl Report {
-    /// The layers of those who signed are all that there are, each once.
-    fn whole(&mut self) {
+    /// The layers of those who signed are all that there are, each once. For those of a stage that was lost and in whose place
+    /// nobody came there is only the coordinator's word; that is said, and takes nothing from what the others have signed.
+    fn whole(&mut self, lost: &[Lost]) {
         let of = self.about.span;
         if of.end() > self.about.layers {
             self.problems.push(format!("layers {of} of a model of {}", self.about.layers));
         }
+        if self.parts.is_empty() && !lost.is_empty() {
+            self.problems.push("no stage has signed for anything".into());
+        }
+        let mut unsigned = Vec::new();
         let mut next = of.start();
         for part in &self.parts {
             let span = part.span;
             if span.start() > next {
-                self.problems.push(format!("nobody has signed for layers {next}..{}", span.start()));
+                unsigned.push(next..span.start());
             } else if span.start() < next {
                 self.problems.push(format!("layers {span} overlap those before them, which end at {next}"));
             }
             next = next.max(span.end());
         }
         if next < of.end() {
-            self.problems.push(format!("nobody has signed for layers {next}..{}", of.end()));
+            unsigned.push(next..of.end());
         } else if next > of.end() {
             self.problems.push(format!("layers up to {next} are signed for, and only {of} were to be computed"));
+        }
+        unsigned.iter().for_each(|layers| self.unsigned(layers, lost));
+    }
+
+    /// Layers that nobody has signed for: whether the coordinator at least says who was to.
+    fn unsigned(&mut self, layers: &Range<u16>, lost: &[Lost]) {
+        let by = |layer: u16| lost.iter().any(|lost| lost.span.start() <= layer && layer < lost.span.end());
+        let Range { start, end } = layers;
+        if layers.clone().all(by) {
+            self.remarks.push(format!("layers {start}..{end}: no stage has signed; this is the coordinator's word"));
+        } else {
+            self.problems.push(format!("nobody has signed for layers {start}..{end}"));
         }
     }
 

@@ -145,6 +145,24 @@ fn what_does_not_fit_is_named() {
 }
 
 #[test]
+fn a_stage_that_never_signed_takes_nothing_from_the_others() {
+    let entries = || vec![entry(10, &part(10))];
+    let report = verify(&file(entries(), vec![lost()])).unwrap();
+    assert!(report.holds() && report.links == 0, "{report:?}");
+    assert_eq!(report.remarks, ["layers 4..8: no stage has signed; this is the coordinator's word"]);
+    assert_eq!(report.parts.iter().map(|part| part.signed).collect::<Vec<_>>(), [true, false]);
+    // Two of them, one after the other; and one that had only a part of the layers.
+    let half = |start, end| Lost { span: SpanRange::new(start, end).unwrap(), work: work(end - start), ..lost() };
+    let other = Lost { hold: HoldId([13; 16]), ..half(6, 8) };
+    assert!(verify(&file(entries(), vec![half(4, 6), other])).unwrap().holds());
+    let report = verify(&file(entries(), vec![half(4, 6)])).unwrap();
+    assert_eq!(report.problems, ["nobody has signed for layers 4..8"]);
+    // The coordinator's word alone is no receipt.
+    let all = [half(0, 4), Lost { hold: HoldId([13; 16]), ..half(4, 8) }];
+    assert_eq!(verify(&file(Vec::new(), all.to_vec())).unwrap().problems, ["no stage has signed for anything"]);
+}
+
+#[test]
 fn a_total_that_is_no_sum_is_refused() {
     let entries = List(vec![entry(10, &part(10)), entry(11, &part(11))]);
     let About { session, model, profile, layers, span, prompt_rows, answer_rows, at } = about();

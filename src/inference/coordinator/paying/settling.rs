@@ -18,9 +18,14 @@ use crate::inference::types::{Cost, InferError, StageCost};
 /// How long the end of an answer waits for notes. They are paid all the same.
 const NOTES: Duration = Duration::from_secs(5);
 
+/// The same for the note of a stage that was lost: where it is back, and only its session was over, this is enough for the disk.
+const NOTE_OF_LOST: Duration = Duration::from_millis(250);
+
 /// What is to be paid for one hold.
 struct Due {
     peer: PeerId,
+    /// Whether it is in the chain at the end.
+    here: bool,
     hold: HoldId,
     amount: u64,
     result: Hash,
@@ -44,7 +49,7 @@ impl Payee {
         // From now on this is what it gets.
         self.owed = amount;
         let result = self.part.as_ref().map_or(Hash::ZERO, |(_, raw)| Part::hash(raw));
-        Some(Due { peer: self.peer, hold, amount, result })
+        Some(Due { peer: self.peer, here: self.here, hold, amount, result })
     }
 
     fn rows(&self) -> (u64, u64) {
@@ -57,7 +62,7 @@ impl Payee {
 
 /// Pays one hold, or takes it back where nothing is owed. Waits until the peer is there again, if it is not.
 async fn pay(shared: &Shared, due: Due) -> Option<Hash> {
-    let Due { peer, hold, amount, result } = due;
+    let Due { peer, hold, amount, result, .. } = due;
     let ledger = shared.plane.ledger();
     #[cfg(test)]
     if shared.plane.stint.load(std::sync::atomic::Ordering::Relaxed) == super::Stint::Notes as u8 {
@@ -117,10 +122,11 @@ impl Paying {
         self.shared.wake.notify_one();
         let notes = due.into_iter().map(|due| {
             let (hold, shared) = (due.hold, self.shared.clone());
+            let most = if due.here { NOTES } else { NOTE_OF_LOST };
             let paid = tokio::spawn(async move { pay(&shared, due).await });
             async move {
                 // Whoever is not there now is paid later.
-                let note = timeout(NOTES, paid).await.ok().and_then(Result::ok).flatten();
+                let note = timeout(most, paid).await.ok().and_then(Result::ok).flatten();
                 (hold, note.unwrap_or(Hash::ZERO))
             }
         });
