@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     inference::InferError,
-    ledger::{Entry, FORGIVEN, Ledger, Standing, Totals},
+    ledger::{Asks, Entry, FORGIVEN, Ledger, Standing, Totals},
 };
 
 /// How long a peer may take to sync, once a connection to it stands.
@@ -49,6 +49,9 @@ const ENTRIES_MAX: usize = 10_000;
 
 /// When what a request asks for is due at last, in days.
 const REQUEST_DAYS: u64 = 14;
+
+/// The longest that an IOU may run: creditors take it for due then, whatever it says.
+const IOU_DAYS_MAX: u64 = quelea_ledger::overdue::LONGEST_MS / DAY_MS;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -137,8 +140,22 @@ fn account(standing: &Standing) -> Value {
         "proven": standing.proven,
         "granted": standing.granted.filter(|(_, until)| *until > unix_ms()).map(|(limit, _)| limit),
         "synced": account.is_some_and(|account| account.live),
+        "overdue": standing.debt.amount,
+        "asked_at_s": some_seconds(standing.debt.asked.at),
+        "default_since_s": some_seconds(standing.debt.asked.defaulted),
+        "asks": standing.asks.map(asks),
         "frozen": account.and_then(|account| account.frozen).map(|why| format!("{why:?}").to_lowercase()),
     })
+}
+
+/// A peer's request to be paid.
+fn asks(asks: Asks) -> Value {
+    json!({ "amount": asks.amount, "at_s": seconds(asks.at), "deadline_s": seconds(asks.deadline) })
+}
+
+/// An instant; nothing for never.
+fn some_seconds(at: u64) -> Option<Value> {
+    (at > 0 && at < u64::MAX).then(|| json!(seconds(at)))
 }
 
 async fn accounts(State(state): State<ApiState>) -> Response {
@@ -164,7 +181,16 @@ async fn entries(State(state): State<ApiState>, Query(wanted): Query<Wanted>) ->
 async fn entries_of(ledger: &Ledger, wanted: Wanted) -> Answer {
     let peer = wanted.peer.as_deref().map(peer_of).transpose()?;
     let entries = ledger.entries(peer, wanted.limit.unwrap_or(100).min(ENTRIES_MAX)).await?;
-    Ok(shape::list("quelea.ledger.entries/v1", entries.iter().map(entry).collect()))
+    let mut list = shape::list("quelea.ledger.entries/v1", entries.iter().map(entry).collect());
+    let standings = ledger.standings().await?;
+    let wanted = standings.iter().filter(|standing| peer.is_none_or(|peer| peer == standing.peer));
+    let requests = wanted.filter_map(|standing| {
+        let mut request = asks(standing.asks?);
+        request["peer_id"] = json!(standing.peer.to_string());
+        Some(request)
+    });
+    list["requests"] = requests.collect();
+    Ok(list)
 }
 
 fn entry(entry: &Entry) -> Value {
@@ -223,6 +249,9 @@ async fn promised(state: &ApiState, body: &[u8]) -> Answer {
     let peer = peer_of(&peer)?;
     if amount == 0 {
         return Err(InferError::new(ErrorCode::Usage, "an IOU over nothing"));
+    }
+    if due_days > IOU_DAYS_MAX {
+        return Err(InferError::new(ErrorCode::Usage, format!("an IOU is due within {IOU_DAYS_MAX} days")));
     }
     let due_at = unix_ms().saturating_add(due_days.saturating_mul(DAY_MS));
     let name = synced(state, peer).await?.promise(peer, amount, due_at).await?;
@@ -317,6 +346,7 @@ fn worth(peer: &PeerId, points: u16, standing: Option<&Standing>) -> Value {
             "after": f64::from(past.after) / 1e6,
         })
     });
+    let remembered = standing.and_then(|standing| standing.row.remembered(unix_ms()));
     json!({
         "peer_id": peer.to_string(),
         "trust": (conduct + commerce).clamp(0.0, 1.0),
@@ -326,7 +356,10 @@ fn worth(peer: &PeerId, points: u16, standing: Option<&Standing>) -> Value {
         "proven": standing.is_some_and(|standing| standing.proven),
         "repaid": standing.map_or(0, |standing| standing.row.repaid),
         "paid_on_days": standing.map_or(0, |standing| standing.row.days),
-        "overdue": standing.map_or(0, |standing| standing.row.overdue),
+        "overdue": standing.map_or(0, |standing| standing.debt.amount),
+        "default_since_s": standing.and_then(|standing| some_seconds(standing.debt.asked.defaulted)),
+        "no_credit_until_s": remembered.and_then(|(until, _)| some_seconds(until)),
+        "little_trust_until_s": remembered.and_then(|(_, until)| some_seconds(until)),
         "convicted": standing.is_some_and(|standing| standing.row.convicted),
         "events": events.collect::<Vec<_>>(),
     })

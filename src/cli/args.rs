@@ -3,6 +3,7 @@
 mod bench;
 mod compute;
 mod coverage;
+mod debts;
 mod dht;
 mod ledger;
 mod masking;
@@ -27,6 +28,7 @@ pub(crate) use self::{
     bench::{BenchChainArgs, BenchCommand, BenchLedgerArgs, BenchModelArgs, TransportArg},
     compute::{ComputeArgs, LogitsArgs},
     coverage::CoverageArgs,
+    debts::DebtArgs,
     dht::DhtCommand,
     ledger::{ExportFormat, IouCommand, LedgerCommand, TrustArgs},
     masking::{MaskedArgs, MaskingArg, MaskingArgs},
@@ -216,6 +218,8 @@ pub(crate) struct DaemonArgs {
     pub(crate) announce_ttl: Duration,
     #[command(flatten)]
     pub(crate) price: PriceArgs,
+    #[command(flatten)]
+    pub(crate) debts: DebtArgs,
     #[command(flatten)]
     pub(crate) audit: AuditArgs,
     #[command(flatten)]

@@ -138,6 +138,7 @@ fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
         audit: args.audit.audit,
         price: Price { decode: args.price.price, prefill: args.price.price_prefill },
         exposure: args.price.exposure.map(|most| most.0),
+        debts: args.debts.terms(),
         models: None,
         sessions: None,
         models_quota: args.weights.models_quota,

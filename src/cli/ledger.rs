@@ -4,7 +4,7 @@ use std::{fmt::Write as _, process::ExitCode};
 
 use comfy_table::{CellAlignment, Table, presets};
 use libp2p::PeerId;
-use quelea_wire::ErrorCode;
+use quelea_wire::{ErrorCode, time::unix_ms};
 use serde_json::{Value, json};
 
 use super::{
@@ -64,19 +64,28 @@ async fn balance(global: &Global) -> Result<ExitCode, CliError> {
         note("no accounts yet: nobody owes anybody anything");
     } else {
         let mut table = Table::new();
-        table.load_style(presets::NOTHING).set_header(["PEER", "OWES US", "HELD", "MAY OWE", "WE MAY OWE", "STATE"]);
+        table.load_style(presets::NOTHING).set_header([
+            "PEER",
+            "OWES US",
+            "OVERDUE",
+            "HELD",
+            "MAY OWE",
+            "WE MAY OWE",
+            "STATE",
+        ]);
         for account in accounts {
             let granted = if account["granted"].is_null() { "-".into() } else { credits(&account["granted"]) };
-            let state = match (account["frozen"].as_str(), account["synced"] == true) {
+            let line = if account["synced"] == true { "synced" } else { "away" };
+            let state = match (account["frozen"].as_str(), &account["default_since_s"]) {
                 (Some(why), _) => format!("frozen: {why}"),
-                (None, true) => "synced".into(),
-                (None, false) => "away".into(),
+                (None, Value::Null) => line.into(),
+                (None, since) => format!("{line}, in default since {}", when(since)),
             };
-            let amounts = ["owed", "held", "limit"].map(|field| credits(&account[field]));
-            let [owed, held, limit] = amounts;
-            table.add_row([text(&account["peer_id"]), owed, held, limit, granted, state]);
+            let amounts = ["owed", "overdue", "held", "limit"].map(|field| credits(&account[field]));
+            let [owed, overdue, held, limit] = amounts;
+            table.add_row([text(&account["peer_id"]), owed, overdue, held, limit, granted, state]);
         }
-        for column in 1..5 {
+        for column in 1..6 {
             if let Some(column) = table.column_mut(column) {
                 column.set_cell_alignment(CellAlignment::Right);
             }
@@ -107,12 +116,16 @@ async fn list(global: &Global, peer: Option<PeerId>, number: usize) -> Result<Ex
         data_line(&answer.to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
+    for request in answer["requests"].as_array().map_or(&[][..], Vec::as_slice) {
+        let (peer, amount) = (text(&request["peer_id"]), credits(&request["amount"]));
+        note(&format!("{peer} asks to be paid {amount} credits until {}", when(&request["deadline_s"])));
+    }
     if items(&answer).is_empty() {
         note("no entries yet");
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["ID", "WHEN", "WHAT", "PEER", "CREDITS", "TOTAL", "ACK"]);
+    table.load_style(presets::NOTHING).set_header(["ID", "WHEN", "WHAT", "PEER", "CREDITS", "TOTAL", "DUE", "ACK"]);
     for entry in items(&answer) {
         let id: String = text(&entry["id"]).chars().take(ID_MIN).collect();
         let acknowledged = match entry["acknowledged"].as_bool() {
@@ -127,6 +140,7 @@ async fn list(global: &Global, peer: Option<PeerId>, number: usize) -> Result<Ex
             text(&entry["peer_id"]),
             credits(&entry["amount"]),
             credits(&entry["total"]),
+            if entry["due_at_s"].is_null() { String::new() } else { when(&entry["due_at_s"]) },
             acknowledged.into(),
         ]);
     }
@@ -188,10 +202,22 @@ async fn show(global: &Global, id: &str) -> Result<ExitCode, CliError> {
     }
     if !entry["due_at_s"].is_null() {
         let _ = writeln!(lines, "due       {}", when(&entry["due_at_s"]));
+        let account = account_with(global, &entry["peer_id"]).await?;
+        let (overdue, since) = (&account["overdue"], &account["default_since_s"]);
+        if entry["by"] == "peer" && overdue.as_u64() > Some(0) {
+            let since = if since.is_null() { String::new() } else { format!(", in default since {}", when(since)) };
+            let _ = writeln!(lines, "overdue   {} of the whole account{since}", credits(overdue));
+        }
     }
     let _ = writeln!(lines, "envelope  {}", text(&entry["envelope"]));
     data(&lines)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// How this node stands with a peer; nothing where there is no account.
+async fn account_with(global: &Global, peer: &Value) -> Result<Value, CliError> {
+    let answer = Daemon::find(global)?.get("/api/v1/ledger").await?;
+    Ok(items(&answer).iter().find(|account| account["peer_id"] == *peer).cloned().unwrap_or_default())
 }
 
 async fn limit_of(global: &Global, peer: PeerId) -> Result<ExitCode, CliError> {
@@ -326,12 +352,23 @@ pub(super) async fn trust(global: &Global, args: &TrustArgs) -> Result<ExitCode,
     }
     let decimals = |value: &Value| format!("{:.3}", value.as_f64().unwrap_or(0.0));
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["PEER", "TRUST", "CONDUCT", "COMMERCE", "MAY OWE", "REPAID"]);
+    table.load_style(presets::NOTHING).set_header([
+        "PEER",
+        "TRUST",
+        "CONDUCT",
+        "COMMERCE",
+        "MAY OWE",
+        "REPAID",
+        "OVERDUE",
+        "DEFAULT SINCE",
+    ]);
     for peer in peers {
         let limit = if peer["limit"].is_null() { "-".into() } else { credits(&peer["limit"]) };
         let numbers = ["trust", "conduct", "commerce"].map(|field| decimals(&peer[field]));
         let [trust, conduct, commerce] = numbers;
-        table.add_row([text(&peer["peer_id"]), trust, conduct, commerce, limit, credits(&peer["repaid"])]);
+        let amounts = ["repaid", "overdue"].map(|field| credits(&peer[field]));
+        let [repaid, overdue] = amounts;
+        table.add_row([text(&peer["peer_id"]), trust, conduct, commerce, limit, repaid, overdue, default_of(peer)]);
     }
     data_line(&table.to_string())?;
     if args.peer.is_some() {
@@ -351,6 +388,18 @@ pub(super) async fn trust(global: &Global, args: &TrustArgs) -> Result<ExitCode,
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Since when a peer is in default, or until when one that is paid is remembered.
+fn default_of(peer: &Value) -> String {
+    match (&peer["default_since_s"], &peer["no_credit_until_s"], &peer["little_trust_until_s"]) {
+        (Value::Null, Value::Null, _) => String::new(),
+        (Value::Null, no_credit, _) if no_credit.as_f64() > Some(unix_ms() as f64 / 1e3) => {
+            format!("paid; no credit until {}", when(no_credit))
+        }
+        (Value::Null, _, little) => format!("paid; little trust until {}", when(little)),
+        (since, ..) => when(since),
+    }
 }
 
 async fn ask(global: &Global, route: &str, body: &Value) -> Result<Value, CliError> {

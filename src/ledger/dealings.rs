@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use libp2p::PeerId;
 use quelea_ledger::{
     book::{Account, Terms},
+    overdue::Asked,
     trust::{Dealing, Losses, Policy, Row},
 };
 use quelea_wire::prefix::Prefix;
@@ -46,6 +47,30 @@ pub(crate) struct Standing {
     pub(crate) row: Row,
     /// Its last dealings in this run, newest first.
     pub(crate) recent: Vec<Past>,
+    /// What it has not paid in time.
+    pub(crate) debt: Overdue,
+    /// What it asks for, of what this node owes it.
+    pub(crate) asks: Option<Asks>,
+}
+
+/// What a peer should have paid.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Overdue {
+    /// Micro-credits.
+    pub(crate) amount: u64,
+    /// When it was asked for it.
+    pub(crate) asked: Asked,
+}
+
+/// A peer's request to be paid.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asks {
+    /// Micro-credits.
+    pub(crate) amount: u64,
+    /// Until when, in Unix milliseconds.
+    pub(crate) deadline: u64,
+    /// When it came, likewise.
+    pub(crate) at: u64,
 }
 
 /// All peers' rows.
@@ -90,6 +115,11 @@ impl Dealings {
         })
     }
 
+    /// Whether a peer has not paid a default.
+    pub(super) fn in_default(&self, peer: &PeerId) -> bool {
+        self.row(peer).overdue > 0
+    }
+
     /// What unproven peers took in the last thirty days.
     pub(super) fn written_off(&mut self, now: u64) -> u64 {
         self.losses.sum(now)
@@ -127,6 +157,8 @@ impl Dealings {
             granted,
             row,
             recent: self.recent.iter().rev().filter(|past| past.peer == peer).copied().collect(),
+            debt: Overdue::default(),
+            asks: None,
         }
     }
 }

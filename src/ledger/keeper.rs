@@ -1,6 +1,7 @@
 //! The loop: takes, writes, and tells.
 
 mod callers;
+mod overdue;
 mod peers;
 
 use std::{
@@ -12,6 +13,7 @@ use libp2p::PeerId;
 use quelea_ledger::{
     HoldId, Unit,
     book::{Book, Key, Outcome, Send},
+    overdue::Debt,
     trust::{Dealing, Policy},
 };
 use quelea_wire::{prefix::Prefix, time::unix_ms};
@@ -22,9 +24,10 @@ use tokio::{
 
 use self::callers::Payment;
 use super::{
-    Input, LedgerError,
+    Asks, Input, LedgerError,
     command::Command,
     dealings::Dealings,
+    debts::Debts,
     people::Totals,
     store::Store,
     turn::{Commit, Told, Turn},
@@ -67,6 +70,9 @@ struct Line {
 pub(super) struct Keeper {
     book: Book,
     dealings: Dealings,
+    debts: Debts,
+    /// What peers ask for that this node owes; see `overdue`.
+    requests: HashMap<PeerId, Asks>,
     store: Store,
     handle: Handle,
     telemetry: Telemetry,
@@ -89,17 +95,20 @@ impl Keeper {
     pub(super) fn new(
         book: Book,
         kept: LedgerRows,
-        policy: Policy,
+        (policy, grace): (Policy, Duration),
         store: Store,
         handle: Handle,
         telemetry: Telemetry,
     ) -> Self {
-        let LedgerRows { trust, losses, .. } = kept;
+        let LedgerRows { trust, losses, debts, .. } = kept;
         let dealings = Dealings::new(trust, losses, policy);
         let left = book.reserved().collect();
+        let debts = Debts::new(debts, grace);
         let mut keeper = Self {
             book,
             dealings,
+            debts,
+            requests: HashMap::new(),
             store,
             handle,
             telemetry,
@@ -115,6 +124,11 @@ impl Keeper {
         };
         keeper.review();
         keeper
+    }
+
+    /// Has debts kept that were not.
+    pub(super) fn keep(&mut self, debts: Vec<(PeerId, Debt)>) {
+        self.turn.batch.debts.extend(debts);
     }
 
     pub(super) async fn run(
@@ -268,8 +282,10 @@ impl Keeper {
         let expired = self.book.expire(unix_ms());
         self.take(expired);
         self.waiting.sweep();
+        self.look_at_debts();
         if self.reviewed.elapsed() >= REVIEW {
             self.review();
+            self.forget_requests();
         }
         let late = |line: &Line| line.unacknowledged.is_some_and(|since| since.elapsed() >= PATIENCE);
         let silent: Vec<PeerId> = self.lines.iter().filter(|(_, line)| late(line)).map(|(peer, _)| *peer).collect();

@@ -15,16 +15,21 @@
 
 mod command;
 mod dealings;
+mod debts;
 mod keeper;
 mod people;
 mod store;
 mod turn;
 mod waiting;
 
+use std::collections::HashMap;
+
 use libp2p::{PeerId, identity::Keypair};
 use quelea_ledger::{
     Hash, HoldId, Raw, Unit,
-    book::{Account, Book, HoldTerms, Key, Refusal, Rules, Side},
+    book::{Account, Book, HoldTerms, Key, Lane, Refusal, Rules, Side},
+    message::{Message, SignedMessage},
+    overdue::{Debt, Kept},
     trust::Policy,
 };
 use quelea_wire::{ErrorCode, NetworkId, prefix::Prefix};
@@ -36,15 +41,22 @@ use tokio::{
 
 pub(crate) use self::{
     command::OpenHold,
-    dealings::Standing,
+    dealings::{Asks, Standing},
+    debts::DebtTerms,
     people::{Entry, FORGIVEN, Totals},
 };
 use self::{
     command::{Command, Reply},
     keeper::Keeper,
+    people::ALL,
     store::Store,
 };
-use crate::{inference::InferError, storage::Db, swarm::Handle, telemetry::Telemetry};
+use crate::{
+    inference::InferError,
+    storage::{Db, LedgerRows},
+    swarm::Handle,
+    telemetry::Telemetry,
+};
 
 /// What the swarm tells the keeper of the ledger. It never waits for the keeper: what finds no place is counted and dropped.
 #[derive(Debug)]
@@ -55,6 +67,8 @@ pub(crate) enum Input {
     /// A peer has its first connection, from this range of addresses; nothing at home. When this is lost, the session begins
     /// with the first packet of either side.
     Connected(PeerId, Option<Prefix>),
+    /// A peer has taken a request to pay. When this is lost, it is asked again.
+    RequestTaken(PeerId),
     /// A peer's last connection is gone. When this is lost, what is sent to it is dropped by the swarm.
     Disconnected(PeerId),
 }
@@ -109,6 +123,7 @@ pub(crate) struct LedgerConfig {
     pub(crate) network: NetworkId,
     pub(crate) rules: Rules,
     pub(crate) policy: Policy,
+    pub(crate) debts: DebtTerms,
     /// Where it is kept. Without it, it is kept in memory, as the identity is.
     pub(crate) db: Option<Db>,
     pub(crate) handle: Handle,
@@ -123,6 +138,7 @@ pub(crate) struct Ledger {
     network: NetworkId,
     local: PeerId,
     rules: Rules,
+    due_days: u16,
 }
 
 impl Ledger {
@@ -135,19 +151,26 @@ impl Ledger {
         inputs: mpsc::Receiver<Input>,
         stopping: watch::Receiver<bool>,
     ) -> Result<(Self, JoinHandle<()>), LedgerError> {
-        let LedgerConfig { keypair, network, rules, policy, db, handle, telemetry } = config;
+        let LedgerConfig { keypair, network, rules, policy, debts, db, handle, telemetry } = config;
         let store = db.map_or_else(Store::memory, Store::Disk);
-        let kept = store.load().await?;
+        let mut kept = store.load().await?;
         let local = keypair.public().to_peer_id();
         let mut book = Book::new(keypair, network, rules, rand::random());
         for (key, value) in &kept.rows {
             let damaged = |error| LedgerError::Storage(format!("the row {key:?} of the ledger is damaged: {error}"));
             book.restore(key, value).map_err(damaged)?;
         }
+        let rebuilt = dates_from_notes(&store, &book, &mut kept, &network).await?;
         let (commands, queue) = mpsc::channel(COMMANDS);
-        let keeper = Keeper::new(book, kept, policy, store.clone(), handle, telemetry);
+        let mut keeper = Keeper::new(book, kept, (policy, debts.grace), store.clone(), handle, telemetry);
+        keeper.keep(rebuilt);
         let running = tokio::spawn(keeper.run(inputs, queue, stopping));
-        Ok((Self { commands, store, network, local, rules }, running))
+        Ok((Self { commands, store, network, local, rules, due_days: debts.days }, running))
+    }
+
+    /// Days after which what this node promises for work is due.
+    pub(crate) fn due_days(&self) -> u16 {
+        self.due_days
     }
 
     /// What this node lets others owe.
@@ -222,6 +245,39 @@ impl Ledger {
     async fn steps(&self, peer: PeerId, most: usize) -> Result<Vec<(Key, Vec<u8>)>, LedgerError> {
         self.store.steps(peer, Unit::CREDIT, most).await
     }
+}
+
+/// Where it is not kept when a peer's promises are due, as by versions that did not, the notes say it that are kept. What is to
+/// be kept of that.
+async fn dates_from_notes(
+    store: &Store,
+    book: &Book,
+    kept: &mut LedgerRows,
+    network: &NetworkId,
+) -> Result<Vec<(PeerId, Debt)>, LedgerError> {
+    let mut known: HashMap<PeerId, Debt> = std::mem::take(&mut kept.debts).into_iter().collect();
+    let mut rebuilt = Vec::new();
+    for account in book.accounts().filter(|account| account.unit == Unit::CREDIT) {
+        let debt = known.remove(&account.peer).unwrap_or_default();
+        if debt.dues.total() == account.received {
+            kept.debts.push((account.peer, debt));
+            continue;
+        }
+        let steps = store.steps(account.peer, Unit::CREDIT, ALL).await?;
+        let notes = steps.iter().filter_map(|(key, raw)| match key {
+            Key::Step(Lane::Note, Side::Theirs, ..) => match SignedMessage::open(raw, network).ok()?.message {
+                Message::Note(note) => Some(note),
+                _ => None,
+            },
+            _ => None,
+        });
+        let notes =
+            notes.map(|note| Kept { seq: note.seq, issued: note.issued, delta: note.delta, due_at: note.due_at });
+        let debt = debts::from_notes(debt, notes.collect(), &account);
+        rebuilt.push((account.peer, debt.clone()));
+        kept.debts.push((account.peer, debt));
+    }
+    Ok(rebuilt)
 }
 
 /// What paid work needs.

@@ -15,7 +15,7 @@ use super::{Ledger, LedgerError, Standing};
 pub(crate) const FORGIVEN: u8 = 1;
 
 /// All envelopes that can be kept of an account.
-const ALL: usize = 6 * KEPT_STEPS;
+pub(super) const ALL: usize = 6 * KEPT_STEPS;
 
 /// Sums over all accounts, in micro-credits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -41,7 +41,7 @@ impl Turn {
     }
 
     pub(super) fn writes_nothing(&self) -> bool {
-        self.batch.writes.is_empty() && self.batch.trust.is_empty() && self.batch.losses.is_none()
+        self.batch.rows() == 0
     }
 }
 

@@ -214,6 +214,7 @@ impl Node {
             network,
             rules: Rules::default(),
             policy: Policy::default(),
+            debts: settings.debts,
             db: db.clone(),
             handle: handle.clone(),
             telemetry: telemetry.clone(),

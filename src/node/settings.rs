@@ -14,6 +14,7 @@ use crate::{
         serve::{LayerChoice, ServeEnds},
         session_log::SessionLogs,
     },
+    ledger::DebtTerms,
     masking::settings::MaskingSettings,
     weights::shelf::UPLOAD,
 };
@@ -99,6 +100,8 @@ pub(crate) struct Settings {
     pub(crate) audit: u8,
     /// Micro-credits that a session may leave uncovered, where that was said.
     pub(crate) exposure: Option<u64>,
+    /// When this node pays, and how long it waits for others.
+    pub(crate) debts: DebtTerms,
     /// How long announcements are believed; provider records half as long again.
     pub(crate) announce_ttl: Duration,
     /// On what stages compute, and how.
@@ -141,6 +144,7 @@ impl Settings {
             price: Price::FREE,
             audit: 0,
             exposure: None,
+            debts: DebtTerms::USUAL,
             announce_ttl: ANNOUNCE_TTL,
             compute: StageOptions::default(),
             models: None,

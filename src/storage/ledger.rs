@@ -1,4 +1,4 @@
-//! The tables of schema 5: the book of who owes whom, and what dealings have made of trust.
+//! The tables of schemas 5 and 6: the book of who owes whom, and what dealings have made of trust.
 //!
 //! Keys are bytes, numbers in them big-endian so that they sort; a peer is the 38 bytes of an Ed25519 peer id; a side is 0 for
 //! this node's and 1 for the peer's; a lane is 0 for notes, 1 for redeems, 2 for acknowledgements of notes.
@@ -11,6 +11,7 @@
 //! | `ledger_message_v1`  | kind u8 (0 hold, 1 result, 2 voucher) ‖ side u8 ‖ peer ‖ hold's id   | its signed envelope     |
 //! | `ledger_evidence_v1` | BLAKE3 of the value                                                  | two signed envelopes    |
 //! | `trust_v1`           | peer                                                                 | [`Row`]                 |
+//! | `ledger_debt_v1`     | peer                                                                 | [`Debt`]                |
 //! | `ledger_losses_v1`   | `"days"`                                                             | [`Losses`]              |
 //!
 //! Values have the one encoding that `quelea_ledger` gives them. A value is checked before it is written, and again when it is
@@ -23,12 +24,16 @@
 //! rows: a proof beyond them is not kept, which is logged. Nothing hangs on it: that the offender's accounts are frozen, and its
 //! trust gone, is in rows of their own.
 
-use std::{collections::BTreeSet, ops::RangeInclusive};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
 use libp2p::PeerId;
 use quelea_ledger::{
     DecodeError, HoldId, PEER_BYTES, Unit,
     book::{KEPT_STEPS, Key, Lane, Side, Write},
+    overdue::Debt,
     trust::{Losses, Row},
 };
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata as _, Table, TableDefinition, WriteTransaction};
@@ -53,6 +58,8 @@ pub(super) const EVIDENCE: Definition = TableDefinition::new("ledger_evidence_v1
 /// See the module's table.
 pub(super) const TRUST: Definition = TableDefinition::new("trust_v1");
 /// See the module's table.
+pub(super) const DEBTS: Definition = TableDefinition::new("ledger_debt_v1");
+/// See the module's table.
 pub(super) const LOSSES: Definition = TableDefinition::new("ledger_losses_v1");
 
 /// The one key of `ledger_losses_v1`.
@@ -68,6 +75,8 @@ pub(crate) struct LedgerBatch {
     pub(crate) writes: Vec<Write>,
     /// What is known of peers from now on.
     pub(crate) trust: Vec<(PeerId, Row)>,
+    /// What of peers' promises is due when, likewise.
+    pub(crate) debts: BTreeMap<PeerId, Debt>,
     /// What was lost lately, where that has changed.
     pub(crate) losses: Option<Losses>,
 }
@@ -79,14 +88,17 @@ pub(crate) struct LedgerRows {
     pub(crate) rows: Vec<(Key, Vec<u8>)>,
     /// What is known of peers.
     pub(crate) trust: Vec<(PeerId, Row)>,
+    /// What of their promises is due when.
+    pub(crate) debts: Vec<(PeerId, Debt)>,
     /// What was lost lately.
     pub(crate) losses: Losses,
 }
 
 impl LedgerBatch {
     /// Rows that it may change.
-    pub(super) fn rows(&self) -> usize {
-        self.writes.len().saturating_add(self.trust.len()).saturating_add(usize::from(self.losses.is_some()))
+    pub(crate) fn rows(&self) -> usize {
+        let losses = usize::from(self.losses.is_some());
+        [self.trust.len(), self.debts.len(), losses].into_iter().fold(self.writes.len(), usize::saturating_add)
     }
 
     /// Whether all of it can be read again.
@@ -97,7 +109,11 @@ impl LedgerBatch {
             }
         }
         let known = |peer: &PeerId| peer.to_bytes().len() == PEER_BYTES;
-        if self.trust.iter().all(|(peer, _)| known(peer)) { Ok(()) } else { Err(DecodeError::Field("peer")) }
+        if self.trust.iter().map(|(peer, _)| peer).chain(self.debts.keys()).all(known) {
+            Ok(())
+        } else {
+            Err(DecodeError::Field("peer"))
+        }
     }
 }
 
@@ -218,6 +234,12 @@ impl<'txn> Tables<'txn> {
                 trust.insert(peer.to_bytes().as_slice(), row.encode().as_slice())?;
             }
         }
+        if !batch.debts.is_empty() {
+            let mut debts = self.txn.open_table(DEBTS)?;
+            for (peer, debt) in &batch.debts {
+                debts.insert(peer.to_bytes().as_slice(), debt.encode().as_slice())?;
+            }
+        }
         if let Some(losses) = &batch.losses {
             self.txn.open_table(LOSSES)?.insert(DAYS, losses.encode().as_slice())?;
         }
@@ -336,6 +358,11 @@ fn load(txn: &ReadTransaction) -> Result<LedgerRows, redb::Error> {
         let (name, value) = entry?;
         let peer = peer_of(name.value()).ok_or_else(|| bad_row("peer of trust", &"its key has another form"))?;
         all.trust.push((peer, Row::decode(value.value()).map_err(|e| bad_row("row of trust", &e))?));
+    }
+    for entry in txn.open_table(DEBTS)?.iter()? {
+        let (name, value) = entry?;
+        let peer = peer_of(name.value()).ok_or_else(|| bad_row("peer of a debt", &"its key has another form"))?;
+        all.debts.push((peer, Debt::decode(value.value()).map_err(|e| bad_row("debt", &e))?));
     }
     for entry in txn.open_table(LOSSES)?.iter()? {
         let (name, value) = entry?;

@@ -59,6 +59,7 @@ pub(super) struct Instruments {
     pub(super) ledger_disputes: Counter<u64>,
     pub(super) ledger_limit_refusals: Counter<u64>,
     pub(super) ledger_self_recovered: Counter<u64>,
+    pub(super) ledger_defaults: Counter<u64>,
     pub(super) dht_republished: Counter<u64>,
     pub(super) dht_refused: Counter<u64>,
     pub(super) rate_limited: Counter<u64>,
@@ -143,6 +144,10 @@ impl Instruments {
             ledger_self_recovered: counter(
                 "quelea_ledger_self_recovered",
                 "Times that this node had lost its newest entries and took them from the peer that had them",
+            ),
+            ledger_defaults: counter(
+                "quelea_ledger_defaults",
+                "Times that a peer had not paid long after it was asked",
             ),
             dht_refused: counter(
                 "quelea_dht_refused",

@@ -372,6 +372,11 @@ impl Metrics {
         self.inner.instruments.ledger_self_recovered.add(1, &[]);
     }
 
+    /// A peer has not paid what was due.
+    pub fn ledger_defaulted(&self) {
+        self.inner.instruments.ledger_defaults.add(1, &[]);
+    }
+
     /// A bounded queue had no place for one item.
     pub fn channel_full(&self, name: &'static str) {
         self.inner.instruments.channel_full.add(1, &[KeyValue::new("name", name)]);

@@ -85,6 +85,7 @@ fn busy() -> (TelemetryState, Arc<NodeStats>) {
     metrics.ledger_disputed("evidence");
     metrics.ledger_limit_refused("pool");
     metrics.ledger_self_recovered();
+    metrics.ledger_defaulted();
     metrics.replayed(64);
     metrics.task_panicked();
     metrics.join_libp2p(libp2p_registry());
@@ -201,6 +202,8 @@ fn the_scrape_holds_the_catalogue_and_no_more_labels() {
         ("quelea_ledger_disputes_total", "counter"),
         ("quelea_ledger_limit_refusals_total", "counter"),
         ("quelea_ledger_self_recovered_total", "counter"),
+        ("quelea_ledger_defaults_total", "counter"),
+        ("quelea_ledger_overdue_credits", "gauge"),
         ("quelea_ledger_owed_credits", "gauge"),
         ("quelea_ledger_owing_credits", "gauge"),
         ("quelea_ledger_pool_credits", "gauge"),

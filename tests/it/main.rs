@@ -12,6 +12,7 @@
 //! | `failure` | does a request end in time, and named, when a worker or its caller goes away |
 //! | `ledger` | is what peers owe each other kept and said, whoever is killed |
 //! | `paid` | do payers and stages come to the same amount, whoever dies, and is nothing paid twice |
+//! | `overdue` | is who does not pay asked, refused credit and remembered, whenever the creditor is killed |
 //! | `lifecycle` | do daemons start, stop and come back as documented |
 //! | `bad_input` | is every mistake answered by a clear error and a documented exit code |
 //! | `bad_model` | are damaged and foreign model files refused in words |
@@ -56,6 +57,7 @@ mod lifecycle;
 mod losses;
 mod masking;
 mod measure;
+mod overdue;
 mod paid;
 mod peers;
 mod prefix;

@@ -129,8 +129,8 @@ pub(crate) enum IouCommand {
         /// In credits
         #[arg(value_parser = credits)]
         amount: u64,
-        /// Days after which it is due
-        #[arg(long, default_value_t = 14)]
+        /// Days after which it is due, a year at most
+        #[arg(long, default_value_t = 14, value_parser = clap::value_parser!(u16).range(..=365))]
         due_days: u16,
     },
     /// Discharge what the peer owes: the same as 'quelea ledger redeem'

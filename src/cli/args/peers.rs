@@ -121,7 +121,7 @@ pub(crate) struct BanArgs {
     pub(crate) reason: String,
 }
 
-fn parse_long(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_long(text: &str) -> Result<Duration, String> {
     let bad = || format!("{text:?} is not a time; write it like 30m, 2h or 7d");
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit: u64 = match &text[digits.len()..] {

@@ -34,9 +34,6 @@ use crate::inference::{plane::Plane, planner::Hop, types::InferError};
 /// How long a hold stands, in milliseconds: as long as one may, less a minute for clocks that differ.
 const HOLD_MS: u64 = quelea_ledger::book::MAX_HOLD_MS - 60_000;
 
-/// Days after which what is paid is due.
-const DUE_DAYS: u16 = 30;
-
 /// How long a peer whose ledger has lost its session may take to have another, while rows wait.
 const AGAIN: Duration = Duration::from_secs(4);
 
@@ -201,8 +198,8 @@ impl Paying {
         let Some(hold) = hold else { return Ok(()) };
         let job_hash = job_hash(&self.shared.session.0, &self.shared.model, &span);
         let expires_at = unix_ms().saturating_add(HOLD_MS);
-        let terms = HoldTerms { hold, max: most, job_hash, expires_at, due_days: DUE_DAYS };
         let ledger = self.shared.plane.ledger();
+        let terms = HoldTerms { hold, max: most, job_hash, expires_at, due_days: ledger.due_days() };
         let reserved = async {
             ledger.ready(peer, deadline).await?;
             ledger.hold(peer, terms).await

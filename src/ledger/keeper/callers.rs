@@ -12,8 +12,9 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     super::{
-        LedgerError,
+        LedgerError, Standing,
         command::{Command, OpenHold, Reply},
+        dealings::Overdue,
         people::FORGIVEN,
         turn::Then,
     },
@@ -100,14 +101,18 @@ impl Keeper {
                 let step = self.book.promise(now, peer, UNIT, amount, due_at);
                 self.issued(peer, &step);
                 self.entry(peer, step, reply, NOTES);
+                self.look(peer);
             }
             Command::Redeem { peer, amount, method, reference, reply } => {
                 let step = self.book.redeem(now, peer, UNIT, amount, (method, reference));
-                // What is forgiven was not paid back.
+                // What is forgiven was not paid back; a stranger's default that is forgiven is lost.
                 if step.is_ok() && method != FORGIVEN {
                     self.deal(peer, Dealing::Redeemed { amount });
+                } else if step.is_ok() && self.dealings.in_default(&peer) {
+                    self.turn.batch.losses = self.dealings.lost(now, &peer, amount).or(self.turn.batch.losses.take());
                 }
                 self.entry(peer, step, reply, REDEEMS);
+                self.look(peer);
             }
             Command::Request { peer, amount, deadline, reply } => {
                 let step = self.book.request_redeem(peer, UNIT, amount, deadline, rand::random());
@@ -130,7 +135,11 @@ impl Keeper {
                 peers.dedup();
                 let standing = |peer: PeerId| {
                     let granted = self.lines.get(&peer).and_then(|line| line.granted);
-                    self.dealings.standing(now, peer, self.book.account(&peer, UNIT), granted)
+                    let account = self.book.account(&peer, UNIT);
+                    let (overdue, asked) = account.map(|account| self.debts.view(now, &account)).unwrap_or_default();
+                    let debt = Overdue { amount: overdue, asked };
+                    let standing = self.dealings.standing(now, peer, account, granted);
+                    Standing { debt, asks: self.request_of(&peer), ..standing }
                 };
                 // What is shown is on disk: whoever compares it with what is stored finds the same.
                 let standings = peers.into_iter().map(standing).collect();
@@ -166,6 +175,7 @@ impl Keeper {
             }
         }
         self.entry(peer, step, reply, NOTES);
+        self.look(peer);
     }
 
     /// Both have synced: what waits is paid.

@@ -11,7 +11,7 @@ use quelea_wire::time::unix_ms;
 use tokio::time::Instant;
 
 use super::{
-    super::{Input, command::OpenHold, turn::Told},
+    super::{Input, command::OpenHold, debts::Promised, turn::Told},
     Keeper, Line, PATIENCE, UNIT,
 };
 
@@ -45,6 +45,7 @@ impl Keeper {
                     self.groups.remove(&peer);
                 }
             }
+            Input::RequestTaken(peer) => self.request_taken(peer),
             Input::Packet { peer, packet } => {
                 let now = unix_ms();
                 if self.book.account(&peer, UNIT).is_none() {
@@ -84,6 +85,7 @@ impl Keeper {
     pub(super) fn event(&mut self, peer: PeerId, event: Event) {
         match event {
             Event::Live => {
+                self.debts.touch(peer);
                 self.turn.told.push(Told::Live(peer));
                 self.grant(peer);
                 self.pay_due(peer);
@@ -106,8 +108,10 @@ impl Keeper {
                 self.telemetry.metrics.ledger_entry("hold", "refused");
                 self.telemetry.metrics.ledger_limit_refused(why.as_str());
             }
-            Event::NoteArrived { delta, hold, .. } => {
+            Event::NoteArrived { delta, own, hold, due_at, .. } => {
                 self.telemetry.metrics.ledger_entry("note", "taken");
+                let days = self.view(Side::Theirs, peer, hold).map(|view| view.due_days);
+                self.promised(peer, Promised { delta, own, due_at, days });
                 if hold != HoldId::NONE {
                     let vouched = self.view(Side::Theirs, peer, hold).map_or(0, |view| view.voucher);
                     // It has signed that more than this is spent.
@@ -125,10 +129,13 @@ impl Keeper {
                     line.unacknowledged = None;
                 }
             }
-            Event::RedeemArrived { .. } => self.telemetry.metrics.ledger_entry("redeem", "taken"),
-            Event::RedeemRequested { amount, .. } => {
-                tracing::info!(%peer, amount, "the peer asks to be paid; see 'quelea ledger balance'");
+            Event::RedeemArrived { delta, .. } => {
+                self.telemetry.metrics.ledger_entry("redeem", "taken");
+                self.request_met(peer, delta);
+                // What set off its debts is less now.
+                self.debts.touch(peer);
             }
+            Event::RedeemRequested { amount, deadline } => self.asked_to_pay(peer, amount, deadline),
             Event::HoldEnded { side: Side::Theirs, hold, state: HoldState::Expired } => {
                 let unpaid = self.view(Side::Theirs, peer, hold).map_or(0, |view| view.voucher);
                 if unpaid > 0 {
@@ -138,6 +145,7 @@ impl Keeper {
                 }
             }
             Event::Frozen(why) => {
+                self.debts.touch(peer);
                 tracing::warn!(%peer, ?why, "nothing is signed for this peer any more");
                 self.telemetry.metrics.ledger_disputed("frozen");
             }

@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use quelea_ledger::{
     Hash, HoldId, Unit,
     book::{Book, KEPT_STEPS, Key, Lane, Rules, Side, Write as Change},
+    overdue::Debt,
     trust::{Losses, Row},
 };
 
 use self::books::{History, NETWORK_SECRET, network};
 use super::*;
-use crate::storage::ledger::{EVIDENCE, EVIDENCE_MAX, HOLDS, PAIRS, STEPS, TRUST};
+use crate::storage::ledger::{DEBTS, EVIDENCE, EVIDENCE_MAX, HOLDS, PAIRS, STEPS, TRUST};
 
 const UNIT: Unit = Unit::CREDIT;
 
@@ -68,24 +69,32 @@ async fn a_book_comes_back_as_it_was_after_every_step() {
 }
 
 #[tokio::test]
-async fn trust_and_losses_survive_a_restart() {
+async fn trust_debts_and_losses_survive_a_restart() {
     let (_dir, path, db) = temp_db();
     let (one, other) = (peer(), peer());
     let row = Row { commerce: -7, repaid: 9, convicted: true, ..Row::default() };
     let mut losses = Losses::default();
     losses.add(1 << 40, 5);
     let trust = vec![(one, Row::default()), (other, row)];
-    kept(&db, LedgerBatch { trust, losses: Some(losses.clone()), ..LedgerBatch::default() }).await.unwrap();
+    let mut debt = Debt::default();
+    debt.dues.promised(7, 1 << 41);
+    let debts = [(one, Debt::default()), (other, debt.clone())].into();
+    let losses_too = Some(losses.clone());
+    kept(&db, LedgerBatch { trust, losses: losses_too, debts, ..LedgerBatch::default() }).await.unwrap();
     kept(&db, LedgerBatch { trust: vec![(one, row)], ..LedgerBatch::default() }).await.unwrap();
     kept(&db, LedgerBatch::default()).await.unwrap();
     db.close().await.unwrap();
 
     let db = Db::open(&path, quiet()).unwrap();
-    let LedgerRows { rows, mut trust, losses: stored } = db.ledger_load().await.unwrap();
+    let LedgerRows { rows, mut trust, mut debts, losses: stored } = db.ledger_load().await.unwrap();
     trust.sort_by_key(|(peer, _)| *peer);
     let mut expected = vec![(one, row), (other, row)];
     expected.sort_by_key(|(peer, _)| *peer);
     assert_eq!((rows, trust, stored), (Vec::new(), expected, losses));
+    debts.sort_by_key(|(peer, _)| *peer);
+    let mut expected = vec![(one, Debt::default()), (other, debt)];
+    expected.sort_by_key(|(peer, _)| *peer);
+    assert_eq!(debts, expected);
 }
 
 #[tokio::test]
@@ -155,7 +164,7 @@ async fn batches_are_committed_in_the_order_they_came() {
             let batch = LedgerBatch {
                 writes: vec![Change::Put(key, vec![n])],
                 trust: vec![(one, Row { days: n.into(), ..Row::default() })],
-                losses: None,
+                ..LedgerBatch::default()
             };
             // There is room in the queue, so that this does not wait while the gate is held.
             let submitted = futures::FutureExt::now_or_never(db.ledger_submit(batch));
@@ -213,7 +222,10 @@ async fn what_could_not_be_read_again_is_not_written() {
         let refused = kept(&db, writes(vec![good(), bad.clone()])).await;
         assert!(matches!(refused, Err(WriteError::LedgerRow(_))), "{bad:?}: {refused:?}");
     }
-    let strangers = LedgerBatch { writes: vec![good()], trust: vec![(rsa, Row::default())], losses: None };
+    let strangers = LedgerBatch { writes: vec![good()], trust: vec![(rsa, Row::default())], ..LedgerBatch::default() };
+    assert!(matches!(kept(&db, strangers).await, Err(WriteError::LedgerRow(_))));
+    let debts = [(rsa, Debt::default())].into();
+    let strangers = LedgerBatch { writes: vec![good()], debts, ..LedgerBatch::default() };
     assert!(matches!(kept(&db, strangers).await, Err(WriteError::LedgerRow(_))));
     db.health().unwrap();
     assert_eq!(loaded(&db).await, [], "nothing of a refused batch is there");
@@ -300,7 +312,7 @@ async fn a_database_of_schema_4_gets_the_tables() {
     {
         let database = redb::Builder::new().open(&path).unwrap();
         let txn = database.begin_write().unwrap();
-        for table in [PAIRS, HOLDS, STEPS, TRUST, EVIDENCE] {
+        for table in [PAIRS, HOLDS, STEPS, TRUST, EVIDENCE, DEBTS] {
             txn.delete_table(table).unwrap();
         }
         txn.open_table(tables::META).unwrap().insert(tables::SCHEMA_VERSION, 4).unwrap();

@@ -4,7 +4,10 @@ use std::net::IpAddr;
 
 use libp2p::{Multiaddr, PeerId};
 use quelea_behaviours::conduct::Deed;
-use quelea_ledger::behaviour::{Answer, Event, NotSent, SendError};
+use quelea_ledger::{
+    behaviour::{Answer, Event, NotSent, SendError},
+    packet::asks_to_pay,
+};
 
 use quelea_wire::prefix::{Prefix, ip_of};
 
@@ -68,7 +71,12 @@ pub(crate) fn event(driver: &mut Driver, event: Event) {
             driver.swarm.behaviour_mut().ledger.reply(reply, answer);
             metrics.rpc(LEDGER, Direction::Inbound, result);
         }
-        Event::Sent { .. } => metrics.rpc(LEDGER, Direction::Outbound, RpcResult::Ok),
+        Event::Sent { peer, packet } => {
+            metrics.rpc(LEDGER, Direction::Outbound, RpcResult::Ok);
+            if asks_to_pay(&packet) {
+                tell(driver, Input::RequestTaken(peer));
+            }
+        }
         Event::NotSent { peer, packets, error } => {
             tracing::debug!(%peer, packets, %error, "packets of the ledger are lost");
             for _ in 0..packets {

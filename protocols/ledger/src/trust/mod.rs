@@ -166,6 +166,13 @@ impl Row {
         if shunned { 0 } else { self.limit.clamp(policy.base, policy.most.max(policy.base)) }
     }
 
+    /// Until when a default that is paid is remembered: without credit, and then with little trust; nothing where there is none.
+    #[must_use]
+    pub fn remembered(&self, now: u64) -> Option<(u64, u64)> {
+        let until = self.default_until;
+        (self.overdue == 0 && now < until).then(|| (until.saturating_sub(DEFAULT_MS), until))
+    }
+
     /// Whether a default was paid less than 30 days ago.
     fn in_disgrace(&self, now: u64) -> bool {
         now < self.default_until.saturating_sub(DEFAULT_MS)

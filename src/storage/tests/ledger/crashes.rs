@@ -242,7 +242,7 @@ impl Story {
         LedgerBatch {
             writes: self.batches[n - 1].clone(),
             trust: vec![(witness(), Row { days, ..Row::default() })],
-            losses: None,
+            ..LedgerBatch::default()
         }
     }
 
