@@ -132,7 +132,10 @@ impl Dealings {
     /// What a peer may owe.
     pub(super) fn terms(&self, now: u64, peer: &PeerId, group: Option<Prefix>) -> Terms {
         let row = self.row(peer);
-        Terms { limit: row.limit(&self.policy, now), proven: row.proven(&self.policy), group }
+        let (limit, proven) = (row.limit(&self.policy, now), row.proven(&self.policy));
+        // Who is trusted no more owes what it was let owe before.
+        let counted = if proven { u64::MAX } else { limit.max(self.policy.base) };
+        Terms { limit, counted, proven, group }
     }
 
     /// Peers with a row.

@@ -5,7 +5,7 @@ mod overdue;
 mod peers;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     time::Duration,
 };
 
@@ -271,7 +271,8 @@ impl Keeper {
     /// Limits follow from the time that has passed.
     fn review(&mut self) {
         let now = unix_ms();
-        let known: Vec<PeerId> = self.dealings.peers().chain(self.lines.keys().copied()).collect();
+        let accounts = self.book.accounts().map(|account| account.peer);
+        let known: BTreeSet<PeerId> = self.dealings.peers().chain(self.lines.keys().copied()).chain(accounts).collect();
         known.into_iter().for_each(|peer| self.set_terms(now, peer));
         let written_off = self.dealings.written_off(now);
         self.book.set_written_off(written_off);

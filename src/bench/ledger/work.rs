@@ -88,7 +88,7 @@ impl Debtor {
         let keypair = Keypair::generate_ed25519();
         let peer = keypair.public().to_peer_id();
         let mut debtor = book(keypair);
-        creditor.set_terms(peer, UNIT, Terms { limit: u64::MAX, proven: true, group: None });
+        creditor.set_terms(peer, UNIT, Terms { limit: u64::MAX, proven: true, ..Terms::default() });
         // Neither has anything of the other's yet, so that nothing is to be looked up for a sync.
         let bytes = |send: &Send| send.render(|_| None);
         let mut packets: VecDeque<_> =

@@ -15,6 +15,8 @@ pub enum NotTaken {
     Times,
     /// Too many are open or remembered.
     Count,
+    /// There are as many accounts as there may be.
+    Accounts,
     /// The debtor's own limit.
     Limit,
     /// The limit of all unproven debtors together.
@@ -31,6 +33,7 @@ impl NotTaken {
             Self::Frozen => "frozen",
             Self::Times => "times",
             Self::Count => "count",
+            Self::Accounts => "accounts",
             Self::Limit => "limit",
             Self::Pool => "pool",
             Self::Group => "group",
@@ -47,6 +50,9 @@ impl Book {
         let latest = now.saturating_add(MAX_HOLD_MS).saturating_add(GRACE_MS);
         if hold.expires_at <= now || hold.expires_at > latest || hold.due_days > LONGEST_FOR_WORK_DAYS {
             return Err(NotTaken::Times);
+        }
+        if self.is_full_for(key) {
+            return Err(NotTaken::Accounts);
         }
         let open = pair.incoming.values().filter(|hold| hold.is_open()).count();
         if open >= MAX_OPEN_HOLDS || pair.incoming.len() >= MAX_CLOSED_HOLDS.saturating_add(MAX_OPEN_HOLDS) {
@@ -65,7 +71,9 @@ impl Book {
             return Err(NotTaken::Limit);
         }
         // What others may lose by it: nothing as far as it only takes back what we owe.
-        let after = u64::try_from(wanted.max(0)).unwrap_or(u64::MAX);
+        let counted = pair.owed().min(i128::from(terms.counted));
+        let after = counted.saturating_add(i128::from(pair.held())).saturating_add(i128::from(hold.max));
+        let after = u64::try_from(after.max(0)).unwrap_or(u64::MAX);
         let more = after.saturating_sub(pair.exposure());
         let fits = |used: u64, limit: u64| used.checked_add(more).is_some_and(|sum| sum <= limit);
         if !terms.proven && !fits(self.pool.saturating_add(self.written_off), self.rules.pool) {

@@ -52,15 +52,29 @@ pub const GRACE_MS: u64 = 2 * 60 * 1000;
 /// Notes and redeems that are kept of each counter. The newest is enough for any claim; the others are for people.
 pub const KEPT_STEPS: usize = 64;
 
+/// Accounts in all. A name costs nothing, and neither does a promise: without a bound strangers could fill the disk with
+/// accounts of a kilobyte or two each. The largest that a start reads in well under a second.
+pub const MAX_ACCOUNTS: usize = 100_000;
+
 /// What this node lets one debtor owe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Terms {
     /// The most that it may owe, open holds included, in micro-credits.
     pub limit: u64,
+    /// The most of what it owes that counts against what debtors share. Nobody is worked for beyond its limit: what it promises
+    /// besides, it gives away, and must not be able to take others' places with.
+    pub counted: u64,
     /// Whether it has paid back enough to be counted by itself; otherwise it shares [`Rules::pool`] with all strangers.
     pub proven: bool,
     /// The address group that it belongs to; `None` at home.
     pub group: Option<Prefix>,
+}
+
+impl Default for Terms {
+    /// No credit; what is owed already counts whole.
+    fn default() -> Self {
+        Self { limit: 0, counted: u64::MAX, proven: false, group: None }
+    }
 }
 
 /// What this node lets others owe, in all.
@@ -144,8 +158,10 @@ impl Pair {
         open.fold(0, |sum, hold| sum.saturating_add(hold.max))
     }
 
+    /// What it takes of what debtors share.
     fn exposure(&self) -> u64 {
-        u64::try_from(self.owed().max(0)).unwrap_or(u64::MAX).saturating_add(self.held())
+        let owed = u64::try_from(self.owed().max(0)).unwrap_or(u64::MAX);
+        owed.min(self.terms.counted).saturating_add(self.held())
     }
 
     /// Whether nothing has ever happened in it.
@@ -178,6 +194,7 @@ pub struct Book {
     nonce_secret: [u8; 32],
     nonces: u64,
     pairs: BTreeMap<(PeerId, Unit), Pair>,
+    most_accounts: usize,
     /// What unproven debtors owe together.
     pool: u64,
     /// What was lost to such lately.
@@ -209,6 +226,7 @@ impl Book {
             nonce_secret,
             nonces: 0,
             pairs: BTreeMap::new(),
+            most_accounts: MAX_ACCOUNTS,
             pool: 0,
             written_off: 0,
             groups: BTreeMap::new(),
@@ -276,6 +294,23 @@ impl Book {
                 self.groups.remove(&group);
             }
         }
+    }
+
+    /// Whether there is no room for this account, which has nothing in it yet.
+    fn is_full_for(&self, key: (PeerId, Unit)) -> bool {
+        let is_new = |pair: &Pair| {
+            let row = &pair.row;
+            let heads = [row.issued, row.received, row.redeemed, row.discharged];
+            heads == [Head::NONE; 4] && row.frozen == 0 && pair.incoming.is_empty() && pair.outgoing.is_empty()
+        };
+        // Those that are connected and have nothing in them yet are a few hundred of these.
+        self.pairs.len() > self.most_accounts && self.pairs.get(&key).is_none_or(is_new)
+    }
+
+    /// No more accounts than this; for tests and machines with little room.
+    #[must_use]
+    pub fn with_accounts(self, most: usize) -> Self {
+        Self { most_accounts: most, ..self }
     }
 
     fn nonce(&mut self) -> Nonce {

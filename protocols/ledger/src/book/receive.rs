@@ -32,6 +32,9 @@ pub enum Rejected {
     /// Of a session that is over, or of none: nobody is to blame.
     #[error("a message of another session")]
     Session,
+    /// There are as many accounts as there may be: nobody is to blame.
+    #[error("there is no room for another account")]
+    Full,
     /// Its numbers cannot be.
     #[error("{0}")]
     Numbers(&'static str),
@@ -41,7 +44,7 @@ impl Rejected {
     /// Whether an honest peer never sends it.
     #[must_use]
     pub fn is_fault(&self) -> bool {
-        !matches!(self, Self::Session)
+        !matches!(self, Self::Session | Self::Full)
     }
 }
 
@@ -263,6 +266,9 @@ impl Book {
         if note.issued < last.total {
             // It may have lost something; what it is shown in the next sync is its own newest note.
             return Err(Rejected::Numbers("a note that promises less than the one before"));
+        }
+        if self.is_full_for(key) {
+            return Err(Rejected::Full);
         }
         let head = Head { seq: note.seq, hash: signed.id(), total: note.issued };
         self.step(Lane::Note, Side::Theirs, key, head, signed, out);

@@ -110,7 +110,7 @@ impl Witness {
                 }
                 let owed = u64::try_from(account.owed.max(0)).unwrap_or(u64::MAX);
                 if account.peer != nodes[0].peer {
-                    pool += owed + account.held;
+                    pool += owed.min(LIMIT) + account.held;
                 }
             }
             if pool != node.book.pool_exposure() {

@@ -425,7 +425,11 @@ impl World {
         node.book = book;
         let peers: Vec<_> = self.nodes.iter().map(|node| node.peer).collect();
         for (j, peer) in peers.into_iter().enumerate().filter(|(j, _)| *j != i) {
-            self.nodes[i].book.set_terms(peer, UNIT, Terms { limit: LIMIT, proven: j == 0, group: None });
+            self.nodes[i].book.set_terms(
+                peer,
+                UNIT,
+                Terms { limit: LIMIT, counted: LIMIT, proven: j == 0, group: None },
+            );
             // A new connection: both notice.
             let calm = std::mem::replace(&mut self.calm, true);
             let result = self.connect(i, j);

@@ -115,7 +115,8 @@ impl Victim {
     fn work(&mut self, other: &mut Side, most: u64) -> Option<(HoldId, u64)> {
         let (peer, now) = (other.peer, self.now);
         let row = *self.row(peer);
-        let terms = Terms { limit: row.limit(&policy(), now), proven: row.proven(&policy()), group: None };
+        let (limit, proven) = (row.limit(&policy(), now), row.proven(&policy()));
+        let terms = Terms { limit, counted: limit.max(policy().base), proven, group: None };
         self.side.book.set_terms(peer, UNIT, terms);
         let lost = self.losses.sum(now);
         self.side.book.set_written_off(lost);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use libp2p::PeerId;
 use quelea_ledger::{
     Hash, HoldId, Unit,
-    book::{Book, Event, FrozenWhy, HoldState, HoldTerms, Key, Outcome, Refusal, Rules, Side, Terms, Write},
+    book::{Book, Event, FrozenWhy, HoldState, HoldTerms, Key, Outcome, Refusal, Rejected, Rules, Side, Terms, Write},
     message::{Message, SignedMessage},
     packet::{Content, Packet},
 };
@@ -90,7 +90,7 @@ fn meet(a: &mut Node, b: &mut Node) {
 /// 1 owes, 2 works for it.
 fn two() -> (Node, Node) {
     let mut debtor = Node::new(1, 1);
-    let mut creditor = Node::new(2, 2).trusts(1, Terms { limit: LIMIT, proven: true, group: None });
+    let mut creditor = Node::new(2, 2).trusts(1, Terms { limit: LIMIT, proven: true, ..Terms::default() });
     meet(&mut debtor, &mut creditor);
     (debtor, creditor)
 }
@@ -317,7 +317,7 @@ fn strangers_share_one_pool_however_many_they_are() {
     creditor.book = Book::new(keypair(200), network(), rules, [2; 32]);
     for n in 1..=100 {
         let mut stranger = Node::new(n, n);
-        creditor.book.set_terms(peer(n), UNIT, Terms { limit: 400, proven: false, group: None });
+        creditor.book.set_terms(peer(n), UNIT, Terms { limit: 400, counted: 400, ..Terms::default() });
         meet(&mut stranger, &mut creditor);
         let out = stranger.book.hold(NOW, creditor.peer, UNIT, terms(u64::from(n), 100)).unwrap();
         let sent = stranger.apply(out);
@@ -325,6 +325,60 @@ fn strangers_share_one_pool_however_many_they_are() {
         assert!(creditor.book.pool_exposure() <= 1000);
     }
     assert_eq!(creditor.book.pool_exposure(), 1000);
+}
+
+/// Promising costs nothing. Who gives away more than anybody would let it owe takes no place of others by that.
+#[test]
+fn promises_that_nobody_worked_for_take_no_more_of_the_pool_than_debts_may() {
+    let rules = Rules { pool: 1000, ..Rules::default() };
+    let mut creditor = Node::new(200, 2);
+    creditor.book = Book::new(keypair(200), network(), rules, [2; 32]);
+    let stranger = Terms { limit: 400, counted: 400, ..Terms::default() };
+    let mut generous = Node::new(1, 1);
+    creditor.book.set_terms(peer(1), UNIT, stranger);
+    meet(&mut generous, &mut creditor);
+    let out = generous.book.promise(NOW, creditor.peer, UNIT, u64::MAX, NOW + 1).unwrap();
+    let sent = generous.apply(out);
+    carry(&mut generous, &mut creditor, sent);
+    assert_eq!(creditor.book.account(&generous.peer, UNIT).unwrap().owed, i128::from(u64::MAX), "it owes what it says");
+    assert_eq!(creditor.book.pool_exposure(), 400);
+    let out = generous.book.hold(NOW, creditor.peer, UNIT, terms(1, 1)).unwrap();
+    let sent = generous.apply(out);
+    carry(&mut generous, &mut creditor, sent);
+    assert_eq!(creditor.book.account(&generous.peer, UNIT).unwrap().held, 0, "and gets nothing for it");
+    let mut other = Node::new(3, 3);
+    creditor.book.set_terms(peer(3), UNIT, stranger);
+    meet(&mut other, &mut creditor);
+    take_out(&mut other, &mut creditor, terms(2, 100));
+    assert_eq!(creditor.book.account(&other.peer, UNIT).unwrap().held, 100);
+}
+
+#[test]
+fn accounts_are_bounded_and_those_that_there_are_go_on() {
+    let mut creditor = Node::new(200, 2);
+    creditor.book = Book::new(keypair(200), network(), Rules::default(), [2; 32]).with_accounts(10);
+    let mut nodes = Vec::new();
+    for n in 1..=20 {
+        let mut node = Node::new(n, n);
+        creditor.book.set_terms(peer(n), UNIT, Terms { limit: 400, counted: 400, ..Terms::default() });
+        meet(&mut node, &mut creditor);
+        let out = node.book.promise(NOW, creditor.peer, UNIT, 5, NOW + 1).unwrap();
+        for packet in node.apply(out) {
+            let taken = creditor.book.receive(NOW, node.peer, &packet);
+            assert_eq!(taken.as_ref().err(), (n > 10).then_some(&Rejected::Full));
+            taken.into_iter().for_each(|out| drop(creditor.apply(out)));
+        }
+        take_out(&mut node, &mut creditor, terms(u64::from(n), 7));
+        let held = creditor.book.account(&node.peer, UNIT).unwrap().held;
+        assert_eq!(held, if n > 10 { 0 } else { 7 });
+        creditor.book.disconnected(node.peer);
+        nodes.push(node);
+    }
+    assert_eq!(creditor.book.accounts().count(), 10);
+    // Whoever has one goes on, on a new line too.
+    meet(&mut nodes[0], &mut creditor);
+    take_out(&mut nodes[0], &mut creditor, terms(100, 9));
+    assert_eq!(creditor.book.account(&nodes[0].peer, UNIT).unwrap().held, 16);
 }
 
 /// A proof is the longest of all messages: two notes, each whole.

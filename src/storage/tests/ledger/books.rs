@@ -119,7 +119,7 @@ impl History {
 }
 
 fn terms() -> Terms {
-    Terms { limit: LIMIT, proven: true, group: None }
+    Terms { limit: LIMIT, proven: true, ..Terms::default() }
 }
 
 /// What a disk does, in the simplest way there is.
