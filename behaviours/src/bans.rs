@@ -24,6 +24,13 @@ pub const FIRST: Duration = Duration::from_secs(10 * 60);
 const LONGER: u32 = 6;
 /// The longest ban for conduct.
 pub const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The ban for proven fraud: it is no accident, and nobody's bad line.
+pub const FRAUD: Duration = Duration::from_secs(90 * 24 * 3600);
+/// So many peers of one range of addresses banned for fraud, and whoever is new there gets no credit: one of them may have a
+/// cheating neighbour, who makes five names has an address.
+pub const FRAUDS_OF_A_RANGE: usize = 5;
+/// For how long after the last of them.
+pub const WARY: Duration = Duration::from_secs(24 * 3600);
 /// So many peers of one host banned at once, and the host is, for as long as [`FIRST`]: identities are free, addresses are
 /// not. Fewer may be one home with a bad program.
 pub const PEERS_OF_A_HOST: usize = 4;
@@ -68,6 +75,8 @@ pub enum By {
     Operator,
     /// The node, for conduct.
     Conduct,
+    /// The node, for fraud that is proven.
+    Fraud,
 }
 
 /// One ban. Instants are Unix milliseconds, because bans outlive the process.
@@ -176,6 +185,47 @@ impl Bans {
         let times = times.saturating_add(1);
         let ban = Ban { subject, since_ms: now_ms, until_ms, by: By::Conduct, times, host, reason: cleaned(reason) };
         let mut made: Vec<_> = self.put(ban, now_ms).into_iter().collect();
+        made.extend(self.crowded(host, now_ms));
+        made
+    }
+
+    /// A ban for proven fraud, whatever ban there is already; the operator's only if it ends before. `host` and what is returned
+    /// are those of [`Bans::misbehaved`].
+    pub fn defrauded(
+        &mut self,
+        peer: PeerId,
+        host: Option<Prefix>,
+        reason: &str,
+        now_ms: u64,
+    ) -> Vec<(Ban, Option<Subject>)> {
+        let subject = Subject::Peer(peer);
+        let before = self.all.get(&subject);
+        let until_ms = now_ms.saturating_add(ms(FRAUD));
+        if before.is_some_and(|ban| ban.by == By::Fraud && ban.holds(now_ms) || ban.until_ms >= until_ms) {
+            return Vec::new();
+        }
+        let times = before.map_or(0, |ban| ban.times).saturating_add(1);
+        let host = host.or_else(|| before.and_then(|ban| ban.host));
+        let ban = Ban { subject, since_ms: now_ms, until_ms, by: By::Fraud, times, host, reason: cleaned(reason) };
+        let mut made: Vec<_> = self.put(ban, now_ms).into_iter().collect();
+        made.extend(self.crowded(host, now_ms));
+        made
+    }
+
+    /// Until when whoever is new in this range gets no credit, because so many of it were banned for fraud lately.
+    #[must_use]
+    pub fn wary_of(&self, range: Prefix, now_ms: u64) -> Option<u64> {
+        let frauds = self.in_force(now_ms).filter(|ban| ban.by == By::Fraud);
+        let of_range = frauds.filter(|ban| ban.host.is_some_and(|host| range.contains(host.first())));
+        let (count, last) =
+            of_range.fold((0_usize, 0), |(count, last), ban| (count.saturating_add(1), ban.since_ms.max(last)));
+        let until = last.saturating_add(ms(WARY));
+        (count >= FRAUDS_OF_A_RANGE && now_ms < until).then_some(until)
+    }
+
+    /// The ban of a host of which too many are banned.
+    fn crowded(&mut self, host: Option<Prefix>, now_ms: u64) -> Vec<(Ban, Option<Subject>)> {
+        let mut made = Vec::new();
         if let Some(host) = host {
             let there = self.all.values().filter(|ban| ban.host == Some(host) && ban.holds(now_ms)).count();
             let known = self.all.get(&Subject::Range(host)).is_some_and(|ban| ban.holds(now_ms));
@@ -198,7 +248,7 @@ impl Bans {
     fn put(&mut self, ban: Ban, now_ms: u64) -> Result<(Ban, Option<Subject>), Full> {
         let mut displaced = None;
         if self.all.len() >= MAX_BANS && !self.all.contains_key(&ban.subject) {
-            let ours = self.all.values().filter(|old| !old.holds(now_ms) || old.by == By::Conduct);
+            let ours = self.all.values().filter(|old| !old.holds(now_ms) || old.by != By::Operator);
             let goes = ours.min_by_key(|old| (old.holds(now_ms), old.until_ms)).map(|old| old.subject).ok_or(Full)?;
             self.all.remove(&goes);
             displaced = Some(goes);

@@ -53,7 +53,7 @@ fn to_json(ban: &Ban) -> Value {
         "subject": ban.subject.to_string(),
         "since_at_s": seconds(ban.since_ms),
         "until_at_s": seconds(ban.until_ms),
-        "by": match ban.by { By::Operator => "operator", By::Conduct => "conduct" },
+        "by": match ban.by { By::Operator => "operator", By::Conduct => "conduct", By::Fraud => "fraud" },
         "times": ban.times,
         "reason": ban.reason,
     })

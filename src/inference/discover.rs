@@ -14,7 +14,10 @@ use super::{
     experience::{Experience, Said},
     planner::{self, Candidate, LeftOut, Links, Local, NoPlan, Planned, Query, Source, observed::Seen},
 };
-use crate::swarm::{ConnectError, Handle, PeerView};
+use crate::{
+    ledger::Repute,
+    swarm::{ConnectError, Handle, PeerView},
+};
 
 /// For how long an incomplete chain is looked for before the request fails. Provider records of a worker that has just
 /// started take about a second to arrive.
@@ -55,6 +58,9 @@ pub(super) const PROMPT_SHARE: u64 = 4;
 /// Of a claimed queue, the part that is before a batch of ours: sessions wait for their own users most of the time, and
 /// those that do not are computed together.
 const QUEUE_SHARE: u64 = 4;
+
+/// The most that a peer's risk can be, of a million.
+const CERTAIN_PPM: u32 = 1_000_000;
 
 /// For how long a figure counts as the peer's present one. A worker whose figures change says so within two seconds.
 const FRESH: Duration = Duration::from_secs(3);
@@ -324,6 +330,14 @@ impl Wanted<'_> {
                     left_out.push(LeftOut::new(peer, Some(offer.span), why));
                     continue;
                 }
+                let repute = self.experience.repute(&peer).filter(|_| peer != here);
+                if let Some(repute) = repute {
+                    left_out.push(LeftOut::new(peer, Some(offer.span), repute.to_string()));
+                }
+                if repute == Some(Repute::Convicted) {
+                    continue;
+                }
+                let badly = repute.map_or(0, Repute::risk_ppm);
                 if let Some(why) = shunned.get(&peer) {
                     left_out.push(LeftOut::new(peer, Some(offer.span), format!("not before others: {why}")));
                 }
@@ -340,7 +354,11 @@ impl Wanted<'_> {
                     source,
                     queue_ns: seen.queue_ns.unwrap_or(queue_ns.saturating_mul(decode_ns)),
                     bytes_per_s: observed.bytes_per_s(peer).unwrap_or(UNKNOWN_BYTES_PER_S),
-                    risk_ppm: if peer == here { 0 } else { observed.risk_ppm(peer) },
+                    risk_ppm: if peer == here {
+                        0
+                    } else {
+                        observed.risk_ppm(peer).saturating_add(badly).min(CERTAIN_PPM)
+                    },
                     // Nobody pays himself.
                     price_decode: if peer == here { 0 } else { offer.price_decode },
                     price_prefill: if peer == here { 0 } else { offer.price_prefill },

@@ -11,6 +11,7 @@ use quelea_announce::SignedAnnouncement;
 use quelea_wire::time::unix_ms;
 
 use super::planner::{beside::Beside, marks::Marks, observed::Observed, refusals::Refusals};
+use crate::ledger::{Repute, Reputes};
 
 /// Peers whose words are kept: at most 1 KiB signed and about as much decoded each.
 const MAX_SAID: usize = 1024;
@@ -30,9 +31,21 @@ pub(crate) struct Experience {
     marks: Mutex<Marks>,
     refusals: Mutex<Refusals>,
     said: Mutex<HashMap<PeerId, Said>>,
+    /// With whom dealings went badly, as the ledger knows it.
+    reputes: Reputes,
 }
 
 impl Experience {
+    /// Nothing yet, beside what the ledger holds against peers.
+    pub(crate) fn beside_ledger(reputes: Reputes) -> Self {
+        Self { reputes, ..Self::default() }
+    }
+
+    /// What is held against a peer because of its dealings with this node.
+    pub(crate) fn repute(&self, peer: &PeerId) -> Option<Repute> {
+        self.reputes.of(peer)
+    }
+
     /// The measurements.
     pub(crate) fn observed(&self) -> MutexGuard<'_, Observed> {
         self.observed.lock().unwrap_or_else(PoisonError::into_inner)

@@ -115,6 +115,12 @@ impl Dealings {
         })
     }
 
+    /// Whether a peer has never paid, and nobody vouches for it.
+    pub(super) fn is_new(&self, peer: &PeerId) -> bool {
+        let row = self.row(peer);
+        row.repaid == 0 && row.granted.is_none()
+    }
+
     /// Whether a peer has not paid a default.
     pub(super) fn in_default(&self, peer: &PeerId) -> bool {
         self.row(peer).overdue > 0
@@ -136,6 +142,11 @@ impl Dealings {
         // Who is trusted no more owes what it was let owe before.
         let counted = if proven { u64::MAX } else { limit.max(self.policy.base) };
         Terms { limit, counted, proven, group }
+    }
+
+    /// All rows.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (PeerId, &Row)> {
+        self.rows.iter().map(|(peer, row)| (*peer, row))
     }
 
     /// Peers with a row.

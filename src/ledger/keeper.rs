@@ -29,6 +29,7 @@ use super::{
     dealings::Dealings,
     debts::Debts,
     people::Totals,
+    repute::Reputes,
     store::Store,
     turn::{Commit, Told, Turn},
     waiting::Waiting,
@@ -65,11 +66,14 @@ struct Line {
     unacknowledged: Option<Instant>,
     /// What the peer says that this node may owe it, and until when.
     granted: Option<(u64, u64)>,
+    /// Until when it gets no credit if it is new, because of its neighbours.
+    wary: Option<u64>,
 }
 
 pub(super) struct Keeper {
     book: Book,
     dealings: Dealings,
+    reputes: Reputes,
     debts: Debts,
     /// What peers ask for that this node owes; see `overdue`.
     requests: HashMap<PeerId, Asks>,
@@ -107,6 +111,7 @@ impl Keeper {
         let mut keeper = Self {
             book,
             dealings,
+            reputes: Reputes::default(),
             debts,
             requests: HashMap::new(),
             store,
@@ -124,6 +129,11 @@ impl Keeper {
         };
         keeper.review();
         keeper
+    }
+
+    /// What others see of how dealings went.
+    pub(super) fn reputes(&self) -> Reputes {
+        self.reputes.clone()
     }
 
     /// Has debts kept that were not.
@@ -259,12 +269,17 @@ impl Keeper {
     fn deal(&mut self, peer: PeerId, dealing: Dealing) {
         let now = unix_ms();
         let row = self.dealings.deal(now, peer, dealing);
+        self.reputes.set(now, peer, &row);
         self.turn.batch.trust.push((peer, row));
         self.set_terms(now, peer);
     }
 
     fn set_terms(&mut self, now: u64, peer: PeerId) {
-        let terms = self.dealings.terms(now, &peer, self.groups.get(&peer).copied());
+        let mut terms = self.dealings.terms(now, &peer, self.groups.get(&peer).copied());
+        let wary = self.lines.get(&peer).and_then(|line| line.wary);
+        if wary.is_some_and(|until| now < until) && self.dealings.is_new(&peer) {
+            terms.limit = 0;
+        }
         self.book.set_terms(peer, UNIT, terms);
     }
 
@@ -274,6 +289,9 @@ impl Keeper {
         let accounts = self.book.accounts().map(|account| account.peer);
         let known: BTreeSet<PeerId> = self.dealings.peers().chain(self.lines.keys().copied()).chain(accounts).collect();
         known.into_iter().for_each(|peer| self.set_terms(now, peer));
+        for (peer, row) in self.dealings.rows() {
+            self.reputes.set(now, peer, row);
+        }
         let written_off = self.dealings.written_off(now);
         self.book.set_written_off(written_off);
         self.reviewed = Instant::now();

@@ -18,6 +18,7 @@ mod dealings;
 mod debts;
 mod keeper;
 mod people;
+mod repute;
 mod store;
 mod turn;
 mod waiting;
@@ -44,6 +45,7 @@ pub(crate) use self::{
     dealings::{Asks, Standing},
     debts::DebtTerms,
     people::{Entry, FORGIVEN, Totals},
+    repute::{Repute, Reputes},
 };
 use self::{
     command::{Command, Reply},
@@ -66,7 +68,8 @@ pub(crate) enum Input {
     Packet { peer: PeerId, packet: Vec<u8> },
     /// A peer has its first connection, from this range of addresses; nothing at home. When this is lost, the session begins
     /// with the first packet of either side.
-    Connected(PeerId, Option<Prefix>),
+    /// Until the last, whoever is new in that range gets no credit.
+    Connected(PeerId, Option<Prefix>, Option<u64>),
     /// A peer has taken a request to pay. When this is lost, it is asked again.
     RequestTaken(PeerId),
     /// A peer's last connection is gone. When this is lost, what is sent to it is dropped by the swarm.
@@ -139,6 +142,7 @@ pub(crate) struct Ledger {
     local: PeerId,
     rules: Rules,
     due_days: u16,
+    reputes: Reputes,
 }
 
 impl Ledger {
@@ -164,8 +168,14 @@ impl Ledger {
         let (commands, queue) = mpsc::channel(COMMANDS);
         let mut keeper = Keeper::new(book, kept, (policy, debts.grace), store.clone(), handle, telemetry);
         keeper.keep(rebuilt);
+        let reputes = keeper.reputes();
         let running = tokio::spawn(keeper.run(inputs, queue, stopping));
-        Ok((Self { commands, store, network, local, rules, due_days: debts.days }, running))
+        Ok((Self { commands, store, network, local, rules, due_days: debts.days, reputes }, running))
+    }
+
+    /// With whom dealings went badly.
+    pub(crate) fn reputes(&self) -> Reputes {
+        self.reputes.clone()
     }
 
     /// Days after which what this node promises for work is due.

@@ -2,6 +2,7 @@
 
 mod audit;
 mod commitments;
+mod debts;
 mod ledger;
 mod paying;
 

@@ -27,6 +27,8 @@ fn encode(ban: &Ban) -> Vec<u8> {
         let by = match ban.by {
             By::Operator => 0,
             By::Conduct => 1,
+            // Versions that do not know it take it for conduct.
+            By::Fraud => 2,
         };
         e.array(6)?.u64(ban.since_ms)?.u64(ban.until_ms)?.u8(by)?.u8(ban.times)?;
         match ban.host {
@@ -52,7 +54,11 @@ fn decode(key: &str, value: &[u8]) -> Result<Ban, redb::Error> {
             minicbor::data::Type::Null => d.null().map(|()| None)?,
             _ => Some(d.str()?.parse().map_err(minicbor::decode::Error::custom)?),
         };
-        let by = if by == 0 { By::Operator } else { By::Conduct };
+        let by = match by {
+            0 => By::Operator,
+            2 => By::Fraud,
+            _ => By::Conduct,
+        };
         Ok(Ban { subject, since_ms, until_ms, by, times, host, reason: d.str()?.to_owned() })
     };
     fields().map_err(|e| bad_row("ban", &e))
@@ -85,9 +91,11 @@ mod tests {
     fn a_ban_comes_back_as_it_was() {
         let peer = Subject::Peer(libp2p::PeerId::random());
         let range = Subject::Range("203.0.113.0/24".parse().unwrap());
-        for (subject, host, by) in
-            [(peer, Some("203.0.113.7/32".parse().unwrap()), By::Conduct), (range, None, By::Operator)]
-        {
+        for (subject, host, by) in [
+            (peer, Some("203.0.113.7/32".parse().unwrap()), By::Conduct),
+            (range, None, By::Operator),
+            (peer, None, By::Fraud),
+        ] {
             let ban = Ban { subject, since_ms: 1, until_ms: u64::MAX, by, times: 3, host, reason: "noise".into() };
             assert_eq!(decode(&subject.to_string(), &encode(&ban)).unwrap(), ban);
         }

@@ -84,3 +84,53 @@ fn subjects_are_peers_or_ranges() {
     }
     assert!("nobody".parse::<Subject>().is_err() && "203.0.113.1/24".parse::<Subject>().is_err());
 }
+
+#[test]
+fn fraud_is_banned_for_ninety_days_whatever_ban_there_is() {
+    let mut bans = Bans::default();
+    let (who, now) = (PeerId::random(), NOW + 5);
+    assert_eq!(bans.misbehaved(who, None, "broken protocols", NOW).len(), 1);
+    let made = bans.defrauded(who, None, "fraud", now);
+    assert_eq!(made.len(), 1);
+    let ban = &made[0].0;
+    assert_eq!((ban.by, ban.until_ms - now, ban.times), (By::Fraud, 90 * 24 * 3_600_000, 2));
+    assert!(bans.defrauded(who, None, "fraud", now + 1).is_empty(), "it is banned for that already");
+    assert!(bans.misbehaved(who, None, "floods", now + 1).is_empty());
+    // It is there after a restart, and after as long.
+    let kept = bans.in_force(now).cloned().collect();
+    let (again, _) = Bans::load(kept, now + 89 * 24 * 3_600_000);
+    assert!(again.holds(&Subject::Peer(who), now + 89 * 24 * 3_600_000));
+    // The operator's longer ban stays the operator's.
+    let by_hand = PeerId::random();
+    bans.ban(Subject::Peer(by_hand), MAX_DURATION, "", NOW).unwrap();
+    assert!(bans.defrauded(by_hand, None, "fraud", now).is_empty());
+}
+
+#[test]
+fn five_frauds_of_a_range_make_this_node_wary_of_it_for_a_day() {
+    for (addresses, range, other) in [
+        (
+            ["203.0.113.1", "203.0.113.2", "203.0.113.77", "203.0.113.9", "203.0.113.255"],
+            "203.0.113.0/24",
+            "203.0.114.0/24",
+        ),
+        (
+            ["2001:db8:1::1", "2001:db8:1:2::1", "2001:db8:1:3::1", "2001:db8:1:4::1", "2001:db8:1:ffff::1"],
+            "2001:db8:1::/48",
+            "2001:db8:2::/48",
+        ),
+    ] {
+        let (range, other): (Prefix, Prefix) = (range.parse().unwrap(), other.parse().unwrap());
+        let mut bans = Bans::default();
+        for (n, address) in (0_u64..).zip(addresses) {
+            assert_eq!(bans.wary_of(range, NOW + n), None, "{n} are not enough");
+            let host = Prefix::around(address.parse().unwrap(), HOST);
+            bans.defrauded(PeerId::random(), Some(host), "fraud", NOW + n);
+            // Other faults, and other ranges, do not count.
+            bans.misbehaved(PeerId::random(), Some(host), "floods", NOW + n);
+        }
+        let until = NOW + 4 + ms(WARY);
+        assert_eq!((bans.wary_of(range, NOW + 5), bans.wary_of(range, until - 1)), (Some(until), Some(until)));
+        assert_eq!((bans.wary_of(range, until), bans.wary_of(other, NOW + 5)), (None, None));
+    }
+}

@@ -24,8 +24,8 @@ impl Keeper {
             return;
         }
         match input {
-            Input::Connected(peer, group) => {
-                self.lines.insert(peer, Line::default());
+            Input::Connected(peer, group, wary) => {
+                self.lines.insert(peer, Line { wary, ..Line::default() });
                 match group {
                     Some(group) => drop(self.groups.insert(peer, group)),
                     None => drop(self.groups.remove(&peer)),

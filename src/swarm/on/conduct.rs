@@ -54,7 +54,12 @@ pub(crate) fn deed(driver: &mut Driver, peer: PeerId, deed: Deed) {
     let ip = known.and_then(|peer| peer.connections.values().find_map(ip_of));
     let ip = ip.filter(|ip| driver.swarm.behaviour().prefixes.limits_hold_for(*ip));
     let host = ip.map(|ip| Prefix::around(ip, HOST));
-    for (ban, displaced) in driver.state.bans.misbehaved(peer, host, deed.as_str(), unix_ms()) {
+    let (bans, now) = (&mut driver.state.bans, unix_ms());
+    let made = match deed {
+        Deed::Fraud => bans.defrauded(peer, host, deed.as_str(), now),
+        _ => bans.misbehaved(peer, host, deed.as_str(), now),
+    };
+    for (ban, displaced) in made {
         put(driver, ban, displaced);
     }
 }

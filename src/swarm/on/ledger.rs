@@ -9,7 +9,10 @@ use quelea_ledger::{
     packet::asks_to_pay,
 };
 
-use quelea_wire::prefix::{Prefix, ip_of};
+use quelea_wire::{
+    prefix::{Prefix, ip_of},
+    time::unix_ms,
+};
 
 use super::conduct;
 use crate::{
@@ -51,7 +54,8 @@ pub(crate) fn send(driver: &mut Driver, packets: Vec<(PeerId, Vec<u8>)>) {
 pub(crate) fn connected(driver: &Driver, peer: PeerId, addr: &Multiaddr) {
     let limited = |ip: &IpAddr| driver.swarm.behaviour().prefixes.limits_hold_for(*ip);
     let group = ip_of(addr).filter(limited).map(|ip| Prefix::around(ip, GROUP));
-    tell(driver, Input::Connected(peer, group));
+    let wary = group.and_then(|group| driver.state.bans.wary_of(group, unix_ms()));
+    tell(driver, Input::Connected(peer, group, wary));
 }
 
 /// A peer's last connection is gone.

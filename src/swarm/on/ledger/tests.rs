@@ -95,7 +95,7 @@ async fn the_keeper_hears_of_peers_and_of_what_they_send() {
     let (keeper, mut inputs) = mpsc::channel(16);
     let (here, there) = (end(Some(keeper)).await, end(None).await);
     there.handle.connect(here.peer, vec![here.addr.clone()]).await.unwrap();
-    assert!(matches!(told(&mut inputs).await, Input::Connected(peer, None) if peer == there.peer));
+    assert!(matches!(told(&mut inputs).await, Input::Connected(peer, None, None) if peer == there.peer));
     // A second connection is no news.
     here.handle.connect(there.peer, vec![there.addr.clone()]).await.unwrap();
     there.handle.ledger_send(vec![(here.peer, packet(1)), (PeerId::random(), packet(2))]);
