@@ -178,6 +178,9 @@ async fn run(runner: &Runner, span: SpanRange, input: &[f32], bf16: bool) -> Res
 }
 
 #[cfg(test)]
+mod caught;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

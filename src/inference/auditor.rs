@@ -1,69 +1,171 @@
-//! Answers that are audited without being asked: a few of a hundred, drawn when all that their stages say is signed.
+//! Answers that are audited without being asked: a few of a hundred, drawn when all that their stages say is signed and
+//! nothing is paid yet.
+//!
+//! The notes of a drawn answer wait for what is found, the answer does not. At most [`PLACES`] answers wait, each at most
+//! [`PATIENCE`]; beyond that, where this node cannot compute them, and when it stops, notes are signed at once.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use libp2p::PeerId;
 use quelea_behaviours::conduct::Deed;
 use quelea_engine::StageOptions;
-use tokio::sync::Semaphore;
+use quelea_wire::time::unix_ms;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::Instant,
+};
 
 use super::{
     audit::{Claim, Verdict, again},
+    coordinator::paying::Held,
     models::Ends,
     plane::Plane,
     serve::profile_named,
     types::{HopReport, InferError, Summary},
 };
+use crate::{node::Life, telemetry::metrics::Metrics};
 
 /// What a share is in.
-const WHOLE: u32 = 100;
+pub(super) const WHOLE: u32 = 100;
 
-/// Draws answers and has them computed again, one at a time.
+/// Answers that are computed again or wait for it. Their tokens are in memory, and with each more of them notes come later.
+const PLACES: usize = 4;
+
+/// How long notes wait. Stages wait for them longer than that before they think less of who owes them.
+const PATIENCE: Duration = Duration::from_secs(10 * 60);
+
+/// How long before a hold ends its note is signed at the latest: clocks differ by two minutes, and lines break.
+const SPARE: Duration = Duration::from_secs(10 * 60);
+
+/// Which answers are computed again.
+#[derive(Clone)]
+pub(crate) struct Draws {
+    /// Of a hundred.
+    share: u32,
+    /// Whether this node has what it takes.
+    able: bool,
+    places: Arc<Semaphore>,
+    metrics: Metrics,
+}
+
+/// Whether this number of [`WHOLE`] is one of a share's.
+pub(super) fn falls(share: u32, drawn: u32) -> bool {
+    drawn < share
+}
+
+/// An answer that is to be computed again.
+pub(crate) struct Drawn {
+    place: OwnedSemaphorePermit,
+    /// The notes that wait for it.
+    pub(crate) held: Option<Held>,
+}
+
+impl Draws {
+    /// An answer is complete, and these stages have signed for what they did.
+    pub(crate) fn draw(&self, signed: &[PeerId]) -> Option<Drawn> {
+        if !falls(self.share, rand::random_range(0..WHOLE)) {
+            return None;
+        }
+        let place = if self.able && !signed.is_empty() { self.places.clone().try_acquire_owned().ok() } else { None };
+        if place.is_none() {
+            self.metrics.audit("skipped");
+        }
+        Some(Drawn { place: place?, held: None })
+    }
+}
+
+/// Has answers that were drawn computed again, one at a time.
 pub(crate) struct Auditor {
     plane: Arc<Plane>,
-    /// Of a hundred answers.
     share: u32,
     compute: StageOptions,
+    places: Arc<Semaphore>,
     one: Arc<Semaphore>,
+    life: watch::Receiver<Life>,
 }
 
 /// What a stage has signed for, with whose claim it is.
-struct Signed {
+pub(crate) struct Signed {
     peer: PeerId,
-    claim: Claim,
+    pub(crate) claim: Claim,
 }
 
 impl Auditor {
     /// Of a hundred answers over peers so many are audited, with one thread: it must be in nobody's way.
-    pub(crate) fn new(plane: Arc<Plane>, share: u8, compute: StageOptions) -> Self {
+    pub(crate) fn new(plane: Arc<Plane>, share: u8, compute: StageOptions, life: watch::Receiver<Life>) -> Self {
         let compute = StageOptions { threads: std::num::NonZeroUsize::new(1), ..compute };
-        Self { plane, share: u32::from(share), compute, one: Arc::new(Semaphore::new(1)) }
+        let (places, one) = (Arc::new(Semaphore::new(PLACES)), Arc::new(Semaphore::new(1)));
+        Self { plane, share: u32::from(share), compute, places, one, life }
     }
 
-    /// An answer is complete. Nobody knew before now whether it would be drawn.
-    pub(crate) fn consider(&self, ends: &Arc<Ends>, summary: &Summary) {
-        if self.share == 0 || summary.hops.is_empty() || rand::random_range(0..WHOLE) >= self.share {
-            return;
-        }
-        let count = |outcome| self.plane.telemetry.metrics.audit(outcome);
+    /// Who decides for a session over `ends`.
+    pub(crate) fn draws(&self, ends: &Ends) -> Draws {
+        let (able, places) = (ends.has_layers(), self.places.clone());
+        Draws { share: self.share, able, places, metrics: self.plane.telemetry.metrics.clone() }
+    }
+
+    /// Computes an answer again, beside everything else.
+    pub(crate) fn audit(&self, ends: &Arc<Ends>, summary: &Summary, drawn: Drawn) {
         let signed: Vec<Signed> = summary.hops.iter().filter_map(|hop| claim(hop, summary)).collect();
-        if signed.is_empty() || !ends.has_layers() {
-            return count("skipped");
+        if signed.is_empty() {
+            return self.plane.telemetry.metrics.audit("skipped");
         }
-        let Ok(turn) = self.one.clone().try_acquire_owned() else { return count("skipped") };
         let ids = [summary.prompt_ids.as_slice(), summary.ids.as_slice()].concat();
         let profile = profile_named(&summary.profile);
-        let (plane, ends, compute) = (self.plane.clone(), ends.clone(), self.compute);
-        tokio::spawn(async move {
+        let (plane, ends, compute, one) = (self.plane.clone(), ends.clone(), self.compute, self.one.clone());
+        let computed = async move {
+            #[cfg(test)]
+            if is(&plane, super::Stint::Verdicts) {
+                std::future::pending::<()>().await;
+            }
+            // Closed never: whoever holds it is here.
+            let _turn = one.acquire_owned().await;
             let claims: Vec<Claim> = signed.iter().map(|signed| signed.claim.clone()).collect();
             let verdicts = again(&ends.file, profile, compute, &claims, &ids, |_| {}).await;
-            judge(&plane, &signed, verdicts).await;
-            drop(turn);
+            judge(&plane, &signed, verdicts).await
+        };
+        let (metrics, mut life) = (self.plane.telemetry.metrics.clone(), self.life.clone());
+        let Drawn { place, mut held } = drawn;
+        let until = Instant::now() + patience(unix_ms(), held.as_ref().map_or(u64::MAX, Held::expires_at));
+        #[cfg(test)]
+        let until = if is(&self.plane, super::Stint::InTime) { Instant::now() } else { until };
+        #[cfg(test)]
+        let stays = is(&self.plane, super::Stint::Verdicts);
+        #[cfg(not(test))]
+        let stays = false;
+        tokio::spawn(async move {
+            tokio::pin!(computed);
+            let liars = loop {
+                tokio::select! {
+                    biased;
+                    () = tokio::time::sleep_until(until), if held.is_some() => {
+                        // Who lies is found all the same.
+                        metrics.audit("late");
+                        held = None;
+                    }
+                    _ = life.wait_for(|life| *life != Life::Running), if !stays => return,
+                    liars = &mut computed => break liars,
+                }
+            };
+            if let Some(held) = held {
+                held.pay_but(&liars);
+            }
+            drop(place);
         });
     }
 }
 
-fn claim(hop: &HopReport, summary: &Summary) -> Option<Signed> {
+#[cfg(test)]
+fn is(plane: &Plane, stint: super::Stint) -> bool {
+    plane.stint.load(std::sync::atomic::Ordering::Relaxed) == stint as u8
+}
+
+/// How long notes may wait whose first hold ends then.
+fn patience(now: u64, expires_at: u64) -> Duration {
+    Duration::from_millis(expires_at.saturating_sub(now)).saturating_sub(SPARE).min(PATIENCE)
+}
+
+pub(crate) fn claim(hop: &HopReport, summary: &Summary) -> Option<Signed> {
     let committed = hop.committed.as_ref()?;
     let root = |text: &str| <[u8; 32]>::try_from(hex::decode(text).ok()?).ok();
     let first = u32::try_from(summary.cached_tokens).ok()?;
@@ -76,15 +178,17 @@ fn claim(hop: &HopReport, summary: &Summary) -> Option<Signed> {
     Some(Signed { peer: hop.peer.parse().ok()?, claim })
 }
 
-/// This node has seen it with its own eyes: it is certain, and nobody else's opinion.
-async fn judge(plane: &Plane, signed: &[Signed], verdicts: Result<Vec<Verdict>, InferError>) {
+/// Who has lied. This node has seen it with its own eyes: it is certain, and nobody else's opinion.
+async fn judge(plane: &Plane, signed: &[Signed], verdicts: Result<Vec<Verdict>, InferError>) -> Vec<PeerId> {
     let verdicts = match verdicts {
         Ok(verdicts) => verdicts,
         Err(error) => {
             tracing::warn!(%error, "an answer could not be audited");
-            return plane.telemetry.metrics.audit("failed");
+            plane.telemetry.metrics.audit("failed");
+            return Vec::new();
         }
     };
+    let mut liars = Vec::new();
     for (signed, verdict) in signed.iter().zip(verdicts) {
         let (peer, layers) = (signed.peer, signed.claim.span);
         plane.telemetry.metrics.audit(match verdict {
@@ -97,6 +201,23 @@ async fn judge(plane: &Plane, signed: &[Signed], verdicts: Result<Vec<Verdict>, 
             plane.experience.failed(peer, "an audit shows that it computes wrongly");
             plane.handle.deed(peer, Deed::Fraud);
             plane.ledger().convict(peer).await;
+            liars.push(peer);
         }
+    }
+    liars
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_are_signed_well_before_their_holds_end() {
+        let minutes = |n: u64| n * 60_000;
+        assert_eq!(patience(minutes(5), minutes(64)), PATIENCE);
+        assert_eq!(patience(minutes(5), minutes(17)), Duration::from_secs(120));
+        assert_eq!(patience(minutes(5), minutes(15)), Duration::ZERO);
+        assert_eq!(patience(minutes(5), minutes(1)), Duration::ZERO);
+        assert_eq!(patience(minutes(5), u64::MAX), PATIENCE);
     }
 }

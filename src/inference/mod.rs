@@ -60,7 +60,7 @@ use quelea_wire::{ErrorCode, ModelId};
 use tokio::sync::mpsc;
 
 use self::{
-    auditor::Auditor,
+    auditor::{Auditor, Drawn},
     models::{Ends, Models},
     pipeline::{LocalLayers, Pipeline},
     plane::Plane,
@@ -145,9 +145,12 @@ impl Asker {
             Some(earlier) => Begun::again(earlier, &ends.file.id)?,
             None => Begun::new(generate::prompt_ids(&ends, request)?),
         };
-        let answered = self.answer_from(&ends, request, &mut begun, events, started).await;
+        let mut drawn = None;
+        let answered = self.answer_from(&ends, request, &mut begun, events, started, &mut drawn).await;
         let summary = begun.end(&ends, request, answered).await?;
-        self.auditor.consider(&ends, &summary);
+        if let Some(drawn) = drawn {
+            self.auditor.audit(&ends, &summary, drawn);
+        }
         Ok(summary)
     }
 
@@ -158,6 +161,7 @@ impl Asker {
         begun: &mut Begun,
         events: &mpsc::Sender<InferEvent>,
         started: Instant,
+        drawn: &mut Option<Drawn>,
     ) -> Result<Summary, InferError> {
         let (rows, max_rows) = (begun.whole(), generate::max_rows(ends, request, begun.prompt.len()));
         let (mut pipeline, predicted) = match request.route {
@@ -181,6 +185,7 @@ impl Asker {
         let draft = self.draft(ends, request, max_rows).await?;
         let speculator = Speculator::new(request.speculate, draft, &begun.prompt);
         let answered = generate::generate(ends, &mut pipeline, request, begun, events, started, speculator).await;
+        *drawn = pipeline.take_drawn();
         let mut summary = answered.inspect_err(|error| self.note_failure(error))?;
         self.learn(ends, pipeline.took(), &summary.hops).await;
         let guesses = request.speculate != Speculate::Off;

@@ -18,6 +18,7 @@ use quelea_wire::{ErrorCode, Profile};
 use tokio::sync::oneshot;
 
 use super::{
+    auditor::Drawn,
     coordinator::ChainSession,
     models::Ends,
     plane::engine_code,
@@ -151,6 +152,14 @@ impl Pipeline {
     pub(crate) fn cost(&self) -> Option<Cost> {
         match self {
             Self::Chain(remote) => remote.chain.cost(),
+            Self::Local(_) => None,
+        }
+    }
+
+    /// That the answer was drawn to be audited, once it is finished.
+    pub(crate) fn take_drawn(&mut self) -> Option<Drawn> {
+        match self {
+            Self::Chain(remote) => remote.chain.take_drawn(),
             Self::Local(_) => None,
         }
     }

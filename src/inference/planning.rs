@@ -133,6 +133,7 @@ impl Asker {
                 query: query.clone(),
                 most_rows: most_rows(request, prompt.len(), max_rows),
                 receipt: request.receipt,
+                draws: self.auditor.draws(ends),
             };
             match ChainSession::open(self.plane.clone(), hops, spec).await {
                 Ok(chain) => {

@@ -31,6 +31,7 @@ pub(super) enum Command {
     Hold { peer: PeerId, terms: HoldTerms, reply: Reply<()> },
     Voucher { peer: PeerId, hold: HoldId, epoch: u32, cumulative: u64, reply: Reply<Vec<u8>> },
     Pay { peer: PeerId, hold: HoldId, amount: u64, result_hash: Hash, reply: Reply<Hash> },
+    Intend { peer: PeerId, hold: HoldId, amount: u64, reply: Reply<()> },
     Void { peer: PeerId, side: Side, hold: HoldId, reply: Reply<()> },
     Opened { peer: PeerId, hold: HoldId, reply: Reply<OpenHold> },
     Vouched { peer: PeerId, envelope: Raw, reply: Reply<(HoldId, u64)> },

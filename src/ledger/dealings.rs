@@ -131,6 +131,11 @@ impl Dealings {
         self.losses.sum(now)
     }
 
+    /// Whether this node knows that it cheats.
+    pub(super) fn is_convicted(&self, peer: &PeerId) -> bool {
+        self.row(peer).convicted
+    }
+
     fn row(&self, peer: &PeerId) -> Row {
         self.rows.get(peer).copied().unwrap_or_default()
     }

@@ -228,7 +228,8 @@ impl Ledger {
         self.ask(|reply| Command::Request { peer, amount, deadline, reply }).await
     }
 
-    /// This node has seen for itself that a peer cheats: it gets no credit any more, whatever it has earned.
+    /// This node has seen for itself that a peer cheats: it gets no credit any more, whatever it has earned, and no note for
+    /// any hold that is open, whatever vouchers say.
     pub(crate) async fn convict(&self, peer: PeerId) {
         // Where the keeper is gone, nothing is to be remembered.
         let _ = self.commands.send(Command::Convict { peer }).await;
@@ -317,6 +318,12 @@ impl Ledger {
         result_hash: Hash,
     ) -> Result<Hash, LedgerError> {
         self.ask(|reply| Command::Pay { peer, hold, amount, result_hash, reply }).await
+    }
+
+    /// Puts down that a hold will be paid so much unless it is taken back: durable when this returns. Should this node stop
+    /// before that, it is paid when it runs again.
+    pub(crate) async fn intend(&self, peer: PeerId, hold: HoldId, amount: u64) -> Result<(), LedgerError> {
+        self.ask(|reply| Command::Intend { peer, hold, amount, reply }).await
     }
 
     /// Ends a hold that nothing is to be paid for.

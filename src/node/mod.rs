@@ -250,9 +250,9 @@ impl Node {
             Keep::In { home, .. } => SessionLogs::new(home.sessions(), &keypair),
             Keep::Nothing => settings.sessions.clone(),
         };
-        let auditor = Auditor::new(plane.clone(), settings.audit, settings.compute);
-        let asker = Arc::new(Asker { models, plane: plane.clone(), own, logs: logs.clone(), auditor });
         let (life, stopping) = watch::channel(Life::Running);
+        let auditor = Auditor::new(plane.clone(), settings.audit, settings.compute, stopping.clone());
+        let asker = Arc::new(Asker { models, plane: plane.clone(), own, logs: logs.clone(), auditor });
         if let Some(logs) = logs {
             tokio::spawn(forget_answers(logs, stopping.clone()));
         }

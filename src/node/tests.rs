@@ -3,8 +3,10 @@
 mod audit;
 mod commitments;
 mod debts;
+mod honest;
 mod ledger;
 mod paying;
+mod withheld;
 
 use std::time::Duration;
 

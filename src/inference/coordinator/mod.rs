@@ -43,6 +43,7 @@ use self::{
     wait::Trouble,
 };
 use super::{
+    auditor::{Drawn, Draws},
     generate::engine,
     links::{Control, EVENTS, FromStage, Listener},
     plane::{Plane, RESULTS},
@@ -94,6 +95,8 @@ pub(crate) struct SessionSpec {
     pub(crate) most_rows: WorkedRows,
     /// Whether a receipt is wanted.
     pub(crate) receipt: bool,
+    /// Draws the answers that are computed again.
+    pub(crate) draws: Draws,
 }
 
 impl SessionSpec {
@@ -223,6 +226,7 @@ pub(crate) struct ChainSession {
     paying: Paying,
     cost: Option<Cost>,
     receipt: Option<Vec<u8>>,
+    drawn: Option<Drawn>,
 }
 
 impl ChainSession {
@@ -305,6 +309,7 @@ impl ChainSession {
             paying,
             cost: None,
             receipt: None,
+            drawn: None,
         };
         session.send_opens(local)?;
         session.kept_rows = session.accepted(deadline).await?;
@@ -543,7 +548,11 @@ impl ChainSession {
             trust.trouble()?;
         }
         gone.extend(waiting);
-        self.settle(gone).await?;
+        // All that the stages say is signed, and nothing is paid: nobody could know before now whether it would be drawn.
+        let signed = |peer: &PeerId| self.trust.as_ref().is_some_and(|trust| trust.report(peer).is_some());
+        let tried: Vec<PeerId> = self.stages.iter().map(|stage| stage.hop.peer).filter(signed).collect();
+        self.drawn = self.spec.draws.draw(&tried);
+        self.settle(gone, &tried).await?;
         let committed = |stage: &Stage| self.trust.as_ref().and_then(|trust| trust.report(&stage.hop.peer));
         Ok(self.stages.iter().map(|stage| report(stage, committed(stage))).collect())
     }
@@ -551,7 +560,8 @@ impl ChainSession {
 
 impl ChainSession {
     /// Pays the stages for what they have done, as they say themselves where that can be. Those that are `gone` say nothing.
-    async fn settle(&mut self, mut gone: Vec<PeerId>) -> Result<(), InferError> {
+    /// Of an answer that is drawn, the notes of those that are `tried` wait.
+    async fn settle(&mut self, mut gone: Vec<PeerId>, tried: &[PeerId]) -> Result<(), InferError> {
         if !self.paying.costs() && !self.spec.receipt {
             return Ok(());
         }
@@ -563,7 +573,10 @@ impl ChainSession {
                 Ok(None) | Err(_) => break,
             }
         }
-        let cost = self.paying.settle().await;
+        let (cost, held) = self.paying.settle(if self.drawn.is_some() { tried } else { &[] }).await;
+        if let Some(drawn) = &mut self.drawn {
+            drawn.held = held;
+        }
         self.cost = (!cost.stages.is_empty()).then_some(cost);
         if self.spec.receipt {
             let prompt_rows = u32::try_from(self.spec.query.prompt_rows).unwrap_or(u32::MAX);
@@ -586,6 +599,11 @@ impl ChainSession {
     /// What the stages got, after [`Self::finish`]; nothing where none asks a price.
     pub(crate) fn cost(&self) -> Option<Cost> {
         self.cost.clone()
+    }
+
+    /// That the answer was drawn to be computed again, with the notes that wait for that.
+    pub(crate) fn take_drawn(&mut self) -> Option<Drawn> {
+        self.drawn.take()
     }
 
     /// The receipt, where one was asked for.

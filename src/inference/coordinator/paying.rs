@@ -3,9 +3,11 @@
 //! Rows are counted as they leave, and vouchers are signed by a task beside the session: after each chunk of a prompt, and
 //! every [`EVERY`] rows of the answer. What was vouched for is paid, and in an orderly end
 //! exactly what the rows cost, as both sides count them. A session that ends otherwise pays for what came back of it, and for
-//! what it had vouched for.
+//! what it had vouched for. The notes of an answer that is [audited](crate::inference::auditor) wait for what is found.
 
 mod settling;
+
+pub(crate) use self::settling::Held;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -43,6 +45,10 @@ const AGAIN: Duration = Duration::from_secs(4);
 pub(crate) enum Stint {
     Vouchers = 1,
     Notes = 2,
+    /// Audits never end.
+    Verdicts = 3,
+    /// Audits come too late.
+    InTime = 4,
 }
 
 /// A stage, as far as it is paid.
@@ -54,6 +60,8 @@ struct Payee {
     /// Nothing where it is free.
     hold: Option<HoldId>,
     most: u64,
+    /// When the hold ends, in Unix milliseconds.
+    expires_at: u64,
     /// Rows that were given to it.
     sent: WorkedRows,
     /// Of those, such as have come back from the chain.
@@ -176,6 +184,7 @@ impl Paying {
         }
         let most = price.amount(span.count(), self.shared.most);
         let Some(most) = most else { return Err(failed(ErrorCode::PriceTooHigh, "no counter holds its price")) };
+        let expires_at = unix_ms().saturating_add(HOLD_MS);
         // In the list first: should the session be given up meanwhile, its hold is taken back.
         self.shared.lock().payees.push(Payee {
             peer,
@@ -184,6 +193,7 @@ impl Paying {
             control: control.clone(),
             hold,
             most,
+            expires_at,
             sent: WorkedRows::default(),
             back: WorkedRows::default(),
             vouched: WorkedRows::default(),
@@ -197,7 +207,6 @@ impl Paying {
         });
         let Some(hold) = hold else { return Ok(()) };
         let job_hash = job_hash(&self.shared.session.0, &self.shared.model, &span);
-        let expires_at = unix_ms().saturating_add(HOLD_MS);
         let ledger = self.shared.plane.ledger();
         let terms = HoldTerms { hold, max: most, job_hash, expires_at, due_days: ledger.due_days() };
         let reserved = async {

@@ -30,8 +30,8 @@ use super::{Plane, compute::compute};
 /// session, and its coordinator learns why.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long the note is waited for after a session's end.
-const SETTLING: Duration = Duration::from_secs(60);
+/// How long the note is waited for after a session's end: longer than it may wait for an audit.
+const SETTLING: Duration = Duration::from_secs(15 * 60);
 
 /// Holds whose sessions have had rows, which are remembered: a second session is not worked for by the same one. As many as
 /// end within an hour, after which a hold has expired, where one ends each second.

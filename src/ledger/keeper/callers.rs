@@ -65,6 +65,10 @@ impl Keeper {
             Command::Pay { peer, hold, amount, result_hash, reply } => {
                 self.pay(Payment { peer, hold, amount, result_hash, reply });
             }
+            Command::Intend { peer, hold, amount, reply } => {
+                let step = self.book.intend(peer, hold, amount);
+                self.step(step, reply);
+            }
             Command::Void { peer, side, hold, reply } => {
                 let step = self.book.void(peer, side, hold);
                 self.step(step, reply);
@@ -118,7 +122,7 @@ impl Keeper {
                 let step = self.book.request_redeem(peer, UNIT, amount, deadline, rand::random());
                 self.step(step, reply);
             }
-            Command::Convict { peer } => self.deal(peer, Dealing::Evidence),
+            Command::Convict { peer } => self.convict(peer),
             Command::Limit { peer, amount, reply } => {
                 let row = self.dealings.grant(peer, amount);
                 self.turn.batch.trust.push((peer, row));
@@ -185,24 +189,41 @@ impl Keeper {
         }
     }
 
-    /// Settles what an earlier process has left open at a peer, for what it had vouched for: the rest was not given to anybody.
-    /// The peer shows the vouchers; a hold without one is taken back once it has shown `all`.
+    /// Settles what an earlier process has left open at a peer, for what it had vouched for, or put down to be paid: the rest
+    /// was not given to anybody. The peer shows the vouchers; a hold without one is taken back once it has shown `all`. Who is
+    /// known to cheat is paid for none.
     pub(super) fn settle_left(&mut self, peer: PeerId, shown: &[(HoldId, u64)], all: bool) {
         let done = |(of, hold): &(PeerId, HoldId)| *of == peer && (all || shown.iter().any(|(named, _)| named == hold));
         let left: Vec<HoldId> = self.left.extract_if(done).map(|(_, hold)| hold).collect();
         for hold in left {
             let spent = shown.iter().filter(|(named, _)| *named == hold).map(|(_, amount)| *amount).max();
-            match spent {
+            let put_down = self.view(Side::Mine, peer, hold).map(|view| view.voucher).filter(|amount| *amount > 0);
+            match spent.max(put_down).filter(|_| !self.dealings.is_convicted(&peer)) {
                 Some(amount) => {
                     let (reply, _) = oneshot::channel();
                     self.pay(Payment { peer, hold, amount, result_hash: Hash::ZERO, reply });
                 }
-                None => {
-                    // Where it has ended already, nothing is left to be done.
-                    if let Ok(outcome) = self.book.void(peer, Side::Mine, hold) {
-                        self.take(outcome);
-                    }
-                }
+                None => self.take_back(peer, hold),
+            }
+        }
+    }
+
+    /// A peer cheats. What is known of it and that it is not paid become durable together.
+    fn convict(&mut self, peer: PeerId) {
+        self.deal(peer, Dealing::Evidence);
+        self.due.retain(|payment| payment.peer != peer);
+        let open: Vec<HoldId> = self.book.reserved().filter(|(of, _)| *of == peer).map(|(_, hold)| hold).collect();
+        for hold in open {
+            self.take_back(peer, hold);
+        }
+    }
+
+    fn take_back(&mut self, peer: PeerId, hold: HoldId) {
+        // Where it has ended already, nothing is left to be done.
+        if let Ok(outcome) = self.book.void(peer, Side::Mine, hold) {
+            self.take(outcome);
+        }
+    }
             }
         }
     }
@@ -263,6 +284,7 @@ fn refuse(command: Command, error: &LedgerError) {
         Command::Ready { reply, .. }
         | Command::Hold { reply, .. }
         | Command::Void { reply, .. }
+        | Command::Intend { reply, .. }
         | Command::Request { reply, .. } => no(reply, error),
         Command::Voucher { reply, .. } => no(reply, error),
         Command::Pay { reply, .. } | Command::Promise { reply, .. } | Command::Redeem { reply, .. } => no(reply, error),

@@ -10,7 +10,7 @@ use super::*;
 use crate::inference::{Cost, Route, Speculate, Stint};
 
 /// Micro-credits for 1,000 layer-rows, so that a row through one layer is one of them.
-const PRICE: Price = Price { decode: 1000, prefill: 100 };
+pub(super) const PRICE: Price = Price { decode: 1000, prefill: 100 };
 
 /// Tokens of an answer: more than a stage works for in advance.
 const TOKENS: u32 = 48;
@@ -18,14 +18,14 @@ const TOKENS: u32 = 48;
 /// Layers of each half.
 const LAYERS: u16 = 3;
 
-struct Swarm {
-    boot: Node,
-    workers: Vec<Node>,
-    asker: Node,
+pub(super) struct Swarm {
+    pub(super) boot: Node,
+    pub(super) workers: Vec<Node>,
+    pub(super) asker: Node,
 }
 
 /// Workers for the first and the second half of the layers, as `halves` says, all of which ask `price`.
-async fn priced(halves: &[u16], price: Price) -> Swarm {
+pub(super) async fn priced(halves: &[u16], price: Price) -> Swarm {
     let boot = node(&[], None).await;
     let first: Vec<PeerAddress> =
         boot.addresses().await.iter().filter_map(|addr| parse_peer_address(addr).ok()).collect();
@@ -51,12 +51,12 @@ async fn priced(halves: &[u16], price: Price) -> Swarm {
     Swarm { boot, workers, asker }
 }
 
-fn id(node: &Node) -> PeerId {
+pub(super) fn id(node: &Node) -> PeerId {
     node.peer_id().parse().unwrap()
 }
 
 impl Swarm {
-    fn request(&self) -> InferRequest {
+    pub(super) fn request(&self) -> InferRequest {
         let mut request = InferRequest::new(DEMO, "Who are you?");
         (request.max_tokens, request.ignore_eos, request.route) = (TOKENS, true, Route::Swarm);
         // A machine that is busy with other tests is no reason to give a stage up.
@@ -64,24 +64,24 @@ impl Swarm {
         request
     }
 
-    async fn ask(&self, request: InferRequest) -> Result<Summary, InferError> {
+    pub(super) async fn ask(&self, request: InferRequest) -> Result<Summary, InferError> {
         self.asker.answer(request, |_| {}).await
     }
 
     /// What a worker knows of who asks, once it is as `is` says.
-    async fn account_of(&self, worker: usize, is: impl Fn(&Account) -> bool) -> Account {
+    pub(super) async fn account_of(&self, worker: usize, is: impl Fn(&Account) -> bool) -> Account {
         let ledger = self.workers[worker].plane.ledger();
         let look = async || ledger.account(id(&self.asker)).await.unwrap().filter(|account| is(account));
         until("the account is as it is to be", look).await
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         stop(self.workers.into_iter().chain([self.asker, self.boot])).await;
     }
 }
 
 /// What a stage gets for an answer of a prompt of so many rows, of which none are kept.
-fn amount(prompt: usize, decode: usize) -> u64 {
+pub(super) fn amount(prompt: usize, decode: usize) -> u64 {
     let rows = WorkedRows { prefill: prompt as u64, decode: decode as u64 };
     PRICE.amount(LAYERS, rows).unwrap()
 }

@@ -169,6 +169,25 @@ impl Book {
         Ok(out)
     }
 
+    /// Puts down that `amount` will be paid for a hold unless it is taken back, without promising it to anybody: what is not
+    /// settled when the process ends stands in the [hold](Self::hold_view) in the next one, as if a voucher said so.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn intend(&mut self, peer: PeerId, hold: HoldId, amount: u64) -> Result<Outcome, Refusal> {
+        let (_, mut row) = self.find(Side::Mine, peer, hold)?;
+        if !row.is_open() {
+            return Err(Refusal::NotOpen);
+        }
+        if amount > row.max {
+            return Err(Refusal::Amount { most: row.max });
+        }
+        row.voucher = row.voucher.max(amount);
+        let mut out = Outcome::default();
+        self.put_hold(Side::Mine, row, &mut out);
+        Ok(out)
+    }
+
     /// Settles a hold with a note over `amount`.
     ///
     /// # Errors

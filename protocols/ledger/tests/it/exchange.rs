@@ -398,3 +398,41 @@ fn a_proof_travels_in_a_packet_and_is_believed() {
         creditor.events.iter().any(|event| matches!(event, Event::Proven { offender, .. } if *offender == peer(3)))
     );
 }
+
+#[test]
+fn what_a_debtor_has_vouched_for_or_put_down_outlives_its_process() {
+    let (mut debtor, mut creditor) = two();
+    let holds: Vec<HoldTerms> = (1..=4).map(|n| terms(n, 50)).collect();
+    for hold in &holds {
+        take_out(&mut debtor, &mut creditor, *hold);
+    }
+    // A voucher is not stored where it is signed, and is where it is taken; the other is put down and told to nobody.
+    for (hold, cumulative) in [(holds[0].hold, 20), (holds[0].hold, 30), (holds[3].hold, 10)] {
+        let out = debtor.book.voucher(creditor.peer, hold, 1, cumulative).unwrap();
+        let sent = debtor.apply(out);
+        carry(&mut debtor, &mut creditor, sent);
+    }
+    let out = debtor.book.intend(creditor.peer, holds[1].hold, 40).unwrap();
+    assert!(debtor.apply(out).is_empty());
+    assert_eq!(debtor.book.intend(creditor.peer, holds[1].hold, 51), Err(Refusal::Amount { most: 50 }));
+    let out = debtor.book.void(creditor.peer, Side::Mine, holds[3].hold).unwrap();
+    debtor.apply(out);
+    assert_eq!(debtor.book.intend(creditor.peer, holds[3].hold, 1), Err(Refusal::NotOpen));
+
+    let mut again = Node::restarted(1, 3, debtor.disk.clone());
+    let outstanding = |node: &Node| {
+        let spent = |(peer, hold)| (hold, node.book.hold_view(Side::Mine, &peer, hold).unwrap().voucher);
+        node.book.reserved().map(spent).collect::<Vec<_>>()
+    };
+    let expected = |first| vec![(holds[0].hold, first), (holds[1].hold, 40), (holds[2].hold, 0)];
+    assert_eq!(outstanding(&again), expected(0));
+    meet(&mut again, &mut creditor);
+    assert_eq!(outstanding(&again), expected(30), "the creditor shows the voucher; what was taken back stays so");
+    let sent = pay(&mut again, creditor.peer, holds[1].hold, 40);
+    carry(&mut again, &mut creditor, sent);
+    assert_eq!(creditor.book.account(&again.peer, UNIT).unwrap().owed, 40);
+    assert_eq!(again.book.pay(NOW, creditor.peer, holds[1].hold, 40, Hash::ZERO), Err(Refusal::NotOpen));
+    // In the next process nothing of it is outstanding any more.
+    let last = Node::restarted(1, 4, again.disk.clone());
+    assert!(last.book.reserved().all(|(_, hold)| hold != holds[1].hold));
+}

@@ -29,6 +29,36 @@ struct Due {
     hold: HoldId,
     amount: u64,
     result: Hash,
+    /// When the hold ends, in Unix milliseconds.
+    expires_at: u64,
+}
+
+/// Notes that are signed when it is known whether who gets them has computed what the model does. Dropped, all are signed:
+/// so they are, whatever becomes of who wants to know. They are put down in the ledger, in case this process ends first.
+pub(crate) struct Held {
+    shared: Arc<Shared>,
+    due: Vec<Due>,
+}
+
+impl Held {
+    /// When the first of the holds ends, in Unix milliseconds.
+    pub(crate) fn expires_at(&self) -> u64 {
+        self.due.iter().map(|due| due.expires_at).min().unwrap_or(u64::MAX)
+    }
+
+    /// Signs them, but for those of `liars`. What becomes of their holds is the ledger's affair, which knows them by then.
+    pub(crate) fn pay_but(mut self, liars: &[PeerId]) {
+        self.due.retain(|due| !liars.contains(&due.peer));
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for due in self.due.drain(..) {
+            let shared = self.shared.clone();
+            tokio::spawn(async move { pay(&shared, due).await });
+        }
+    }
 }
 
 impl Payee {
@@ -49,7 +79,7 @@ impl Payee {
         // From now on this is what it gets.
         self.owed = amount;
         let result = self.part.as_ref().map_or(Hash::ZERO, |(_, raw)| Part::hash(raw));
-        Some(Due { peer: self.peer, here: self.here, hold, amount, result })
+        Some(Due { peer: self.peer, here: self.here, hold, amount, result, expires_at: self.expires_at })
     }
 
     fn rows(&self) -> (u64, u64) {
@@ -108,9 +138,9 @@ pub(super) fn in_passing(shared: &Arc<Shared>) {
 }
 
 impl Paying {
-    /// The session has ended in order: pays every stage, once.
-    pub(in super::super) async fn settle(&self) -> Cost {
-        let due: Vec<Due> = {
+    /// The session has ended in order: pays every stage, once. The notes of those that are `tried` wait, and are put down.
+    pub(in super::super) async fn settle(&self, tried: &[PeerId]) -> (Cost, Option<Held>) {
+        let mut due: Vec<Due> = {
             let mut state = self.shared.lock();
             state.over = true;
             let of = |payee: &mut Payee| {
@@ -120,6 +150,19 @@ impl Paying {
             state.payees.iter_mut().filter_map(of).collect()
         };
         self.shared.wake.notify_one();
+        let (mut held, ledger) = (Vec::new(), self.shared.plane.ledger());
+        for due in due.extract_if(.., |due| due.amount > 0 && tried.contains(&due.peer)).collect::<Vec<_>>() {
+            match ledger.intend(due.peer, due.hold, due.amount).await {
+                Ok(()) => held.push(due),
+                // It would be forgotten if this process ended now.
+                Err(error) => {
+                    tracing::warn!(peer = %due.peer, %error, "a note cannot wait for an audit");
+                    let shared = self.shared.clone();
+                    tokio::spawn(async move { pay(&shared, due).await });
+                }
+            }
+        }
+        let held = (!held.is_empty()).then(|| Held { shared: self.shared.clone(), due: held });
         let notes = due.into_iter().map(|due| {
             let (hold, shared) = (due.hold, self.shared.clone());
             let most = if due.here { NOTES } else { NOTE_OF_LOST };
@@ -148,7 +191,8 @@ impl Paying {
                 note: (payee.note != Hash::ZERO).then(|| hex::encode(payee.note.0)),
             }
         });
-        Cost { micro_credits, credits: Credits(micro_credits).to_string(), stages: stages.collect() }
+        let cost = Cost { micro_credits, credits: Credits(micro_credits).to_string(), stages: stages.collect() };
+        (cost, held)
     }
 
     /// The receipt, signed: the file's bytes. `commitment` is what a stage has last committed to.
