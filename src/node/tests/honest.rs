@@ -84,10 +84,13 @@ impl Swarm {
         let mut request = request.clone();
         let (mut cut, mut lost) = (cut, lost);
         loop {
-            let (mut events, mut seen, mut name) = (self.asker.infer(request.clone()), 0, None);
+            let (mut events, mut seen) = (self.asker.infer(request.clone()), 0);
+            let (mut name, mut last) = (None, String::new());
             let ended = loop {
                 match events.recv().await {
-                    Some(InferEvent::Route { resume, .. }) => name = resume,
+                    Some(InferEvent::Route { resume, hops, .. }) => {
+                        (name, last) = (resume, hops.last().map(|hop| hop.peer.clone()).unwrap_or_default());
+                    }
                     Some(InferEvent::Text { .. }) => seen += 1,
                     Some(InferEvent::Done { summary }) => break Some(Ok(*summary)),
                     Some(InferEvent::Error { error }) => break Some(Err(error)),
@@ -100,7 +103,7 @@ impl Swarm {
                 }
                 if lost.is_some_and(|after| seen >= after) {
                     lost = None;
-                    self.lose_one().await;
+                    self.lose(&last).await;
                 }
             };
             match ended {
@@ -116,11 +119,11 @@ impl Swarm {
         }
     }
 
-    /// One of two that hold the same layers is gone, and another comes.
-    async fn lose_one(&self) {
+    /// The one in use of two that hold the same layers is gone, and another comes.
+    async fn lose(&self, used: &str) {
         let mut workers = self.workers.lock().await;
-        let lost = workers.remove(1);
-        lost.shutdown(Duration::ZERO).await;
+        let at = workers.iter().position(|worker| worker.peer_id() == used).unwrap();
+        workers.remove(at).shutdown(Duration::ZERO).await;
         workers.push(worker(&self.first, self.split[1]).await);
     }
 
@@ -174,7 +177,8 @@ async fn honest_stages_are_never_accused_however_they_are_asked() {
             let (mut request, cut) = request(&mut rng);
             let lost = (split.len() == 3 && split[1].0 == split[2].0 && n % LOST_EVERY == 5).then_some(3);
             if lost.is_some() {
-                (request.max_tokens, request.speculate) = (64, Speculate::Off);
+                // More than wait for whoever asked while the stage is stopped.
+                (request.max_tokens, request.speculate) = (200, Speculate::Off);
             }
             let answer = swarm.answer(&request, cut.filter(|_| lost.is_none()), lost).await;
             let claims: Vec<_> = answer.hops.iter().filter_map(|hop| Some(claim(hop, &answer)?.claim)).collect();
