@@ -224,9 +224,6 @@ impl Keeper {
             self.take(outcome);
         }
     }
-            }
-        }
-    }
 
     /// A note is on its way.
     fn issued(&mut self, peer: PeerId, step: &Result<Outcome, Refusal>) {
