@@ -111,7 +111,8 @@ impl Swarm {
                 // On a machine that is busy, or where a peer was lost: asked again, as whoever asked would do.
                 Some(Err(error)) => {
                     assert!(error.retryable, "{error}");
-                    self.known().await;
+                    println!("asked again: {error}");
+                    until("there is a chain again", async || plan(&self.asker).await.chosen).await;
                     request.resume = error.cut.and_then(|cut| cut.resume).or(request.resume);
                 }
                 None => request.resume = name,
