@@ -2,7 +2,7 @@
 //! signed, sign two stories, and take what they have no credit for. None of it moves a counter that it should not, and an
 //! honest peer's account is as good afterwards.
 
-mod peer;
+pub mod peer;
 
 use quelea_ledger::message::{DOMAIN, MAX_ENVELOPE};
 use quelea_wire::{NetworkId, envelope::Signed, time::unix_ms};

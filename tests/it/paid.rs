@@ -4,6 +4,7 @@
 mod lives;
 mod market;
 mod refused;
+mod unpaid;
 
 use std::fs;
 

@@ -90,9 +90,11 @@ impl Keeper {
             Command::Vouched { peer, envelope, reply } => match self.book.vouch(peer, &envelope) {
                 Ok((hold, cumulative, outcome)) => {
                     self.take(outcome);
+                    self.telemetry.metrics.ledger_entry("voucher", "taken");
                     let _ = reply.send(Ok((hold, cumulative)));
                 }
                 Err(rejected) => {
+                    self.telemetry.metrics.ledger_entry("voucher", "rejected");
                     if rejected.is_fault() {
                         self.handle.deed(peer, Deed::Invalid);
                     }

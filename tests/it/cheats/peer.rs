@@ -1,5 +1,5 @@
 //! A peer that speaks the ledger's protocol by hand. Its book is the real one, and does what an honest peer's would; besides,
-//! it says whatever it is told to.
+//! it says whatever it is told to, and opens streams of sessions that it does not mean to pay for.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -8,7 +8,7 @@ use libp2p::{
     Multiaddr, PeerId, SwarmBuilder,
     identity::Keypair,
     noise,
-    swarm::{SwarmEvent, dial_opts::DialOpts},
+    swarm::{NetworkBehaviour, Stream, SwarmEvent, dial_opts::DialOpts},
     tcp, yamux,
 };
 use quelea_ledger::{
@@ -25,16 +25,26 @@ use tokio::{
 };
 
 use super::NETWORK;
-use crate::harness::{Daemon, PATIENCE};
+use crate::{
+    harness::{Daemon, PATIENCE},
+    hostile::attacker::{self, Opening},
+};
 
 pub const UNIT: Unit = Unit::CREDIT;
 
 type Saying = (Vec<u8>, oneshot::Sender<bool>);
 
+#[derive(NetworkBehaviour)]
+struct Node {
+    ledger: Behaviour,
+    shard: attacker::Behaviour,
+}
+
 /// A connection to the victim. It ends when it is dropped.
 struct Line {
     says: mpsc::Sender<Saying>,
     hears: mpsc::Receiver<Vec<u8>>,
+    opens: mpsc::Sender<Opening>,
 }
 
 pub struct Cheat {
@@ -87,12 +97,16 @@ impl Cheat {
             .with_tokio()
             .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, yamux::Config::default)
             .unwrap()
-            .with_behaviour(|_| Behaviour::new(self.network))
+            .with_behaviour(|_| Node {
+                ledger: Behaviour::new(self.network),
+                shard: attacker::Behaviour::new(mpsc::channel(1).0),
+            })
             .unwrap()
             .with_swarm_config(|config| config.with_idle_connection_timeout(2 * PATIENCE))
             .build();
         let (says, mut to_say) = mpsc::channel::<Saying>(MAX_QUEUED);
         let (to_hear, hears) = mpsc::channel(1024);
+        let (opens, mut to_open) = mpsc::channel::<Opening>(8);
         let (stands, standing) = oneshot::channel();
         swarm.dial(DialOpts::peer_id(self.victim).addresses(vec![self.addr.clone()]).build()).unwrap();
         let victim = self.victim;
@@ -102,12 +116,16 @@ impl Cheat {
                 let event = tokio::select! {
                     saying = to_say.recv() => {
                         let Some((packet, said)) = saying else { return };
-                        match swarm.behaviour_mut().send(victim, packet) {
+                        match swarm.behaviour_mut().ledger.send(victim, packet) {
                             Ok(()) => waiting.push_back(said),
                             Err(_) => {
                                 let _ = said.send(false);
                             }
                         }
+                        continue;
+                    }
+                    Some(opening) = to_open.recv() => {
+                        swarm.behaviour_mut().shard.open(victim, opening);
                         continue;
                     }
                     event = swarm.select_next_some() => event,
@@ -117,14 +135,14 @@ impl Cheat {
                         stands.take().map(|stands| stands.send(()));
                     }
                     SwarmEvent::OutgoingConnectionError { .. } | SwarmEvent::ConnectionClosed { .. } => return,
-                    SwarmEvent::Behaviour(Heard::Received { packet, reply, .. }) => {
+                    SwarmEvent::Behaviour(NodeEvent::Ledger(Heard::Received { packet, reply, .. })) => {
                         let _ = to_hear.try_send(packet);
-                        swarm.behaviour_mut().reply(reply, Answer::Taken);
+                        swarm.behaviour_mut().ledger.reply(reply, Answer::Taken);
                     }
-                    SwarmEvent::Behaviour(Heard::Sent { .. }) => {
+                    SwarmEvent::Behaviour(NodeEvent::Ledger(Heard::Sent { .. })) => {
                         waiting.pop_front().map(|said: oneshot::Sender<bool>| said.send(true));
                     }
-                    SwarmEvent::Behaviour(Heard::NotSent { packets, .. }) => {
+                    SwarmEvent::Behaviour(NodeEvent::Ledger(Heard::NotSent { packets, .. })) => {
                         for said in waiting.drain(..packets) {
                             let _ = said.send(false);
                         }
@@ -133,7 +151,7 @@ impl Cheat {
                 }
             }
         });
-        self.line = timeout(PATIENCE, standing).await.unwrap().ok().map(|()| Line { says, hears });
+        self.line = timeout(PATIENCE, standing).await.unwrap().ok().map(|()| Line { says, hears, opens });
         self.line.is_some()
     }
 
@@ -236,6 +254,14 @@ impl Cheat {
         let before = acknowledged(self);
         self.act(out).await;
         self.until("an acknowledgement", |cheat| acknowledged(cheat) > before).await;
+    }
+
+    /// Opens a stream of sessions.
+    pub async fn stream(&self) -> Stream {
+        let (reply, opened) = oneshot::channel();
+        let opening = (quelea_shard::protocol_id(&self.network), reply);
+        self.line.as_ref().unwrap().opens.send(opening).await.expect("a connection");
+        timeout(PATIENCE, opened).await.unwrap().unwrap().expect("a stream")
     }
 
     // What it would not.

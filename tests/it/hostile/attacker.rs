@@ -43,7 +43,7 @@ const OPENING: Duration = Duration::from_secs(10);
 /// How long a write may take before the stream is given up: a victim that has done with a stream takes nothing more.
 const WRITING: Duration = Duration::from_millis(500);
 
-type Opening = (StreamProtocol, oneshot::Sender<Option<Stream>>);
+pub type Opening = (StreamProtocol, oneshot::Sender<Option<Stream>>);
 
 /// One identity, connected to the victim. The connection ends when it is dropped.
 pub struct Attacker {
@@ -70,7 +70,7 @@ impl Attacker {
             .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, muxer)
             .unwrap()
             .with_quic()
-            .with_behaviour(|_| Behaviour { to_us, actions: VecDeque::new() })
+            .with_behaviour(|_| Behaviour::new(to_us))
             .unwrap()
             .build();
         let local = *swarm.local_peer_id();
@@ -92,7 +92,7 @@ impl Attacker {
         tokio::spawn(async move {
             loop {
                 tokio::select! {
-                    Some(opening) = to_open.recv() => swarm.behaviour_mut().actions.push_back((peer, opening)),
+                    Some(opening) = to_open.recv() => swarm.behaviour_mut().open(peer, opening),
                     event = swarm.select_next_some() => if let SwarmEvent::ConnectionClosed { .. } = event { return },
                     _ = &mut ended => return,
                 }
@@ -128,9 +128,21 @@ pub async fn write_raw(stream: &mut Stream, bytes: &[u8]) -> bool {
     timeout(WRITING, written).await.unwrap_or(false)
 }
 
-struct Behaviour {
+pub struct Behaviour {
     to_us: mpsc::Sender<Stream>,
     actions: VecDeque<(PeerId, Opening)>,
+}
+
+impl Behaviour {
+    /// Streams that are opened to it go to `to_us`.
+    pub fn new(to_us: mpsc::Sender<Stream>) -> Self {
+        Self { to_us, actions: VecDeque::new() }
+    }
+
+    /// Opens a stream to a peer.
+    pub fn open(&mut self, peer: PeerId, opening: Opening) {
+        self.actions.push_back((peer, opening));
+    }
 }
 
 impl NetworkBehaviour for Behaviour {
@@ -174,14 +186,14 @@ impl NetworkBehaviour for Behaviour {
     }
 }
 
-struct Handler {
+pub struct Handler {
     to_us: mpsc::Sender<Stream>,
     to_open: VecDeque<Opening>,
 }
 
 /// What the victim may open to us: shard streams, and gossip, without which it would not listen to ours.
 #[derive(Clone)]
-struct Spoken;
+pub struct Spoken;
 
 fn shard() -> StreamProtocol {
     quelea_shard::protocol_id(&super::network())

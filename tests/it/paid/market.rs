@@ -27,6 +27,7 @@ pub fn asking(launch: Launch, (decode, prefill): Asked) -> Launch {
 pub struct Market {
     pub first: Daemon,
     pub second: Daemon,
+    pub network: &'static str,
 }
 
 impl Market {
@@ -36,14 +37,19 @@ impl Market {
 
     /// With this first half.
     pub async fn open_with(first: &Launch) -> Self {
+        Self::open_in("main", first).await
+    }
+
+    /// In this network, where `first` is in.
+    pub async fn open_in(network: &'static str, first: &Launch) -> Self {
         let first = first.start().await;
-        let second = asking(Launch::new().bootstrap(&first).serve(DEMO, "3..6"), SECOND).start().await;
-        Self { first, second }
+        let second = Launch::new().bootstrap(&first).serve(DEMO, "3..6").args(&["--network", network]);
+        Self { second: asking(second, SECOND).start().await, first, network }
     }
 
     /// Somebody who asks, and holds nothing.
     pub async fn payer(&self) -> Daemon {
-        Launch::new().bootstrap(&self.first).start().await
+        Launch::new().bootstrap(&self.first).args(&["--network", self.network]).start().await
     }
 
     /// Asks through `payer`.
@@ -85,7 +91,7 @@ fn counters(account: Option<&Value>, of: [&str; 4]) -> [u64; 4] {
 }
 
 /// Waits until every two of these nodes see the same counters and no hold is open any more, and checks that what they have stored is
-/// sound and sums up to nothing; what each is owed by all others together.
+/// sound and sums up to nothing; what each is owed by all others of them together.
 pub async fn at_rest(nodes: &[&Daemon]) -> Vec<i128> {
     let owed = until("all accounts agree, and no hold is open", async || {
         let mut all = Vec::new();
@@ -103,7 +109,9 @@ pub async fn at_rest(nodes: &[&Daemon]) -> Vec<i128> {
                 }
             }
         }
-        let owed = |of: &HashMap<String, Value>| of.values().map(|a| i128::from(a["owed"].as_i64().unwrap())).sum();
+        let owed_by =
+            |of: &HashMap<String, Value>, node: &Daemon| of.get(node.peer()).map_or(0, |a| a["owed"].as_i64().unwrap());
+        let owed = |of: &HashMap<String, Value>| nodes.iter().map(|node| i128::from(owed_by(of, node))).sum();
         Some(all.iter().map(owed).collect::<Vec<i128>>())
     })
     .await;
