@@ -48,13 +48,14 @@ struct Partial {
     deadline: Instant,
     /// When the rest must have come.
     due: Instant,
-    form: Form,
+    /// What its session looked like when it began.
+    expect: Expect,
     data: Vec<f32>,
 }
 
 impl Partial {
     fn received(&self) -> usize {
-        self.data.len().saturating_mul(self.form.value_bytes())
+        self.data.len().saturating_mul(self.expect.form.value_bytes())
     }
 }
 
@@ -88,7 +89,7 @@ impl Reassembly {
         let begun = self.partial.iter().position(|p| p.header.session == header.session);
         let begun = begun.map(|at| self.partial.swap_remove(at));
         let mut partial = match begun {
-            Some(partial) if header.offset != 0 => follows(&partial, header).map(|()| partial)?,
+            Some(partial) if header.offset != 0 => follows(&partial, header, expect).map(|()| partial)?,
             _ => begin(now, header, expect)?,
         };
         let have = self.received_bytes().saturating_add(partial.received()).saturating_add(fragment.len());
@@ -96,8 +97,8 @@ impl Reassembly {
             return Err(ErrorCode::Overloaded);
         }
         let whole = usize::try_from(header.total).unwrap_or(usize::MAX);
-        let whole = whole.checked_div(partial.form.value_bytes()).unwrap_or(whole);
-        match partial.form {
+        let whole = whole.checked_div(expect.form.value_bytes()).unwrap_or(whole);
+        match expect.form {
             Form::Rows16 => append16(&mut partial.data, fragment, whole)?,
             _ => append(&mut partial.data, fragment, whole)?,
         }
@@ -168,17 +169,15 @@ fn begin(now: Instant, header: &RowsHeader, expect: Expect) -> Result<Partial, E
         return Err(ErrorCode::BadPosition);
     }
     let due = now.checked_add(BATCH_TIMEOUT).unwrap_or(now);
-    Ok(Partial {
-        header: *header,
-        deadline: deadline(now, header.deadline_ms),
-        due,
-        form: expect.form,
-        data: Vec::new(),
-    })
+    Ok(Partial { header: *header, deadline: deadline(now, header.deadline_ms), due, expect, data: Vec::new() })
 }
 
-/// Whether `header` goes on where `partial` stands. The deadline may differ: it is what remains.
-fn follows(partial: &Partial, header: &RowsHeader) -> Result<(), ErrorCode> {
+/// Whether `header` goes on where `partial` stands. The deadline may differ: it is what remains. The session may not: a
+/// coordinator can close it and open it again under its name, with rows of another form or width.
+fn follows(partial: &Partial, header: &RowsHeader, expect: Expect) -> Result<(), ErrorCode> {
+    if partial.expect != expect {
+        return Err(ErrorCode::BadShape);
+    }
     let expected = RowsHeader {
         deadline_ms: header.deadline_ms,
         offset: u32::try_from(partial.received()).unwrap_or(u32::MAX),

@@ -190,6 +190,17 @@ fn fragments_of_a_batch_must_follow_each_other() {
         assert_eq!(reassembly.push(now, &wrong, &part, expect), Err(ErrorCode::BadPosition), "{wrong:?}");
         assert_eq!(reassembly.received_bytes(), 0, "what was begun is gone");
     }
+    // Of a session that was opened anew in between, under the same name: half of it is of another kind than the rest.
+    for other in [
+        Expect { form: Form::Rows16, width: 8, ..expect },
+        Expect { form: Form::Tokens, ..expect },
+        Expect { width: 8, ..expect },
+        Expect { max_rows: 2, ..expect },
+    ] {
+        let mut reassembly = begun();
+        assert_eq!(reassembly.push(now, &second, &part, other), Err(ErrorCode::BadShape), "{other:?}");
+        assert_eq!(reassembly.received_bytes(), 0, "what was begun is gone");
+    }
     // A batch begun again takes the place of the one before.
     let mut reassembly = begun();
     assert_eq!(reassembly.push(now, &header(1, 2, 32, 0), &part, expect), Ok(None));
