@@ -85,3 +85,30 @@ async fn an_older_database_says_what_is_due_and_work_ends_a_default() {
     assert!(no_credit > unix_ms() && little_trust > no_credit);
     stop([creditor, debtor]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_whom_it_went_badly_is_a_risk_and_who_cheats_gets_no_work() {
+    let (boot, workers, asker) = swarm(2).await;
+    until("both are found", async || plan(&asker).await.spare).await;
+    let (bad, cheat) = (id(&workers[0]), id(&workers[1]));
+    let ledger = asker.plane.ledger();
+    ledger.failed(bad, 1_000_000, true).await;
+    ledger.convict(cheat).await;
+    let held_against = async || {
+        let report = plan(&asker).await;
+        let why = |peer: PeerId| {
+            let out = report.left_out.iter().find(|out| out.peer == peer.to_string());
+            out.map(|out| out.reason.clone())
+        };
+        Some((why(bad)?, why(cheat)?))
+    };
+    let (risk, never) = until("the plan says what is held against them", held_against).await;
+    assert_eq!(risk, "counted as a risk: dealings with it went badly (commerce -0.050)");
+    assert_eq!(never, "never: it is proven to cheat");
+    for _ in 0..3 {
+        assert_eq!(ask(&asker).await.unwrap().hops[0].peer, workers[0].peer_id());
+    }
+    ledger.convict(bad).await;
+    until("nobody is left", async || plan(&asker).await.missing).await;
+    stop(workers.into_iter().chain([asker, boot])).await;
+}
