@@ -205,6 +205,11 @@ impl Home {
         self.dir.join("sessions")
     }
 
+    /// The folder of what stages have signed for that lied.
+    pub fn claims(&self) -> PathBuf {
+        self.dir.join("claims")
+    }
+
     /// The secret from which the path of masked connections comes.
     pub fn masking_secret(&self) -> PathBuf {
         self.dir.join("masking.secret")

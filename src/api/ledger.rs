@@ -8,6 +8,7 @@
 //! | `POST /api/v1/ledger/promise` | an IOU by hand: `{"peer", "amount", "due_days"}` |
 //! | `POST /api/v1/ledger/redeem` | discharges what a peer owes: `{"peer", "amount", "forgive", "reference"}` |
 //! | `POST /api/v1/ledger/request` | asks a peer to pay: `{"peer", "amount"}` |
+//! | `POST /api/v1/ledger/convict` | whoever runs this node has seen that a peer computes wrongly: `{"peer"}` |
 //! | `POST /api/v1/ledger/limit` | what a peer may owe: `{"peer", "amount"}`, without an amount what it has earned |
 //! | `GET /api/v1/trust?peer=` | what peers are worth here, and why |
 //!
@@ -67,6 +68,7 @@ pub(super) fn routes() -> Router<ApiState> {
         .route("/api/v1/ledger/redeem", post(redeem))
         .route("/api/v1/ledger/request", post(request))
         .route("/api/v1/ledger/limit", post(limit))
+        .route("/api/v1/ledger/convict", post(convict))
         .route("/api/v1/trust", get(trust))
 }
 
@@ -102,6 +104,12 @@ struct Request {
     peer: String,
     /// All that is owed, without it.
     amount: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Convict {
+    peer: String,
 }
 
 #[derive(Deserialize)]
@@ -301,6 +309,20 @@ async fn limited(state: &ApiState, body: &[u8]) -> Answer {
     Ok(json!({
         "schema": "quelea.ledger.limit/v1", "peer_id": peer.to_string(), "limit": limit, "by_operator": amount.is_some(),
     }))
+}
+
+async fn convict(State(state): State<ApiState>, body: Bytes) -> Response {
+    answer(convicted(&state, &body).await)
+}
+
+async fn convicted(state: &ApiState, body: &[u8]) -> Answer {
+    let Convict { peer } = parse(body)?;
+    let (peer, plane) = (peer_of(&peer)?, &state.asker.plane);
+    if peer == plane.handle.local() {
+        return Err(InferError::new(ErrorCode::Usage, "this is this node itself"));
+    }
+    plane.convict(peer, "its operator has seen that it computes wrongly").await;
+    Ok(json!({ "schema": "quelea.ledger.convict/v1", "peer_id": peer.to_string() }))
 }
 
 async fn trust(State(state): State<ApiState>, Query(wanted): Query<Wanted>) -> Response {

@@ -24,7 +24,7 @@ pub(super) fn run(global: &Global, command: &ReceiptCommand) -> Result<ExitCode,
         ReceiptCommand::Show { file } => (file, false),
         ReceiptCommand::Verify { file } => (file, true),
     };
-    let bytes = read(file)?;
+    let bytes = read_most(file, MAX_FILE)?;
     let wrong = |message: String| CliError::new(ErrorCode::ReceiptWrong, message);
     let report = verify(&bytes).map_err(|error| wrong(format!("{}: {error}", file.display())))?;
     if global.json {
@@ -43,9 +43,10 @@ pub(super) fn run(global: &Global, command: &ReceiptCommand) -> Result<ExitCode,
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn read(file: &Path) -> Result<Vec<u8>, CliError> {
+/// Reads a file, and no more of it than one byte above `most`.
+pub(super) fn read_most(file: &Path, most: usize) -> Result<Vec<u8>, CliError> {
     let unread = |e: std::io::Error| CliError::new(ErrorCode::Usage, format!("cannot read {}: {e}", file.display()));
-    let limit = u64::try_from(MAX_FILE).unwrap_or(u64::MAX).saturating_add(1);
+    let limit = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
     let mut bytes = Vec::new();
     std::fs::File::open(file).map_err(unread)?.take(limit).read_to_end(&mut bytes).map_err(unread)?;
     Ok(bytes)

@@ -1,9 +1,14 @@
-//! `quelea verify`: the rows that a receipt's stages signed for, computed again here.
+//! `quelea verify`: the rows that a receipt's stages signed for, or the one that a fraud claim is about, computed again here.
+
+mod fraud;
 
 use std::{path::Path, process::ExitCode};
 
-use quelea_ledger::receipt::{PartReport, verify};
-use quelea_wire::ErrorCode;
+use quelea_ledger::{
+    fraud::{MAGIC, MAX_FILE as MOST},
+    receipt::{PartReport, verify},
+};
+use quelea_wire::{ErrorCode, ModelId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -12,7 +17,7 @@ use super::{
     exit::CliError,
     infer::short,
     output::{data_line, note},
-    receipt::read,
+    receipt::read_most,
 };
 use crate::inference::{
     audit::{Claim, Verdict, again},
@@ -27,9 +32,21 @@ struct Answer {
 }
 
 pub(super) async fn run(global: &Global, args: VerifyArgs) -> Result<ExitCode, CliError> {
-    let VerifyArgs { receipt, answer, model, compute } = args;
+    let VerifyArgs { file: receipt, answer, convict, model, compute } = args;
+    let bytes = read_most(&receipt, MOST)?;
+    if bytes.starts_with(MAGIC) {
+        return fraud::run(global, (receipt.as_path(), bytes.as_slice()), model, compute.options(), convict).await;
+    }
+    if convict {
+        let message = format!("{} is no fraud claim", receipt.display());
+        return Err(CliError::new(ErrorCode::Usage, message).hint("leave --convict out to check a receipt"));
+    }
+    let answer = answer.ok_or_else(|| {
+        let message = "a receipt says nothing of the tokens";
+        CliError::new(ErrorCode::Usage, message).hint("give --answer the JSON of the same answer")
+    })?;
     let wrong = |message: String| CliError::new(ErrorCode::ReceiptWrong, message);
-    let report = verify(&read(&receipt)?).map_err(|error| wrong(format!("{}: {error}", receipt.display())))?;
+    let report = verify(&bytes).map_err(|error| wrong(format!("{}: {error}", receipt.display())))?;
     if !report.holds() {
         return Err(wrong(format!("{}: {}", receipt.display(), report.problems.join("; "))));
     }
@@ -47,12 +64,7 @@ pub(super) async fn run(global: &Global, args: VerifyArgs) -> Result<ExitCode, C
     if claims.is_empty() {
         return Err(wrong(format!("{}: no stage has signed for rows", receipt.display())));
     }
-    let opened = tokio::task::spawn_blocking(move || ModelFile::open(&model)).await;
-    let file = opened.map_err(|e| CliError::new(ErrorCode::Internal, e.to_string()))??;
-    if file.id != report.about.model {
-        let message = format!("{} is model {}, and the receipt is of {}", file.name, file.id, report.about.model);
-        return Err(CliError::new(ErrorCode::ModelUnknown, message).hint("give --model the file of the same model"));
-    }
+    let file = opened(model, report.about.model).await?;
     let ids = [prompt_ids, ids].concat();
     let told = |span| {
         if !global.json {
@@ -90,6 +102,17 @@ pub(super) async fn run(global: &Global, args: VerifyArgs) -> Result<ExitCode, C
         return Err(wrong(message.into()).hint("is this the same answer's JSON?"));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The file of this very model.
+async fn opened(model: String, wanted: ModelId) -> Result<ModelFile, CliError> {
+    let opened = tokio::task::spawn_blocking(move || ModelFile::open(&model)).await;
+    let file = opened.map_err(|e| CliError::new(ErrorCode::Internal, e.to_string()))??;
+    if file.id != wanted {
+        let message = format!("{} is model {}, and this is about {wanted}", file.name, file.id);
+        return Err(CliError::new(ErrorCode::ModelUnknown, message).hint("give --model the file of the same model"));
+    }
+    Ok(file)
 }
 
 fn claim(part: &PartReport) -> Option<(&PartReport, Claim)> {

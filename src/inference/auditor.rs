@@ -7,7 +7,6 @@
 use std::{sync::Arc, time::Duration};
 
 use libp2p::PeerId;
-use quelea_behaviours::conduct::Deed;
 use quelea_engine::StageOptions;
 use quelea_wire::time::unix_ms;
 use tokio::{
@@ -17,6 +16,7 @@ use tokio::{
 
 use super::{
     audit::{Claim, Verdict, again},
+    claims::Claims,
     coordinator::paying::Held,
     models::Ends,
     plane::Plane,
@@ -58,6 +58,8 @@ pub(crate) struct Drawn {
     place: OwnedSemaphorePermit,
     /// The notes that wait for it.
     pub(crate) held: Option<Held>,
+    /// What each stage has signed last, as it came.
+    pub(crate) envelopes: Vec<(PeerId, Vec<u8>)>,
 }
 
 impl Draws {
@@ -70,7 +72,7 @@ impl Draws {
         if place.is_none() {
             self.metrics.audit("skipped");
         }
-        Some(Drawn { place: place?, held: None })
+        Some(Drawn { place: place?, held: None, envelopes: Vec::new() })
     }
 }
 
@@ -82,6 +84,8 @@ pub(crate) struct Auditor {
     places: Arc<Semaphore>,
     one: Arc<Semaphore>,
     life: watch::Receiver<Life>,
+    /// Where it is kept who was found, where anything is.
+    claims: Option<Claims>,
 }
 
 /// What a stage has signed for, with whose claim it is.
@@ -92,10 +96,16 @@ pub(crate) struct Signed {
 
 impl Auditor {
     /// Of a hundred answers over peers so many are audited, with one thread: it must be in nobody's way.
-    pub(crate) fn new(plane: Arc<Plane>, share: u8, compute: StageOptions, life: watch::Receiver<Life>) -> Self {
+    pub(crate) fn new(
+        plane: Arc<Plane>,
+        share: u8,
+        compute: StageOptions,
+        life: watch::Receiver<Life>,
+        claims: Option<Claims>,
+    ) -> Self {
         let compute = StageOptions { threads: std::num::NonZeroUsize::new(1), ..compute };
         let (places, one) = (Arc::new(Semaphore::new(PLACES)), Arc::new(Semaphore::new(1)));
-        Self { plane, share: u32::from(share), compute, places, one, life }
+        Self { plane, share: u32::from(share), compute, places, one, life, claims }
     }
 
     /// Who decides for a session over `ends`.
@@ -113,6 +123,8 @@ impl Auditor {
         let ids = [summary.prompt_ids.as_slice(), summary.ids.as_slice()].concat();
         let profile = profile_named(&summary.profile);
         let (plane, ends, compute, one) = (self.plane.clone(), ends.clone(), self.compute, self.one.clone());
+        let Drawn { place, mut held, envelopes } = drawn;
+        let keeper = self.claims.clone();
         let computed = async move {
             #[cfg(test)]
             if is(&plane, super::Stint::Verdicts) {
@@ -122,10 +134,15 @@ impl Auditor {
             let _turn = one.acquire_owned().await;
             let claims: Vec<Claim> = signed.iter().map(|signed| signed.claim.clone()).collect();
             let verdicts = again(&ends.file, profile, compute, &claims, &ids, |_| {}).await;
-            judge(&plane, &signed, verdicts).await
+            let liars = judge(&plane, &signed, verdicts).await;
+            if let Some(keeper) = keeper.filter(|_| !liars.is_empty()) {
+                let against = envelopes.into_iter().filter(|(peer, _)| liars.contains(peer)).collect();
+                // The disk's affair, and nobody waits for it.
+                tokio::task::spawn_blocking(move || keep(&keeper, against, &ids));
+            }
+            liars
         };
         let (metrics, mut life) = (self.plane.telemetry.metrics.clone(), self.life.clone());
-        let Drawn { place, mut held } = drawn;
         let until = Instant::now() + patience(unix_ms(), held.as_ref().map_or(u64::MAX, Held::expires_at));
         #[cfg(test)]
         let until = if is(&self.plane, super::Stint::InTime) { Instant::now() } else { until };
@@ -152,6 +169,19 @@ impl Auditor {
             }
             drop(place);
         });
+    }
+}
+
+/// Keeps what there is against liars.
+fn keep(keeper: &Claims, against: Vec<(PeerId, Vec<u8>)>, ids: &[u32]) {
+    for (peer, commitment) in against {
+        match keeper.keep(&peer, &commitment, ids) {
+            Ok(Some(path)) => {
+                tracing::warn!(%peer, path = %path.display(), "what shows it is kept; see 'quelea verify'")
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%peer, %error, "what shows it cannot be kept for others"),
+        }
     }
 }
 
@@ -198,9 +228,7 @@ async fn judge(plane: &Plane, signed: &[Signed], verdicts: Result<Vec<Verdict>, 
         });
         if verdict == Verdict::Wrong {
             tracing::warn!(%peer, %layers, "an audit shows that it gave on other rows than the model's, and signed for them");
-            plane.experience.failed(peer, "an audit shows that it computes wrongly");
-            plane.handle.deed(peer, Deed::Fraud);
-            plane.ledger().convict(peer).await;
+            plane.convict(peer, "an audit shows that it computes wrongly").await;
             liars.push(peer);
         }
     }

@@ -16,12 +16,14 @@
 //! | `coordinator` | one session over a chain, from the side that asks |
 //! | `plane`, `links`, `stage` | everything on shard streams: tasks, outgoing links, sessions served |
 //! | `fair` | who gives way when a stage is full |
+//! | `audit`, `auditor`, `claims` | computing answers again: what is found, when, and what is kept of that |
 //! | `coverage` | who holds which layers of a model |
 //! | `rebalance` | moving to layers that are thinner |
 //! | `serve`, `publish`, `figures` | layers this node serves, their announcement, and when it is made anew |
 
 pub(crate) mod audit;
 pub(crate) mod auditor;
+pub(crate) mod claims;
 mod coordinator;
 mod coverage;
 mod discover;

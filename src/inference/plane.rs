@@ -185,6 +185,14 @@ impl Plane {
         &self.ledger
     }
 
+    /// This node has seen for itself that a peer signs for what the model does not compute: it gets no work, no note and no
+    /// credit any more.
+    pub(crate) async fn convict(&self, peer: PeerId, why: &'static str) {
+        self.experience.failed(peer, why);
+        self.handle.deed(peer, Deed::Fraud);
+        self.ledger().convict(peer).await;
+    }
+
     /// Has the stages of this node do wrong.
     #[cfg(test)]
     pub(crate) fn misbehave(&self, mischief: super::stage::mischief::Mischief) {

@@ -34,6 +34,7 @@ use crate::{
     inference::{
         Asker, CoverageReport, EVENT_QUEUE, InferError, InferEvent, InferRequest, PlanReport, PlanRequest, Summary,
         auditor::Auditor,
+        claims::Claims,
         models::Models,
         plane::{INBOUND_QUEUE, Plane},
         prefix,
@@ -251,7 +252,11 @@ impl Node {
             Keep::Nothing => settings.sessions.clone(),
         };
         let (life, stopping) = watch::channel(Life::Running);
-        let auditor = Auditor::new(plane.clone(), settings.audit, settings.compute, stopping.clone());
+        let claims = match &settings.keep {
+            Keep::In { home, .. } => Some(Claims::new(home.claims(), keypair.clone(), network)),
+            Keep::Nothing => None,
+        };
+        let auditor = Auditor::new(plane.clone(), settings.audit, settings.compute, stopping.clone(), claims);
         let asker = Arc::new(Asker { models, plane: plane.clone(), own, logs: logs.clone(), auditor });
         if let Some(logs) = logs {
             tokio::spawn(forget_answers(logs, stopping.clone()));

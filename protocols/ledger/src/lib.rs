@@ -20,7 +20,8 @@
 //! transaction, and only then sends the [`book::Send`]s. [`behaviour`] carries packets over `/quelea/<net>/ledger/1`, and
 //! [`codec`] is how they stand on a stream. [`evidence`] checks proofs against third peers. [`trust`] is
 //! what dealings make a peer worth, and how much it may owe. [`overdue`] is what is due, and what follows when it is not paid.
-//! [`receipt`] is what a session leaves in the hands of who paid.
+//! [`receipt`] is what a session leaves in the hands of who paid,
+//! [`fraud`] what a stage that lied leaves in the hands of who found out.
 //!
 //! # Messages
 //!
@@ -56,6 +57,7 @@ pub mod book;
 pub mod codec;
 pub mod evidence;
 mod fields;
+pub mod fraud;
 pub mod message;
 pub mod overdue;
 pub mod packet;

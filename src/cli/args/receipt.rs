@@ -31,14 +31,17 @@ pub(crate) enum ReceiptCommand {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  quelea infer --json --receipt a.receipt \"What is a relay?\" > a.json\n  quelea verify a.receipt --answer a.json --model demo   exit code 8 if a stage gave on other rows than the model's"
+    after_help = "Examples:\n  quelea infer --json --receipt a.receipt \"What is a relay?\" > a.json\n  quelea verify a.receipt --answer a.json --model demo   exit code 8 if a stage gave on other rows than the model's\n  quelea verify 12D3KooW….fraud --model demo   exit code 0 if what it says is so, 8 if not\n  quelea verify 12D3KooW….fraud --model demo --convict   and this machine's daemon deals with that peer no more"
 )]
 pub(crate) struct VerifyArgs {
-    /// As written by 'quelea infer --receipt'
-    pub(crate) receipt: PathBuf,
-    /// The same answer's JSON, as 'quelea infer --json' prints it: its tokens are needed, and stay here
+    /// A receipt, as written by 'quelea infer --receipt', or a fraud claim of a daemon's claims/
+    pub(crate) file: PathBuf,
+    /// Of a receipt: the same answer's JSON, as 'quelea infer --json' prints it. Its tokens are needed, and stay here
     #[arg(long, value_name = "FILE")]
-    pub(crate) answer: PathBuf,
+    pub(crate) answer: Option<PathBuf>,
+    /// Of a fraud claim that holds: tell this machine's daemon, which gives that peer no work, no note and no credit any more
+    #[arg(long, conflicts_with = "answer")]
+    pub(crate) convict: bool,
     /// The model's file, or 'demo'; its weights are needed, span after span
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: String,

@@ -552,6 +552,9 @@ impl ChainSession {
         let signed = |peer: &PeerId| self.trust.as_ref().is_some_and(|trust| trust.report(peer).is_some());
         let tried: Vec<PeerId> = self.stages.iter().map(|stage| stage.hop.peer).filter(signed).collect();
         self.drawn = self.spec.draws.draw(&tried);
+        if let (Some(drawn), Some(trust)) = (&mut self.drawn, &self.trust) {
+            drawn.envelopes = tried.iter().filter_map(|peer| Some((*peer, trust.envelope(peer)?))).collect();
+        }
         self.settle(gone, &tried).await?;
         let committed = |stage: &Stage| self.trust.as_ref().and_then(|trust| trust.report(&stage.hop.peer));
         Ok(self.stages.iter().map(|stage| report(stage, committed(stage))).collect())

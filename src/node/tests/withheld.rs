@@ -2,13 +2,18 @@
 
 use std::{path::Path, sync::atomic::Ordering};
 
+use quelea_ledger::fraud::FraudClaim;
+
 use super::{
     paying::{PRICE, Swarm, amount, id, priced},
     *,
 };
 use crate::{
     home::Home,
-    inference::{Mischief, Stint},
+    inference::{
+        Mischief, Stint,
+        audit::{Claim, Verdict, again},
+    },
     node::settings::Keep,
 };
 
@@ -73,6 +78,32 @@ async fn a_liar_is_not_paid_and_the_others_are() {
         assert_eq!((theirs.received, theirs.owed), (0, 0));
         swarm.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_liar_has_signed_is_kept_for_others_to_see() {
+    let home = tempfile::tempdir().unwrap();
+    let swarm = priced(&[0, 1], PRICE).await.asked_by(Some(home.path())).await;
+    swarm.workers[1].plane.misbehave(Mischief::Computes(1));
+    let answer = swarm.ask(swarm.request()).await.unwrap();
+    let path = home.path().join("claims").join(format!("{}.fraud", swarm.workers[1].peer_id()));
+    let kept = until("the claim is kept", async || std::fs::read(&path).ok()).await;
+    let claim = FraudClaim::open(&kept).unwrap();
+    assert_eq!((claim.accused, claim.finder), (id(&swarm.workers[1]), id(&swarm.asker)));
+    assert_eq!(claim.tokens, [answer.prompt_ids, answer.ids].concat()[..claim.tokens.len()]);
+    // Somebody else, with nothing but the file and the model.
+    let file = tokio::task::spawn_blocking(|| ModelFile::open(DEMO)).await.unwrap().unwrap();
+    let options = quelea_engine::StageOptions::default();
+    let of = &claim.committed;
+    let said = Claim { span: of.span, rows: 0..of.rows, in_root: of.in_root, out_root: of.out_root };
+    let verdicts = again(&file, of.profile, options, &[said.clone()], &claim.tokens, |_| {}).await.unwrap();
+    assert_eq!(verdicts, [Verdict::Wrong]);
+    // With other tokens it says nothing against anybody.
+    let others: Vec<u32> = claim.tokens.iter().rev().copied().collect();
+    let verdicts = again(&file, of.profile, options, &[said], &others, |_| {}).await.unwrap();
+    assert_eq!(verdicts, [Verdict::GivenOthers]);
+    assert_eq!(std::fs::read_dir(home.path().join("claims")).unwrap().count(), 1);
+    swarm.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
