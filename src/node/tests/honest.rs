@@ -23,7 +23,8 @@ const USUAL: u32 = 60;
 const SPLITS: [&[(u16, u16, usize)]; 3] =
     [&[(0, 3, 1), (3, 6, 2), (3, 6, 1)], &[(0, 1, 2), (1, 4, 1), (4, 6, 3)], &[(0, 6, 2)]];
 
-/// Of the first swarm, which has two for one half: the last worker is stopped in the middle of every so manieth answer.
+/// Of the first swarm, which has two for one half: the one in use is stopped in the middle of one answer of so many, which
+/// are asked for in one swarm.
 const LOST_EVERY: u32 = 150;
 
 const WORDS: [&str; 16] = [
@@ -165,16 +166,29 @@ struct Seen {
     guessed: u32,
 }
 
+impl Seen {
+    fn add(&mut self, of: &Self) {
+        self.sessions += of.sessions;
+        self.stages += of.stages;
+        self.rows += of.rows;
+        self.kept += of.kept;
+        self.resumed += of.resumed;
+        self.lost += of.lost;
+        self.guessed += of.guessed;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn honest_stages_are_never_accused_however_they_are_asked() {
     let wanted = std::env::var("QUELEA_HONEST").ok().map_or(USUAL, |text| text.parse().unwrap());
     let file = tokio::task::spawn_blocking(|| ModelFile::open(DEMO)).await.unwrap().unwrap();
     let began = std::time::Instant::now();
     let each = wanted.div_ceil(u32::try_from(SPLITS.len()).unwrap());
-    let of_split = async |seed: u64, split: &'static [(u16, u16, usize)]| {
+    // Every so many in a swarm of its own.
+    let of_swarm = async |seed: u64, split: &'static [(u16, u16, usize)], many: u32| {
         let swarm = Swarm::start(split).await;
         let (mut rng, mut seen) = (StdRng::seed_from_u64(seed), Seen::default());
-        for n in 0..each {
+        for n in 0..many {
             let (mut request, cut) = request(&mut rng);
             let lost = (split.len() == 3 && split[1].0 == split[2].0 && n % LOST_EVERY == 5).then_some(3);
             if lost.is_some() {
@@ -207,16 +221,19 @@ async fn honest_stages_are_never_accused_however_they_are_asked() {
         swarm.stop().await;
         seen
     };
+    let of_split = async |seed: u64, split: &'static [(u16, u16, usize)]| {
+        let (mut sum, mut left) = (Seen::default(), each);
+        for round in 0..each.div_ceil(LOST_EVERY) {
+            let many = left.min(LOST_EVERY);
+            left -= many;
+            sum.add(&of_swarm(seed + 10 * u64::from(round), split, many).await);
+            println!("split {seed}: {} honest sessions, {:.0} s", sum.sessions, began.elapsed().as_secs_f64());
+        }
+        sum
+    };
     let (a, b, c) = tokio::join!(of_split(1, SPLITS[0]), of_split(2, SPLITS[1]), of_split(3, SPLITS[2]));
-    let all = [a, b, c].into_iter().fold(Seen::default(), |sum, of| Seen {
-        sessions: sum.sessions + of.sessions,
-        stages: sum.stages + of.stages,
-        rows: sum.rows + of.rows,
-        kept: sum.kept + of.kept,
-        resumed: sum.resumed + of.resumed,
-        lost: sum.lost + of.lost,
-        guessed: sum.guessed + of.guessed,
-    });
+    let mut all = a;
+    [b, c].iter().for_each(|of| all.add(of));
     let Seen { sessions, stages, rows, kept, resumed, lost, guessed } = all;
     println!(
         "{sessions} honest sessions, {stages} stages, {rows} rows signed for: nobody accused; {kept} took over a kept \
