@@ -177,7 +177,7 @@ fn keep(keeper: &Claims, against: Vec<(PeerId, Vec<u8>)>, ids: &[u32]) {
     for (peer, commitment) in against {
         match keeper.keep(&peer, &commitment, ids) {
             Ok(Some(path)) => {
-                tracing::warn!(%peer, path = %path.display(), "what shows it is kept; see 'quelea verify'")
+                tracing::warn!(%peer, path = %path.display(), "what shows it is kept; see 'quelea verify'");
             }
             Ok(None) => {}
             Err(error) => tracing::warn!(%peer, %error, "what shows it cannot be kept for others"),

@@ -96,7 +96,7 @@ async fn what_a_liar_has_signed_is_kept_for_others_to_see() {
     let options = quelea_engine::StageOptions::default();
     let of = &claim.committed;
     let said = Claim { span: of.span, rows: 0..of.rows, in_root: of.in_root, out_root: of.out_root };
-    let verdicts = again(&file, of.profile, options, &[said.clone()], &claim.tokens, |_| {}).await.unwrap();
+    let verdicts = again(&file, of.profile, options, std::slice::from_ref(&said), &claim.tokens, |_| {}).await.unwrap();
     assert_eq!(verdicts, [Verdict::Wrong]);
     // With other tokens it says nothing against anybody.
     let others: Vec<u32> = claim.tokens.iter().rev().copied().collect();
