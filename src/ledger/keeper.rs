@@ -297,6 +297,14 @@ impl Keeper {
         self.reviewed = Instant::now();
     }
 
+    /// Whether a peer should have answered: a note, or the sync with which a session begins. Packets are lost, with the line
+    /// that they were on if there was another one.
+    fn is_silent(&self, peer: &PeerId, line: &Line) -> bool {
+        let late = |since: Option<Instant>| since.is_some_and(|since| since.elapsed() >= PATIENCE);
+        let is_live = || self.book.account(peer, UNIT).is_some_and(|account| account.live);
+        late(line.unacknowledged) || late(line.begun) && self.book.deals_with(peer, UNIT) && !is_live()
+    }
+
     fn tick(&mut self) {
         let expired = self.book.expire(unix_ms());
         self.take(expired);
@@ -306,8 +314,8 @@ impl Keeper {
             self.review();
             self.forget_requests();
         }
-        let late = |line: &Line| line.unacknowledged.is_some_and(|since| since.elapsed() >= PATIENCE);
-        let silent: Vec<PeerId> = self.lines.iter().filter(|(_, line)| late(line)).map(|(peer, _)| *peer).collect();
+        let silent: Vec<PeerId> =
+            self.lines.iter().filter(|(peer, line)| self.is_silent(peer, line)).map(|(peer, _)| *peer).collect();
         silent.into_iter().for_each(|peer| self.begin(peer));
         let totals = Totals::of(self.book.accounts());
         let ledger = &self.telemetry.stats.ledger;

@@ -121,6 +121,14 @@ impl Keeper {
                     self.turn.told.push(Told::Settled(peer, hold, delta));
                 }
             }
+            Event::NoteOvertaken { hold, delta } if hold != HoldId::NONE => {
+                let vouched = self.view(Side::Theirs, peer, hold).map_or(0, |view| view.voucher);
+                let short = vouched.saturating_sub(delta);
+                if short > 0 {
+                    self.deal(peer, Dealing::Failed { amount: short, proven: true });
+                }
+                self.turn.told.push(Told::Settled(peer, hold, delta));
+            }
             Event::Acknowledged { seq } => {
                 let newest = self.book.account(&peer, UNIT).map_or(0, |account| account.heads[0].seq);
                 if seq >= newest

@@ -197,6 +197,13 @@ pub enum Event {
         /// When it is due.
         due_at: u64,
     },
+    /// A note came after those that follow it. What it promises was counted with them.
+    NoteOvertaken {
+        /// The hold that it settles.
+        hold: HoldId,
+        /// By how much it moved the counter.
+        delta: u64,
+    },
     /// The peer has this node's note.
     Acknowledged {
         /// The note's number.

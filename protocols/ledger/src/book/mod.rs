@@ -32,7 +32,8 @@ pub use self::{
     row::{FrozenWhy, HoldState},
 };
 use crate::{
-    fields::{DecodeError, HoldId, Nonce, Unit, decode},
+    fields::{DecodeError, Hash, HoldId, Nonce, Unit, decode},
+    message::SignedMessage,
     packet::Head,
 };
 
@@ -55,6 +56,9 @@ pub const KEPT_STEPS: usize = 64;
 /// Accounts in all. A name costs nothing, and neither does a promise: without a bound strangers could fill the disk with
 /// accounts of a kilobyte or two each. The largest that a start reads in well under a second.
 pub const MAX_ACCOUNTS: usize = 100_000;
+
+/// Notes that may wait for one that names them: as many as a peer may have on their way at once.
+const MAX_UNNAMED: usize = 8;
 
 /// What this node lets one debtor owe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +118,11 @@ struct Pair {
     outgoing: BTreeMap<HoldId, HoldRow>,
     session: Session,
     terms: Terms,
+    /// Notes of the peer that were overtaken by those that came after them, by name, with the total that each promises: what
+    /// these say comes before them. Not kept.
+    overtaken: Vec<(Hash, u64)>,
+    /// Notes that came late, while others are missing that may name them. Not kept.
+    unnamed: Vec<SignedMessage>,
 }
 
 /// Whose limit an account's exposure counts against.
@@ -141,6 +150,8 @@ impl Pair {
             outgoing: BTreeMap::new(),
             session: Session::default(),
             terms: Terms::default(),
+            overtaken: Vec::new(),
+            unnamed: Vec::new(),
         }
     }
 

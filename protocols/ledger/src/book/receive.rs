@@ -5,7 +5,10 @@ use std::collections::btree_map::Entry;
 use libp2p::PeerId;
 use quelea_wire::envelope::{EnvelopeError, Signer};
 
-use super::{Body, Book, Compare, Event, FrozenWhy, HoldState, Key, Lane, Outcome, Side, Write, row::HoldRow};
+use super::{
+    Body, Book, Compare, Event, FrozenWhy, HoldState, KEPT_STEPS, Key, Lane, MAX_UNNAMED, Outcome, Side, Write,
+    row::HoldRow,
+};
 use crate::{
     evidence::{self, Offence},
     fields::{DecodeError, Hash, HoldId, Nonce, Raw, Unit, encode, is_ed25519},
@@ -256,6 +259,19 @@ impl Book {
         let (peer, unit) = key;
         let last = self.changing(key, |pair| pair.row.received);
         if note.seq <= last.seq {
+            if self.overtaken(key, note, signed, out)? {
+                while let Some(before) = self.named_now(key) {
+                    let Message::Note(note) = &before.message else { continue };
+                    // Were it wrong, what came now would still be right.
+                    self.overtaken(key, note, &before, out).ok();
+                }
+                return Ok(());
+            }
+            self.changing(key, |pair| {
+                if !pair.overtaken.is_empty() && pair.unnamed.len() < MAX_UNNAMED && !pair.unnamed.contains(signed) {
+                    pair.unnamed.push(signed.clone());
+                }
+            });
             self.older(Lane::Note, key, (note.seq, last), signed, out);
             return Ok(());
         }
@@ -272,13 +288,10 @@ impl Book {
         }
         let head = Head { seq: note.seq, hash: signed.id(), total: note.issued };
         self.step(Lane::Note, Side::Theirs, key, head, signed, out);
-        let hold = self.pairs.get(&key).and_then(|pair| pair.incoming.get(&note.hold)).cloned();
-        if let Some(mut row) = hold.filter(|row| row.state() != HoldState::Settled) {
-            row.end(HoldState::Settled);
-            self.put_hold(Side::Theirs, row, out);
-            let event = Event::HoldEnded { side: Side::Theirs, hold: note.hold, state: HoldState::Settled };
-            out.events.push((peer, unit, event));
+        if !follows {
+            self.comes_before(key, note);
         }
+        self.settle_theirs(key, note.hold, out);
         // Notes in between may have been lost: the counter says by how much it rose for us.
         let delta = note.issued.saturating_sub(last.total);
         let own = note.delta.min(delta);
@@ -286,6 +299,65 @@ impl Book {
         out.events.push((peer, unit, event));
         self.acknowledge(key, note.seq, signed.id(), out);
         Ok(())
+    }
+
+    /// A note settles its hold.
+    fn settle_theirs(&mut self, key: (PeerId, Unit), hold: HoldId, out: &mut Outcome) {
+        let row = self.pairs.get(&key).and_then(|pair| pair.incoming.get(&hold)).cloned();
+        if let Some(mut row) = row.filter(|row| row.state() != HoldState::Settled) {
+            row.end(HoldState::Settled);
+            self.put_hold(Side::Theirs, row, out);
+            let event = Event::HoldEnded { side: Side::Theirs, hold, state: HoldState::Settled };
+            out.events.push((key.0, key.1, event));
+        }
+    }
+
+    /// Remembers which note comes before one whose predecessor is not here.
+    fn comes_before(&mut self, key: (PeerId, Unit), note: &Note) {
+        if note.prev == Hash::ZERO {
+            return;
+        }
+        self.changing(key, |pair| {
+            if pair.overtaken.len() >= KEPT_STEPS {
+                pair.overtaken.remove(0);
+            }
+            pair.overtaken.push((note.prev, note.issued.saturating_sub(note.delta)));
+        });
+    }
+
+    /// One of the notes that came before anything named them, if it is named by now.
+    fn named_now(&mut self, key: (PeerId, Unit)) -> Option<SignedMessage> {
+        self.changing(key, |pair| {
+            let is_named = |signed: &SignedMessage| pair.overtaken.iter().any(|(name, _)| *name == signed.id());
+            let at = pair.unnamed.iter().position(is_named)?;
+            Some(pair.unnamed.swap_remove(at))
+        })
+    }
+
+    /// A note that was overtaken on its way: what it promises is counted already, its hold is not settled yet. Only one that
+    /// those after it name is believed, or a debtor could make up notes of before to be rid of holds.
+    fn overtaken(
+        &mut self,
+        key: (PeerId, Unit),
+        note: &Note,
+        signed: &SignedMessage,
+        out: &mut Outcome,
+    ) -> Result<bool, Rejected> {
+        let (peer, unit) = key;
+        let id = signed.id();
+        let named = self.pairs.get(&key).and_then(|pair| pair.overtaken.iter().find(|(name, _)| *name == id).copied());
+        let Some((_, total)) = named else { return Ok(false) };
+        if note.issued != total || note.delta > note.issued {
+            return Err(Rejected::Numbers("a note that is not what those after it add to"));
+        }
+        self.changing(key, |pair| pair.overtaken.retain(|(name, _)| *name != id));
+        out.writes.push(Write::Put(Key::Step(Lane::Note, Side::Theirs, peer, unit, note.seq), signed.raw().0));
+        out.writes.push(Write::Prune(Lane::Note, Side::Theirs, peer, unit));
+        self.comes_before(key, note);
+        self.settle_theirs(key, note.hold, out);
+        out.events.push((peer, unit, Event::NoteOvertaken { hold: note.hold, delta: note.delta }));
+        self.acknowledge(key, note.seq, id, out);
+        Ok(true)
     }
 
     /// An acknowledgement is signed even where nothing else is: it promises nothing.

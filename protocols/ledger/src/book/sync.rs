@@ -29,7 +29,11 @@ impl Book {
         let of_peer = (peer, Unit(0))..=(peer, Unit(u32::MAX));
         let keys: Vec<_> = self.pairs.range(of_peer).map(|(key, _)| *key).collect();
         for key in keys {
-            self.changing(key, |pair| pair.session = Session::default());
+            self.changing(key, |pair| {
+                pair.session = Session::default();
+                pair.overtaken.clear();
+                pair.unnamed.clear();
+            });
             let empty = self.pairs.get(&key).is_some_and(|pair| pair.is_empty());
             if empty {
                 self.pairs.remove(&key);

@@ -436,3 +436,49 @@ fn what_a_debtor_has_vouched_for_or_put_down_outlives_its_process() {
     let last = Node::restarted(1, 4, again.disk.clone());
     assert!(last.book.reserved().all(|(_, hold)| hold != holds[1].hold));
 }
+
+/// Packets overtake each other. Each hold is settled all the same, once, and by nothing that was made up afterwards.
+#[test]
+fn notes_that_overtake_each_other_settle_all_holds() {
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let (mut debtor, mut creditor) = two();
+        let holds = [1, 2, 3].map(|n| terms(n, 50));
+        holds.iter().for_each(|hold| take_out(&mut debtor, &mut creditor, *hold));
+        let mut notes: Vec<Vec<Vec<u8>>> =
+            holds.iter().map(|hold| pay(&mut debtor, creditor.peer, hold.hold, 40)).collect();
+        let mut answers = Vec::new();
+        for n in order {
+            for packet in std::mem::take(&mut notes[n]) {
+                let out = creditor.book.receive(NOW, debtor.peer, &packet).unwrap();
+                answers.extend(creditor.apply(out));
+                // Once more changes nothing.
+                let again = creditor.book.receive(NOW, debtor.peer, &packet).unwrap();
+                assert!(again.events.is_empty(), "{order:?} {n}: {:?}", again.events);
+            }
+        }
+        let account = creditor.book.account(&debtor.peer, UNIT).unwrap();
+        assert_eq!((account.owed, account.held), (120, 0), "{order:?}");
+        carry(&mut creditor, &mut debtor, answers);
+    }
+}
+
+#[test]
+fn a_note_of_before_that_nothing_names_settles_nothing() {
+    let (mut debtor, mut creditor) = two();
+    for n in [1, 2] {
+        take_out(&mut debtor, &mut creditor, terms(n, 50));
+    }
+    // A copy of the debtor, which would rather not pay the second: it signs a note of before the first one's.
+    let mut cheat =
+        Node { book: debtor.book.clone(), disk: debtor.disk.clone(), events: Vec::new(), peer: debtor.peer };
+    let sent = pay(&mut debtor, creditor.peer, terms(1, 50).hold, 40);
+    carry(&mut debtor, &mut creditor, sent);
+    let out = cheat.book.pay(NOW - 1, creditor.peer, terms(2, 50).hold, 1, Hash([2; 32])).unwrap();
+    for packet in cheat.apply(out) {
+        let out = creditor.book.receive(NOW, debtor.peer, &packet).unwrap();
+        assert!(out.events.is_empty(), "{:?}", out.events);
+        creditor.apply(out);
+    }
+    let account = creditor.book.account(&debtor.peer, UNIT).unwrap();
+    assert_eq!((account.owed, account.held), (40, 50));
+}
