@@ -407,4 +407,4 @@ fn is_full(error: &std::io::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -3,6 +3,7 @@
 mod faults;
 mod ledger;
 mod neighbours;
+pub(crate) mod older;
 
 use std::{
     os::unix::fs::PermissionsExt as _,

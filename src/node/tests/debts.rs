@@ -40,17 +40,6 @@ async fn standing(node: &Node, peer: PeerId) -> Standing {
     all.into_iter().find(|standing| standing.peer == peer).unwrap()
 }
 
-/// Makes the database one of the version that did not keep when what is due.
-fn forget_dates(home: &std::path::Path) {
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(home.join("quelea.redb")).unwrap();
-    let backend = redb::backends::FileBackend::new(file).unwrap();
-    let database = redb::Builder::new().create_with_backend(backend).unwrap();
-    let txn = database.begin_write().unwrap();
-    txn.delete_table(redb::TableDefinition::<&[u8], &[u8]>::new("ledger_debt_v1")).unwrap();
-    txn.open_table(redb::TableDefinition::<&str, u64>::new("meta_v1")).unwrap().insert("schema_version", 5).unwrap();
-    txn.commit().unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_database_says_what_is_due_and_work_ends_a_default() {
     let home = tempfile::tempdir().unwrap();
@@ -63,7 +52,7 @@ async fn an_older_database_says_what_is_due_and_work_ends_a_default() {
     ledger.promise(id(&creditor), 7, unix_ms()).await.unwrap();
     until("the small one is overdue", async || (standing(&creditor, peer).await.debt.amount == 7).then_some(())).await;
     stop([creditor]).await;
-    forget_dates(home.path());
+    crate::storage::tests::older::forget_dates(home.path());
 
     let creditor = keeping(home.path()).await;
     assert_eq!(standing(&creditor, peer).await.debt.amount, 7, "the notes still say it");
