@@ -121,6 +121,7 @@ pub(super) async fn chain(global: &Global, args: BenchChainArgs) -> Result<ExitC
             "decode" => ("unsplit".to_owned(), "split".to_owned()),
             "sessions" => ("one answer".to_owned(), format!("{sessions} at once")),
             "prefill" => (format!("{prompt_tokens} one by one"), "chunks in flight".to_owned()),
+            "paid" => ("for nothing".to_owned(), "at a price".to_owned()),
             _ => ("one by one".to_owned(), "guessed".to_owned()),
         };
         data_line(&format!(
