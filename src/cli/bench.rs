@@ -6,7 +6,7 @@ use quelea_wire::ErrorCode;
 use serde_json::{Value, json};
 
 use super::{
-    args::{BenchChainArgs, BenchLedgerArgs, BenchModelArgs, Global, TransportArg},
+    args::{BenchChainArgs, BenchCommand, BenchLedgerArgs, BenchModelArgs, Global, TransportArg},
     client::unusable,
     exit::{CliError, Exit},
     output::{data_line, document, note, printable},
@@ -21,12 +21,17 @@ use crate::{
     home::Home,
 };
 
-pub(super) async fn hop(
-    global: &Global,
-    transport: Option<TransportArg>,
-    rows: u32,
-    bytes: u32,
-) -> Result<ExitCode, CliError> {
+pub(super) async fn run(global: &Global, command: BenchCommand) -> Result<ExitCode, CliError> {
+    match command {
+        BenchCommand::Hop { transport, rows, bytes } => hop(global, transport, rows, bytes).await,
+        BenchCommand::Masking { bytes, turns } => Box::pin(masking(global, bytes, turns)).await,
+        BenchCommand::Chain(args) => chain(global, args).await,
+        BenchCommand::Ledger(args) => ledger(global, args).await,
+        BenchCommand::Model(args) => model(global, args),
+    }
+}
+
+async fn hop(global: &Global, transport: Option<TransportArg>, rows: u32, bytes: u32) -> Result<ExitCode, CliError> {
     let transports = match transport {
         Some(TransportArg::Tcp) => vec![Transport::Tcp],
         Some(TransportArg::Quic) => vec![Transport::Quic],
@@ -64,7 +69,7 @@ pub(super) async fn hop(
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn masking(global: &Global, bytes: u64, turns: u32) -> Result<ExitCode, CliError> {
+async fn masking(global: &Global, bytes: u64, turns: u32) -> Result<ExitCode, CliError> {
     if !global.json {
         let chosen = if cfg!(debug_assertions) { "; this is a debug build, whose figures mean little" } else { "" };
         note(&format!("{bytes} bytes each way at once over loopback, in one process, in {turns} turns{chosen}"));
@@ -83,7 +88,7 @@ pub(super) async fn masking(global: &Global, bytes: u64, turns: u32) -> Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn chain(global: &Global, args: BenchChainArgs) -> Result<ExitCode, CliError> {
+async fn chain(global: &Global, args: BenchChainArgs) -> Result<ExitCode, CliError> {
     let program = std::env::current_exe()
         .map_err(|e| CliError::new(ErrorCode::Internal, format!("cannot find this program's file: {e}")))?;
     let plan = chain::Plan {
@@ -132,7 +137,7 @@ pub(super) async fn chain(global: &Global, args: BenchChainArgs) -> Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn ledger(global: &Global, args: BenchLedgerArgs) -> Result<ExitCode, CliError> {
+async fn ledger(global: &Global, args: BenchLedgerArgs) -> Result<ExitCode, CliError> {
     let dir = Home::locate(global.data_dir.clone()).map_err(unusable)?.dir().to_path_buf();
     let BenchLedgerArgs { notes, debtors, in_flight, accounts } = args;
     let plan = ledger::Plan { dir, notes, debtors, in_flight: in_flight.into(), accounts };
@@ -189,7 +194,7 @@ pub(super) async fn ledger(global: &Global, args: BenchLedgerArgs) -> Result<Exi
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn model(global: &Global, args: BenchModelArgs) -> Result<ExitCode, CliError> {
+fn model(global: &Global, args: BenchModelArgs) -> Result<ExitCode, CliError> {
     let plan = Plan {
         file: args.file,
         pp: args.pp,

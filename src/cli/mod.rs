@@ -34,7 +34,7 @@ use clap::Parser;
 use quelea_wire::ErrorCode;
 
 use self::{
-    args::{BenchCommand, Cli, Command},
+    args::{Cli, Command},
     exit::CliError,
 };
 use crate::telemetry::logging::{self, LogFormat};
@@ -88,15 +88,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Store(command) => store::run(global, command).await,
             Command::Ledger(command) => ledger::run(global, command).await,
             Command::Trust(args) => ledger::trust(global, &args).await,
-            Command::Bench(BenchCommand::Hop { transport, rows, bytes }) => {
-                bench::hop(global, transport, rows, bytes).await
-            }
-            Command::Bench(BenchCommand::Masking { bytes, turns }) => {
-                Box::pin(bench::masking(global, bytes, turns)).await
-            }
-            Command::Bench(BenchCommand::Chain(args)) => bench::chain(global, args).await,
-            Command::Bench(BenchCommand::Ledger(args)) => bench::ledger(global, args).await,
-            Command::Bench(BenchCommand::Model(args)) => bench::model(global, args),
+            Command::Bench(command) => Box::pin(bench::run(global, command)).await,
         }
     });
     // Blocking work of a cancelled request may still run; nobody waits for it.

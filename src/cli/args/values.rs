@@ -1,0 +1,48 @@
+//! Sizes and times, as people write them.
+
+use std::time::Duration;
+
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor: u64 = match text[digits.len()..].to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
+        "" => 1,
+        "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        "T" => 1 << 40,
+        unit => return Err(format!("{unit:?} is not a unit of memory; use K, M, G or T, like 2G")),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is not a size; write it like 2G or 500M"))?;
+    number.checked_mul(factor).filter(|n| *n > 0).ok_or_else(|| format!("{text:?} is out of range"))
+}
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: f64 = digits.parse().map_err(|_| format!("{text:?} is not a time; write it like 10s or 500ms"))?;
+    let seconds = match &text[digits.len()..] {
+        "ms" => number / 1000.0,
+        "" | "s" => number,
+        "m" => number * 60.0,
+        unit => return Err(format!("{unit:?} is not a unit of time; use ms, s or m")),
+    };
+    if (0.01..=3600.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err(format!("{text:?} is out of range: between 10ms and 60m"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_read_as_people_write_them() {
+        assert_eq!(parse_size("2G"), Ok(2 << 30));
+        assert_eq!(parse_size("500MiB"), Ok(500 << 20));
+        assert_eq!(parse_size("17"), Ok(17));
+        assert!(parse_size("2X").is_err() && parse_size("G").is_err() && parse_size("99999999T").is_err());
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse_duration("20ms"), Ok(Duration::from_millis(20)));
+        assert!(parse_duration("1h").is_err() && parse_duration("0").is_err() && parse_duration("NaN").is_err());
+    }
+}
