@@ -165,8 +165,8 @@ impl Bans {
         self.put(Ban { subject, since_ms: now_ms, until_ms, by: By::Operator, times: 1, host: None, reason }, now_ms)
     }
 
-    /// A ban for conduct, longer each time; `host` is where the peer is, unless hosts there are never banned. Returns what was added (the peer, and the host that many of its kind share), and
-    /// whom that displaced from the list.
+    /// A ban for conduct, longer each time; `host` is where the peer is, unless hosts there are never banned. Returns what was
+    /// added (the peer, and the host that many of its kind share), and whom that displaced from the list.
     pub fn misbehaved(
         &mut self,
         peer: PeerId,
@@ -184,9 +184,7 @@ impl Bans {
         let until_ms = now_ms.saturating_add(ms(duration));
         let times = times.saturating_add(1);
         let ban = Ban { subject, since_ms: now_ms, until_ms, by: By::Conduct, times, host, reason: cleaned(reason) };
-        let mut made: Vec<_> = self.put(ban, now_ms).into_iter().collect();
-        made.extend(self.crowded(host, now_ms));
-        made
+        self.put_with_host(ban, now_ms)
     }
 
     /// A ban for proven fraud, whatever ban there is already; the operator's only if it ends before. `host` and what is returned
@@ -207,6 +205,12 @@ impl Bans {
         let times = before.map_or(0, |ban| ban.times).saturating_add(1);
         let host = host.or_else(|| before.and_then(|ban| ban.host));
         let ban = Ban { subject, since_ms: now_ms, until_ms, by: By::Fraud, times, host, reason: cleaned(reason) };
+        self.put_with_host(ban, now_ms)
+    }
+
+    /// Adds a ban, and that of its host where many of its kind share one.
+    fn put_with_host(&mut self, ban: Ban, now_ms: u64) -> Vec<(Ban, Option<Subject>)> {
+        let host = ban.host;
         let mut made: Vec<_> = self.put(ban, now_ms).into_iter().collect();
         made.extend(self.crowded(host, now_ms));
         made

@@ -5,7 +5,7 @@ mod overdue;
 mod peers;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     time::Duration,
 };
 
@@ -127,6 +127,9 @@ impl Keeper {
             reviewed: Instant::now(),
             broken: None,
         };
+        // Accounts without a dealing have terms too; those do not change by time.
+        let accounts: Vec<PeerId> = keeper.book.accounts().map(|account| account.peer).collect();
+        accounts.into_iter().for_each(|peer| keeper.set_terms(unix_ms(), peer));
         keeper.review();
         keeper
     }
@@ -286,8 +289,7 @@ impl Keeper {
     /// Limits follow from the time that has passed.
     fn review(&mut self) {
         let now = unix_ms();
-        let accounts = self.book.accounts().map(|account| account.peer);
-        let known: BTreeSet<PeerId> = self.dealings.peers().chain(self.lines.keys().copied()).chain(accounts).collect();
+        let known: Vec<PeerId> = self.dealings.peers().chain(self.lines.keys().copied()).collect();
         known.into_iter().for_each(|peer| self.set_terms(now, peer));
         for (peer, row) in self.dealings.rows() {
             self.reputes.set(now, peer, row);

@@ -112,22 +112,13 @@ impl Keeper {
                 self.telemetry.metrics.ledger_entry("note", "taken");
                 let days = self.view(Side::Theirs, peer, hold).map(|view| view.due_days);
                 self.promised(peer, Promised { delta, own, due_at, days });
-                if hold != HoldId::NONE {
-                    let vouched = self.view(Side::Theirs, peer, hold).map_or(0, |view| view.voucher);
-                    // It has signed that more than this is spent.
-                    let short = vouched.saturating_sub(delta);
-                    let paid = Dealing::Transfer { amount: delta };
-                    self.deal(peer, if short > 0 { Dealing::Failed { amount: short, proven: true } } else { paid });
-                    self.turn.told.push(Told::Settled(peer, hold, delta));
+                if hold != HoldId::NONE && !self.settled(peer, hold, delta) {
+                    self.deal(peer, Dealing::Transfer { amount: delta });
                 }
             }
             Event::NoteOvertaken { hold, delta } if hold != HoldId::NONE => {
-                let vouched = self.view(Side::Theirs, peer, hold).map_or(0, |view| view.voucher);
-                let short = vouched.saturating_sub(delta);
-                if short > 0 {
-                    self.deal(peer, Dealing::Failed { amount: short, proven: true });
-                }
-                self.turn.told.push(Told::Settled(peer, hold, delta));
+                // What it pays was dealt with when the note came that overtook it.
+                self.settled(peer, hold, delta);
             }
             Event::Acknowledged { seq } => {
                 let newest = self.book.account(&peer, UNIT).map_or(0, |account| account.heads[0].seq);
@@ -169,6 +160,17 @@ impl Keeper {
             }
             _ => {}
         }
+    }
+
+    /// A note of so much has come for a hold. Whether the debtor has signed that more is spent, and is the worse for it.
+    fn settled(&mut self, peer: PeerId, hold: HoldId, amount: u64) -> bool {
+        let vouched = self.view(Side::Theirs, peer, hold).map_or(0, |view| view.voucher);
+        let short = vouched.saturating_sub(amount);
+        if short > 0 {
+            self.deal(peer, Dealing::Failed { amount: short, proven: true });
+        }
+        self.turn.told.push(Told::Settled(peer, hold, amount));
+        short > 0
     }
 
     /// Tells a debtor what it may owe.

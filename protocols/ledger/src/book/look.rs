@@ -81,7 +81,7 @@ impl Book {
             owed: pair.owed(),
             held: pair.held(),
             limit: pair.terms.limit,
-            heads: [row.issued, row.received, row.redeemed, row.discharged],
+            heads: pair.heads(),
             live: pair.session.live,
             frozen: FrozenWhy::of(row.frozen),
         }
@@ -111,10 +111,8 @@ impl Book {
     #[must_use]
     pub fn deals_with(&self, peer: &PeerId, unit: Unit) -> bool {
         self.pairs.get(&(*peer, unit)).is_some_and(|pair| {
-            let row = &pair.row;
-            let entries = [row.issued, row.received, row.redeemed, row.discharged];
             let mut holds = pair.outgoing.values().chain(pair.incoming.values());
-            entries.iter().any(|head| head.seq > 0) || holds.any(super::HoldRow::is_open)
+            pair.heads().iter().any(|head| head.seq > 0) || holds.any(super::HoldRow::is_open)
         })
     }
 

@@ -92,12 +92,14 @@ pub struct Rules {
     pub group: u64,
     /// The part of a debtor's limit that open holds may take, in hundredths: holds that are never paid cost others' turns.
     pub hold_share: u64,
+    /// How many accounts there may be.
+    pub accounts: usize,
 }
 
 impl Default for Rules {
     fn default() -> Self {
         // A newcomer may owe one credit; see `Terms`. Ten of them at once, two of one group.
-        Self { pool: 10_000_000, group_unproven: 2_000_000, group: 10_000_000, hold_share: 25 }
+        Self { pool: 10_000_000, group_unproven: 2_000_000, group: 10_000_000, hold_share: 25, accounts: MAX_ACCOUNTS }
     }
 }
 
@@ -175,6 +177,11 @@ impl Pair {
         owed.min(self.terms.counted).saturating_add(self.held())
     }
 
+    /// The four counters' newest steps: notes of this node and of the peer, then redeems of this node and of the peer.
+    fn heads(&self) -> [Head; 4] {
+        [self.row.issued, self.row.received, self.row.redeemed, self.row.discharged]
+    }
+
     /// Whether nothing has ever happened in it.
     fn is_empty(&self) -> bool {
         *self == Self { terms: self.terms, ..Self::new(self.row.peer, self.row.unit) }
@@ -205,7 +212,6 @@ pub struct Book {
     nonce_secret: [u8; 32],
     nonces: u64,
     pairs: BTreeMap<(PeerId, Unit), Pair>,
-    most_accounts: usize,
     /// What unproven debtors owe together.
     pool: u64,
     /// What was lost to such lately.
@@ -237,7 +243,6 @@ impl Book {
             nonce_secret,
             nonces: 0,
             pairs: BTreeMap::new(),
-            most_accounts: MAX_ACCOUNTS,
             pool: 0,
             written_off: 0,
             groups: BTreeMap::new(),
@@ -310,18 +315,13 @@ impl Book {
     /// Whether there is no room for this account, which has nothing in it yet.
     fn is_full_for(&self, key: (PeerId, Unit)) -> bool {
         let is_new = |pair: &Pair| {
-            let row = &pair.row;
-            let heads = [row.issued, row.received, row.redeemed, row.discharged];
-            heads == [Head::NONE; 4] && row.frozen == 0 && pair.incoming.is_empty() && pair.outgoing.is_empty()
+            pair.heads() == [Head::NONE; 4]
+                && pair.row.frozen == 0
+                && pair.incoming.is_empty()
+                && pair.outgoing.is_empty()
         };
         // Those that are connected and have nothing in them yet are a few hundred of these.
-        self.pairs.len() > self.most_accounts && self.pairs.get(&key).is_none_or(is_new)
-    }
-
-    /// No more accounts than this; for tests and machines with little room.
-    #[must_use]
-    pub fn with_accounts(self, most: usize) -> Self {
-        Self { most_accounts: most, ..self }
+        self.pairs.len() > self.rules.accounts && self.pairs.get(&key).is_none_or(is_new)
     }
 
     fn nonce(&mut self) -> Nonce {

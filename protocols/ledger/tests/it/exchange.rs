@@ -356,7 +356,7 @@ fn promises_that_nobody_worked_for_take_no_more_of_the_pool_than_debts_may() {
 #[test]
 fn accounts_are_bounded_and_those_that_there_are_go_on() {
     let mut creditor = Node::new(200, 2);
-    creditor.book = Book::new(keypair(200), network(), Rules::default(), [2; 32]).with_accounts(10);
+    creditor.book = Book::new(keypair(200), network(), Rules { accounts: 10, ..Rules::default() }, [2; 32]);
     let mut nodes = Vec::new();
     for n in 1..=20 {
         let mut node = Node::new(n, n);
