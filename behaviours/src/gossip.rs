@@ -8,7 +8,6 @@
 //! | [`dedup`] | the memory of what was seen: exact while small, Bloom filters past a budget; pure |
 //! | `identity` | the exact memory for what has an exact identity |
 //! | [`conduct`] | what a peer's control traffic costs it; pure |
-//! | [`paced`] | how fast the gossip of a connection is read |
 //! | `score` | gossipsub's peer scores, with the reason for every number |
 //! | `behaviour` | gossipsub with conduct metered |
 //!
@@ -16,7 +15,7 @@
 //!
 //! 1. gossipsub decodes an RPC within its limits and checks the signature of each message (strict: author, sequence number
 //!    and signature are there and right), on the task of the connection. What fails counts against who sent it (P4), and
-//!    the connection is read on at the pace of [`paced`].
+//!    the connection is read on at a pace, [`pace`](crate::pace).
 //! 2. What gossipsub itself has seen in the last [`DUPLICATES`] goes no further.
 //! 3. [`Gate::screen`]: foreign topics and sizes are rejected, what the dedup stage knows is ignored. On the event loop,
 //!    microseconds.
@@ -31,7 +30,6 @@ pub mod conduct;
 pub mod dedup;
 pub mod gate;
 mod identity;
-pub mod paced;
 mod score;
 pub mod topic;
 pub mod validate;

@@ -13,6 +13,7 @@
 //! | [`conduct`] | how peers behave, as a score that ends in a ban |
 //! | [`bans`] | who is banned, until when and why |
 //! | [`identify`] | which addresses of a peer are believed |
+//! | [`pace`] | how fast messages of a connection are read that cost something where they are read |
 //! | [`kad`] | which records and peers are kept; the mode; republishing |
 //! | [`store`] | quotas and expiry of what the DHT asks this node to hold |
 //! | [`scope`] | which addresses a peer may have us dial |
@@ -45,6 +46,7 @@ mod muxing;
 pub mod nat;
 #[allow(missing_docs, reason = "the derive's event enum cannot carry docs; every field of the struct has them")]
 mod node;
+pub mod pace;
 pub mod peers;
 pub mod prefixes;
 pub mod probe;

@@ -64,9 +64,9 @@ pub fn init(format: LogFormat, verbosity: u8) -> Result<(), LogError> {
 fn filter(variable: Option<&str>, verbosity: u8) -> Result<EnvFilter, LogError> {
     let directives = match (variable.map(str::trim), verbosity) {
         (Some(set), _) if !set.is_empty() => set,
-        // gossipsub warns of each message that is wrong: a stranger's would fill the disk.
-        (_, 0) => "warn,libp2p_gossipsub=error,quelea=info",
-        (_, 1) => "info,libp2p_gossipsub=error,quelea=debug",
+        // gossipsub warns of each message that is wrong, identify of each that is too many: a stranger's would fill the disk.
+        (_, 0) => "warn,libp2p_gossipsub=error,libp2p_identify=error,quelea=info",
+        (_, 1) => "info,libp2p_gossipsub=error,libp2p_identify=error,quelea=debug",
         // Below debug these write a line for every packet.
         _ => "debug,quelea=trace,quinn=info,quinn_proto=info,yamux=info,hickory_proto=info,hyper=info",
     };

@@ -1,4 +1,4 @@
-//! libp2p's identify, with a bound on the external addresses that peers make us try.
+//! libp2p's identify, read at a pace, with a bound on the external addresses that peers make us try.
 
 use std::{
     collections::VecDeque,
@@ -18,7 +18,10 @@ use libp2p::{
 };
 
 use super::MAX_ADDRESS_BYTES;
-use crate::nat::is_relayed;
+use crate::{
+    nat::is_relayed,
+    pace::{self, Pace, Rates},
+};
 
 /// Different addresses that peers may claim to see us at before any of them has to wait: a node has a few addresses per
 /// transport, and a symmetric NAT shows another port to each peer.
@@ -28,7 +31,15 @@ const OBSERVED_PERIOD: Duration = Duration::from_secs(60);
 /// Recently claimed addresses that may be claimed again freely.
 const REMEMBERED: usize = 64;
 
+/// One unit is one time that a peer says who it is and what it speaks: once with each connection, and when an address of its own
+/// comes or goes, of which a machine has a dozen. Every protocol's handler hears of up to 4 KiB of names, some 50 µs: of all
+/// connections together a two-hundredth of a core, besides the first words of each.
+const RATES: Rates = Rates { rate: 4, burst: 16, total: 100, trickle: 2 };
+
 type Inner = identify::Behaviour;
+
+/// What identify's handler says. The type has no name of its own outside the crate.
+type FromHandler = THandlerOutEvent<Inner>;
 
 /// Identify.
 ///
@@ -36,6 +47,7 @@ type Inner = identify::Behaviour;
 /// that tells a new one with every message fills that map, so here only some get through: 32 at once, then one a minute.
 pub struct Behaviour {
     inner: Inner,
+    pace: Pace,
     observed: Observed,
     /// Whether to say where others see us at all.
     listens: bool,
@@ -43,7 +55,7 @@ pub struct Behaviour {
 
 impl Behaviour {
     pub(super) fn new(config: identify::Config) -> Self {
-        Self { inner: Inner::new(config), observed: Observed::default(), listens: true }
+        Self { inner: Inner::new(config), pace: Pace::new(RATES), observed: Observed::default(), listens: true }
     }
 
     /// Takes no notice of where others see us: who is masked is reached by the address that its operator gives, or not.
@@ -96,8 +108,13 @@ fn is_of_ours(addr: &Multiaddr) -> bool {
     !is_relayed(addr) && !matches!(addr.iter().next(), None | Some(Protocol::P2p(_)))
 }
 
+/// Units that a handler's event has cost.
+fn cost(event: &FromHandler) -> u32 {
+    u32::from(matches!(event, FromHandler::Identified(_)))
+}
+
 impl NetworkBehaviour for Behaviour {
-    type ConnectionHandler = <Inner as NetworkBehaviour>::ConnectionHandler;
+    type ConnectionHandler = pace::Handler<THandler<Inner>>;
     type ToSwarm = identify::Event;
 
     fn handle_established_inbound_connection(
@@ -107,7 +124,8 @@ impl NetworkBehaviour for Behaviour {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.inner.handle_established_inbound_connection(connection, peer, local, remote)
+        let inner = self.inner.handle_established_inbound_connection(connection, peer, local, remote)?;
+        Ok(pace::Handler::new(inner, &self.pace, cost))
     }
 
     fn handle_pending_outbound_connection(
@@ -128,7 +146,8 @@ impl NetworkBehaviour for Behaviour {
         role: Endpoint,
         port: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.inner.handle_established_outbound_connection(connection, peer, addr, role, port)
+        let inner = self.inner.handle_established_outbound_connection(connection, peer, addr, role, port)?;
+        Ok(pace::Handler::new(inner, &self.pace, cost))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
