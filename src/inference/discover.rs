@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::{PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -118,8 +119,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) profile: Profile,
     /// How long the caller waits for one step; looking around takes no longer.
     pub(crate) patience: Duration,
-    /// What this node announces itself.
-    pub(crate) own: Option<&'a SignedAnnouncement>,
+    /// What this node announces itself, as it changes.
+    pub(crate) own: Option<&'a RwLock<Option<SignedAnnouncement>>>,
     pub(crate) experience: &'a Experience,
     pub(crate) query: &'a Query,
     /// How fast this node runs the whole model.
@@ -306,7 +307,9 @@ impl Wanted<'_> {
                 .filter(|peer| found.announcements.contains_key(peer))
                 .map(|peer| LeftOut::new(*peer, None, "has said goodbye")),
         );
-        let own = self.own.map(|signed| (here, signed.announcement(), true));
+        // Read anew each time: a node may be asked while it makes its first one.
+        let own = self.own.and_then(|own| own.read().unwrap_or_else(PoisonError::into_inner).clone());
+        let own = own.as_ref().map(|signed| (here, signed.announcement(), true));
         let known = found.announcements.iter().filter(|(peer, _)| **peer != here && !found.left.contains(peer));
         let known = known.map(|(peer, said)| (*peer, said.announcement.announcement(), said.at.elapsed() < FRESH));
         let all: Vec<_> = known.chain(own).collect();

@@ -3,7 +3,7 @@
 use std::{
     collections::hash_map::DefaultHasher,
     hash::{Hash, Hasher},
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -48,7 +48,6 @@ impl Asker {
         prompt: &[u32],
         max_rows: u32,
     ) -> Result<(Pipeline, Option<Prediction>), InferError> {
-        let own = self.own.read().unwrap_or_else(PoisonError::into_inner).clone();
         let kept = request.private;
         let mut thin = if kept > 0 { None } else { Thin::of(request, ends)? };
         let model = ends.file.id;
@@ -70,7 +69,7 @@ impl Asker {
                 layers: ends.file.layers(),
                 profile,
                 patience: request.step_timeout(),
-                own: own.as_ref(),
+                own: Some(&self.own),
                 experience: &self.plane.experience,
                 query: &query,
                 local,
@@ -129,7 +128,7 @@ impl Asker {
                 fed: kept > 0,
                 ends: thin.map(Thin::on_the_wire).unwrap_or_default(),
                 prompt: prompt.to_vec(),
-                own: own.clone(),
+                own: self.own.clone(),
                 query: query.clone(),
                 most_rows: most_rows(request, prompt.len(), max_rows),
                 receipt: request.receipt,
@@ -271,7 +270,6 @@ impl Asker {
     /// When the model is not known here. That there is no plan is part of the report.
     pub(crate) async fn plan(&self, request: &PlanRequest) -> Result<PlanReport, InferError> {
         let ends = self.models.ends(&request.model).await?;
-        let own = self.own.read().unwrap_or_else(PoisonError::into_inner).clone();
         let rows = request.prompt_tokens.saturating_add(u64::from(request.max_tokens));
         let context = u64::try_from(ends.hparams.context_length).unwrap_or(u64::MAX);
         if request.prompt_tokens == 0 || request.prompt_tokens >= context || request.max_tokens == 0 {
@@ -295,7 +293,7 @@ impl Asker {
             layers: ends.file.layers(),
             profile,
             patience: Duration::from_millis(request.timeout_ms),
-            own: own.as_ref(),
+            own: Some(&self.own),
             experience: &self.plane.experience,
             query: &query,
             local,

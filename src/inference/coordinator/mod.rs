@@ -15,7 +15,7 @@ mod wait;
 
 use std::{
     collections::{HashSet, VecDeque},
-    sync::Arc,
+    sync::{Arc, RwLock},
     time::Duration,
 };
 
@@ -88,7 +88,7 @@ pub(crate) struct SessionSpec {
     /// Token ids that the session begins with.
     pub(crate) prompt: Vec<u32>,
     /// What this node announces itself.
-    pub(crate) own: Option<SignedAnnouncement>,
+    pub(crate) own: Arc<RwLock<Option<SignedAnnouncement>>>,
     /// What the chain was planned for.
     pub(crate) query: Query,
     /// The most rows that a stage may have to compute.

@@ -136,7 +136,7 @@ impl ChainSession {
                 layers: self.spec.layers,
                 profile: self.spec.profile,
                 patience: self.spec.step_timeout / LOOK_SHARE,
-                own: self.spec.own.as_ref(),
+                own: Some(&self.spec.own),
                 experience: &plane.experience,
                 query: &query,
                 local: None,
