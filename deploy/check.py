@@ -31,7 +31,7 @@ PLACEHOLDERS = {"ADDR": f"/ip4/203.0.113.7/tcp/8468/p2p/{PEER}", "COMMAND": "sta
 INSTRUCTIONS = set("ARG FROM WORKDIR COPY RUN USER ENV VOLUME EXPOSE HEALTHCHECK ENTRYPOINT CMD".split())
 SERVICE_KEYS = set(
     "image build restart healthcheck stop_grace_period cap_drop security_opt read_only entrypoint command volumes "
-    "depends_on ports".split()
+    "depends_on ports profiles environment".split()
 )
 ENTRY = "container-entrypoint.sh"
 
@@ -251,6 +251,48 @@ def check_targets(c: Checks, nodes: dict) -> None:
     c.tool(name, ["promtool", "check", "config", name])
 
 
+# --- what watches ----------------------------------------------------------------------------------------------------
+
+
+def documented_metrics(c: Checks) -> set[str]:
+    """Names of our metrics in the table of docs/operations.md, which a live node is held against."""
+    table = c.text("docs/operations.md").partition("\n## Metrics\n")[2]
+    names = " ".join(re.findall(r"(?m)^\| (`.*?) \|", table))
+    return set(re.findall(r"`((?:quelea|gen_ai|process)_\w+)", names))
+
+
+def check_watching(c: Checks) -> None:
+    """Alert rules and dashboards ask for metrics that there are."""
+    known = documented_metrics(c)
+
+    def metrics(where: str, query: str) -> None:
+        for name in re.findall(r"\b((?:quelea|gen_ai|process)_[a-z_]+)", query):
+            plain = re.sub(r"_(bucket|sum|count)$", "", name)
+            c.expect({name, plain} & known, where, f"asks for {name}, which no node has")
+
+    rules = yaml.safe_load(c.text("deploy/alerts.yml"))
+    tested = c.text("deploy/alerts_test.yml")
+    for rule in (rule for group in rules["groups"] for rule in group["rules"]):
+        at = f"deploy/alerts.yml: {rule['alert']}"
+        metrics(at, rule["expr"])
+        c.expect(set(rule["annotations"]) == {"summary", "action"}, at, "does not say what is wrong and what to do")
+        c.expect(f'alertname="{rule["alert"]}"' in tested, at, "is not tested in deploy/alerts_test.yml")
+    c.tool("deploy/alerts.yml", ["promtool", "check", "rules", "deploy/alerts.yml"])
+    c.tool("deploy/alerts_test.yml", ["promtool", "test", "rules", "deploy/alerts_test.yml"])
+    made = run([sys.executable, str(c.root / "deploy/grafana/make.py"), "--check"])
+    c.expect(made.returncode == 0, "deploy/grafana", made.stderr.strip())
+    uids = set()
+    for file in sorted((c.root / "deploy/grafana/dashboards").glob("*.json")):
+        board = json.loads(file.read_text())
+        c.expect(board["uid"] not in uids, file.name, f"{board['uid']} is another's, too")
+        uids.add(board["uid"])
+        queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
+        c.expect(queries, file.name, "asks for nothing")
+        for query in queries:
+            metrics(file.name, query)
+        c.done.append(f"{file.name}: {len(queries)} queries")
+
+
 # --- systemd and documentation ---------------------------------------------------------------------------------------
 
 
@@ -327,15 +369,12 @@ def check_live(c: Checks) -> None:
             c.expect(node.returncode == 0, at, f"SIGTERM ends it with {node.returncode}")
     c.tool(at, ["promtool", "check", "metrics"], input=scrape)
     families = set(re.findall(r"(?m)^# TYPE ((?:quelea|gen_ai|process)_\w+) ", scrape))
-    table = c.text("docs/operations.md").partition("\n## Metrics\n")[2]
-    names = " ".join(re.findall(r"(?m)^\| (`.*?) \|", table))
-    written = set(re.findall(r"`((?:quelea|gen_ai|process)_\w+)`", names))
-    missing = sorted(families - written)
+    missing = sorted(families - documented_metrics(c))
     c.expect(not missing, "docs/operations.md", f"metrics that are not written down: {missing}")
     c.done.append(f"{at}: asked, {len(families)} metrics of ours read, stopped with {node.returncode}")
 
 
-STEPS = [check_containerfile, check_compose, check_service, check_docs]
+STEPS = [check_containerfile, check_compose, check_watching, check_service, check_docs]
 
 # (file, what stands there, a mistake to put in its place)
 MISTAKES = [
@@ -359,6 +398,10 @@ MISTAKES = [
     ("deploy/container-entrypoint.sh", "--bootstrap", "--boostrap"),
     ("deploy/container-entrypoint.sh", "/p2p/%s", "/p2p%s"),
     ("deploy/prometheus.yml", "worker-3:8470", "worker-3:8471"),
+    ("deploy/alerts.yml", "quelea_ready", "quelea_raedy"),
+    ("deploy/alerts.yml", "QueleaNoPeers", "QueleaNoPeer"),
+    ("deploy/grafana/make.py", "quelea_ledger_owing_credits", "quelea_ledger_owning_credits"),
+    ("deploy/grafana/dashboards/node.json", "quelea_peers_known", "quelea_peers_knwon"),
     ("deploy/quelea.service", "quelea daemon", "quelea deamon"),
     ("docs/operations.md", "| `--upnp` |", "| `--upnpp` |"),
     ("docs/operations.md", "infer --bootstrap ADDR", "infer --bootsrap ADDR"),
