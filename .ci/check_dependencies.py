@@ -22,17 +22,18 @@ ALLOWED = {
     "quelea-ledger": {"quelea-wire"},
     "quelea-record": {"quelea-wire"},
     "quelea-rendezvous": {"quelea-wire"},
+    "quelea-service": {"quelea-wire"},
     "quelea-shard": {"quelea-wire"},
     "quelea-weights": {"quelea-wire"},
-    "quelea-behaviours": {"quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-ledger", "quelea-record", "quelea-rendezvous", "quelea-shard", "quelea-weights"},
+    "quelea-behaviours": {"quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-ledger", "quelea-record", "quelea-rendezvous", "quelea-service", "quelea-shard", "quelea-weights"},
     "quelea-kernels": set(),
     "quelea-engine": {"quelea-kernels"},
-    "quelea": {"quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-ledger", "quelea-record", "quelea-rendezvous", "quelea-shard", "quelea-weights", "quelea-behaviours", "quelea-engine"},
+    "quelea": {"quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-ledger", "quelea-record", "quelea-rendezvous", "quelea-service", "quelea-shard", "quelea-weights", "quelea-behaviours", "quelea-engine"},
 }
 
 # External crate -> workspace crates that alone may use it directly.
 ONLY_IN_CRATE = {
-    "libp2p": {"quelea", "quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-ledger", "quelea-record", "quelea-rendezvous", "quelea-shard", "quelea-weights", "quelea-behaviours"},
+    "libp2p": {"quelea", "quelea-wire", "quelea-announce", "quelea-broadcast", "quelea-exchange", "quelea-ledger", "quelea-record", "quelea-rendezvous", "quelea-service", "quelea-shard", "quelea-weights", "quelea-behaviours"},
     "candle-core": {"quelea-engine"},
     "tokenizers": {"quelea-engine"},
     "redb": {"quelea"},
@@ -45,7 +46,7 @@ ONLY_IN_MODULE = {
     "redb": ["src/storage/"],
     "axum": ["src/api/", "src/telemetry/server.rs", "src/telemetry/tests.rs"],
     "clap": ["src/cli/"],
-    "reqwest": ["src/cli/", "src/http.rs", "src/hub/", "src/telemetry/tests.rs"],
+    "reqwest": ["src/cli/", "src/http.rs", "src/hub/", "src/services/builtin/upstream", "src/telemetry/tests.rs"],
     "prometheus": ["src/telemetry/"],
     "opentelemetry": ["src/telemetry/"],
 }

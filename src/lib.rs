@@ -15,6 +15,7 @@
 //! | `netcheck` | how this node can be reached, in words |
 //! | `hub` | model files from the web |
 //! | `weights` | models on disk, given to peers and fetched from them |
+//! | `services` | small pieces of work for others, and by others |
 //! | `masking` | the web front behind which a masked node stands |
 //! | `bench` | what `quelea bench` measures |
 //! | `demo` | the embedded model and three nodes in one process |
@@ -36,6 +37,7 @@ mod ledger;
 mod masking;
 mod netcheck;
 mod node;
+mod services;
 mod storage;
 mod swarm;
 mod telemetry;

@@ -35,6 +35,8 @@ pub struct Behaviour {
     pub exchange: quelea_exchange::Behaviour,
     /// Asks for models' weights, and lets others ask.
     pub weights: Watched<quelea_weights::Behaviour>,
+    /// Opens and accepts the streams on which services are called.
+    pub service: Watched<quelea_service::Behaviour>,
     /// Remembers peers, keeps a few connections that we chose, and closes lines that nobody uses.
     pub peers: peers::Behaviour,
     /// Tells peers our addresses and protocols, and learns theirs.

@@ -275,6 +275,7 @@ fn behaviour(
         announce: Watched::new(quelea_announce::Behaviour::new(config.network), uses.clone()),
         exchange: quelea_exchange::Behaviour::new(keypair.clone(), peers::exchange_config(config)),
         weights: Watched::new(quelea_weights::Behaviour::new(config.network), uses.clone()),
+        service: Watched::new(quelea_service::Behaviour::new(config.network), uses.clone()),
         peers,
         identify: identify::new(keypair, config),
         ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),

@@ -16,6 +16,7 @@
 //! | `/api/v1/ledger*`, `GET /api/v1/trust` | see `ledger` |
 //! | `/api/v1/models*` | see `models` |
 //! | `/api/v1/peers*`, `/api/v1/bootstrap*` | see `peers` |
+//! | `/api/v1/services*` | see `services` |
 //! | `POST /api/v1/ping` | a stream of replies, one JSON object a line |
 //! | `GET /api/v1/netcheck` | how this node can be reached |
 //!
@@ -34,6 +35,7 @@ pub(crate) mod models;
 mod nat;
 mod peers;
 mod plan;
+mod services;
 pub(crate) mod shape;
 mod stats;
 pub(crate) mod store;
@@ -61,6 +63,7 @@ use tokio::{
 use crate::{
     inference::{Asker, EVENT_QUEUE, InferError, InferEvent, InferRequest},
     node::full_addresses,
+    services::Services,
     storage::Db,
     telemetry::Telemetry,
 };
@@ -72,6 +75,7 @@ const BODY_MAX: usize = 4 << 20;
 #[derive(Clone)]
 pub(crate) struct ApiState {
     asker: Arc<Asker>,
+    services: Arc<Services>,
     telemetry: Telemetry,
     /// A node that keeps nothing has none.
     db: Option<Db>,
@@ -80,8 +84,14 @@ pub(crate) struct ApiState {
 }
 
 impl ApiState {
-    pub(crate) fn new(asker: Arc<Asker>, telemetry: Telemetry, db: Option<Db>, masked: bool) -> Self {
-        Self { asker, telemetry, db, masked }
+    pub(crate) fn new(
+        asker: Arc<Asker>,
+        services: Arc<Services>,
+        telemetry: Telemetry,
+        db: Option<Db>,
+        masked: bool,
+    ) -> Self {
+        Self { asker, services, telemetry, db, masked }
     }
 }
 
@@ -101,6 +111,7 @@ fn router(state: ApiState) -> Router {
         .merge(bans::routes())
         .merge(ledger::routes())
         .merge(peers::routes())
+        .merge(services::routes())
         .route("/api/v1/ping", post(nat::ping))
         .route("/api/v1/netcheck", get(nat::netcheck))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, &InferError::new(ErrorCode::Usage, "no such route")) })
@@ -272,11 +283,15 @@ fn database(state: &ApiState) -> Result<&Db, InferError> {
 
 fn status_of(code: ErrorCode) -> StatusCode {
     match code {
-        ErrorCode::Usage | ErrorCode::ContextFull | ErrorCode::ModelFile => StatusCode::BAD_REQUEST,
-        ErrorCode::ModelUnknown | ErrorCode::ModelFileNeeded | ErrorCode::NotFound | ErrorCode::PeerUnknown => {
-            StatusCode::NOT_FOUND
+        ErrorCode::Usage | ErrorCode::ContextFull | ErrorCode::ModelFile | ErrorCode::ServiceInput => {
+            StatusCode::BAD_REQUEST
         }
-        ErrorCode::AnswerBusy => StatusCode::CONFLICT,
+        ErrorCode::ModelUnknown
+        | ErrorCode::ModelFileNeeded
+        | ErrorCode::NotFound
+        | ErrorCode::PeerUnknown
+        | ErrorCode::ServiceUnknown => StatusCode::NOT_FOUND,
+        ErrorCode::AnswerBusy | ErrorCode::CallConflict => StatusCode::CONFLICT,
         ErrorCode::NoCredit | ErrorCode::AccountFrozen => StatusCode::PAYMENT_REQUIRED,
         ErrorCode::Internal | ErrorCode::EngineFailed | ErrorCode::AnswerUnreadable => {
             StatusCode::INTERNAL_SERVER_ERROR

@@ -155,7 +155,8 @@ impl End {
             keypair,
             db: None,
             inbound,
-            // Nobody asks for weights here.
+            // Nobody calls services or asks for weights here.
+            services: mpsc::channel(1).0,
             weights: crate::weights::shelf::desk().0,
             ledger: None,
             telemetry,

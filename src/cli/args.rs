@@ -19,6 +19,7 @@ mod price;
 mod receipt;
 mod rendezvous;
 mod sampling;
+mod service;
 mod store;
 mod swarm;
 mod thin;
@@ -47,6 +48,7 @@ pub(crate) use self::{
     receipt::{AuditArgs, ReceiptCommand, VerifyArgs},
     rendezvous::RendezvousArgs,
     sampling::SamplingArgs,
+    service::{CallArgs, OfferArgs, ServiceCommand},
     store::StoreCommand,
     swarm::{BroadcastArgs, EventsArgs},
     thin::{EndsArg, ThinArgs},
@@ -113,6 +115,9 @@ pub(crate) enum Command {
     /// Values and peers that nobody keeps a list of
     #[command(subcommand)]
     Dht(DhtCommand),
+    /// Small pieces of work for others, and by others
+    #[command(subcommand)]
+    Service(Box<ServiceCommand>),
     /// Copies of what the node keeps on disk
     #[command(subcommand)]
     Store(StoreCommand),

@@ -135,6 +135,7 @@ fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
             memory: args.memory,
             ends: args.ends.into(),
         }),
+        services: args.services.settings()?,
         audit: args.audit.audit,
         price: Price { decode: args.price.price, prefill: args.price.price_prefill },
         exposure: args.price.exposure.map(|most| most.0),

@@ -27,12 +27,14 @@ impl Exit {
     /// The exit code that belongs to an error code.
     pub(crate) fn of(code: ErrorCode) -> Self {
         match code {
-            ErrorCode::Usage | ErrorCode::ContextFull => Self::Usage,
+            ErrorCode::Usage | ErrorCode::ContextFull | ErrorCode::ServiceInput => Self::Usage,
             ErrorCode::DaemonUnreachable => Self::Unreachable,
             ErrorCode::Unauthorized => Self::Auth,
-            ErrorCode::ModelUnknown | ErrorCode::ModelFileNeeded | ErrorCode::NotFound | ErrorCode::PeerUnknown => {
-                Self::NotFound
-            }
+            ErrorCode::ModelUnknown
+            | ErrorCode::ModelFileNeeded
+            | ErrorCode::NotFound
+            | ErrorCode::PeerUnknown
+            | ErrorCode::ServiceUnknown => Self::NotFound,
             ErrorCode::NoRoute
             | ErrorCode::NoBootstrap
             | ErrorCode::NotConnected
@@ -54,7 +56,7 @@ impl Exit {
             | ErrorCode::LedgerNotReady
             | ErrorCode::AccountFrozen
             | ErrorCode::NotCovered => Self::Credit,
-            ErrorCode::AnswerUnreadable | ErrorCode::ReceiptWrong => Self::Integrity,
+            ErrorCode::AnswerUnreadable | ErrorCode::ReceiptWrong | ErrorCode::ServiceAnswer => Self::Integrity,
             ErrorCode::Cancelled => Self::Interrupted,
             _ => Self::Failed,
         }

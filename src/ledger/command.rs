@@ -3,7 +3,7 @@
 use libp2p::PeerId;
 use quelea_ledger::{
     Hash, HoldId, Raw,
-    book::{HoldTerms, Side},
+    book::{HoldState, HoldTerms, Side},
 };
 use tokio::sync::oneshot;
 
@@ -32,6 +32,8 @@ pub(super) enum Command {
     Voucher { peer: PeerId, hold: HoldId, epoch: u32, cumulative: u64, reply: Reply<Vec<u8>> },
     Pay { peer: PeerId, hold: HoldId, amount: u64, result_hash: Hash, reply: Reply<Hash> },
     Intend { peer: PeerId, hold: HoldId, amount: u64, reply: Reply<()> },
+    Finish { peer: PeerId, hold: HoldId, price: u64, result_hash: Hash, reply: Reply<()> },
+    HoldState { peer: PeerId, side: Side, hold: HoldId, reply: Reply<Option<HoldState>> },
     Void { peer: PeerId, side: Side, hold: HoldId, reply: Reply<()> },
     Opened { peer: PeerId, hold: HoldId, reply: Reply<OpenHold> },
     Vouched { peer: PeerId, envelope: Raw, reply: Reply<(HoldId, u64)> },

@@ -28,7 +28,7 @@ use std::collections::HashMap;
 use libp2p::{PeerId, identity::Keypair};
 use quelea_ledger::{
     Hash, HoldId, Raw, Unit,
-    book::{Account, Book, HoldTerms, Key, Lane, Refusal, Rules, Side},
+    book::{Account, Book, HoldState, HoldTerms, Key, Lane, Refusal, Rules, Side},
     message::{Message, SignedMessage},
     overdue::{Debt, Kept},
     trust::Policy,
@@ -324,6 +324,27 @@ impl Ledger {
     /// before that, it is paid when it runs again.
     pub(crate) async fn intend(&self, peer: PeerId, hold: HoldId, amount: u64) -> Result<(), LedgerError> {
         self.ask(|reply| Command::Intend { peer, hold, amount, reply }).await
+    }
+
+    /// Says and signs what the work for a debtor's hold costs: durable, and on its way, when this returns.
+    pub(crate) async fn finish(
+        &self,
+        peer: PeerId,
+        hold: HoldId,
+        price: u64,
+        result_hash: Hash,
+    ) -> Result<(), LedgerError> {
+        self.ask(|reply| Command::Finish { peer, hold, price, result_hash, reply }).await
+    }
+
+    /// How a hold stands, while it is remembered.
+    pub(crate) async fn hold_state(
+        &self,
+        peer: PeerId,
+        side: Side,
+        hold: HoldId,
+    ) -> Result<Option<HoldState>, LedgerError> {
+        self.ask(|reply| Command::HoldState { peer, side, hold, reply }).await
     }
 
     /// Ends a hold that nothing is to be paid for.

@@ -46,7 +46,13 @@ impl Node {
         let Keep::In { home, .. } = &settings.keep else { return Ok(()) };
         let Some(bind) = settings.api else { return Ok(()) };
         let masked = settings.masking.is_some();
-        let state = api::ApiState::new(self.asker.clone(), self.telemetry.clone(), self.db.clone(), masked);
+        let state = api::ApiState::new(
+            self.asker.clone(),
+            self.services.clone(),
+            self.telemetry.clone(),
+            self.db.clone(),
+            masked,
+        );
         let token = identity::load_or_create_token(&home.api_token()).map_err(StartError::identity)?;
         let listener = listen_tcp(bind, "--api-listen").await?;
         let addr = listener.local_addr().map_err(|e| StartError::internal(e.to_string()))?;

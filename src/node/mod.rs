@@ -42,6 +42,7 @@ use crate::{
     },
     ledger::{self, Ledger, LedgerConfig},
     masking::{self, Certificates, Prepared},
+    services::{self, Services},
     storage::{Db, ReadError},
     swarm::{Driver, DriverConfig, Handle, Remembered},
     telemetry::{Component, Telemetry},
@@ -87,6 +88,7 @@ pub struct Node {
     handle: Handle,
     plane: Arc<Plane>,
     asker: Arc<Asker>,
+    services: Arc<Services>,
     telemetry: Telemetry,
     db: Option<Db>,
     front_addr: Option<SocketAddr>,
@@ -163,11 +165,13 @@ impl Node {
             None => Vec::new(),
         };
         let (inbound, streams) = mpsc::channel(INBOUND_QUEUE);
+        let (calls, called) = mpsc::channel(services::INBOUND_QUEUE);
         let (desk, questions) = shelf::desk();
         let (tell_ledger, ledger_inputs) = mpsc::channel(ledger::INPUTS);
         let driver_config = DriverConfig {
             network,
             ledger: Some(tell_ledger),
+            services: calls,
             weights: desk,
             keypair: keypair.clone(),
             db: db.clone(),
@@ -265,11 +269,20 @@ impl Node {
             tokio::spawn(provide::run(handle.clone(), puller.shelf.clone(), stopping.clone()));
         }
         bootstrap::spawn(&handle, &telemetry, bootstrap, notices, stopping.clone());
+        let parts = services::Parts {
+            handle: handle.clone(),
+            ledger: plane.ledger().clone(),
+            telemetry: telemetry.clone(),
+            asker: asker.clone(),
+        };
+        let services = Services::new(parts, &settings.services)?;
+        tokio::spawn(services.clone().run(called));
 
         let mut node = Self {
             handle,
             plane,
             asker,
+            services,
             telemetry,
             db,
             front_addr: None,
@@ -407,7 +420,7 @@ impl Node {
         // The publisher says so: who asks for our announcement now looks elsewhere.
         let _ = self.life.send(Life::Draining);
         let deadline = Instant::now() + grace;
-        while self.plane.busy() && Instant::now() < deadline {
+        while (self.plane.busy() || self.services.busy()) && Instant::now() < deadline {
             tokio::time::sleep(DRAIN_LOOK).await;
         }
         let _ = self.life.send(Life::Stopping);

@@ -16,6 +16,7 @@ use crate::{
     },
     ledger::DebtTerms,
     masking::settings::MaskingSettings,
+    services::ServiceSettings,
     weights::shelf::UPLOAD,
 };
 
@@ -94,6 +95,8 @@ pub(crate) struct Settings {
     /// For measurements: how far away it pretends to be, over TCP.
     pub(crate) line_delay: Duration,
     pub(crate) serve: Option<ServeSpec>,
+    /// What it does for others besides layers.
+    pub(crate) services: ServiceSettings,
     /// What its layers cost others.
     pub(crate) price: Price,
     /// Of a hundred answers over peers, how many are computed again here to see whether they are right.
@@ -141,6 +144,7 @@ impl Settings {
             trust: None,
             line_delay: Duration::ZERO,
             serve: None,
+            services: ServiceSettings::default(),
             price: Price::FREE,
             audit: 0,
             exposure: None,

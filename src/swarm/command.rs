@@ -8,6 +8,7 @@ use quelea_behaviours::{
     bans::{Ban, Full, Subject},
     conduct::Deed,
 };
+use quelea_service::ServiceStream;
 use quelea_shard::ShardStream;
 use quelea_weights::{Answer, ReplyId, Request};
 use quelea_wire::ModelId;
@@ -37,6 +38,8 @@ pub(super) enum Command {
     Keep { peer: PeerId },
     /// Open one shard stream to a connected peer.
     OpenStream { peer: PeerId, reply: oneshot::Sender<Result<ShardStream, OpenStreamError>> },
+    /// Open one stream to call a connected peer's services on.
+    OpenService { peer: PeerId, reply: oneshot::Sender<Result<ServiceStream, OpenStreamError>> },
     /// Ask a connected peer for its announcement.
     FetchAnnouncement { peer: PeerId, reply: oneshot::Sender<Result<Option<SignedAnnouncement>, AnnouncementError>> },
     /// Who provides `key`, by Kademlia. Providers are dialled as they turn up, while their addresses are known.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use libp2p::{Multiaddr, PeerId, Swarm, identity::Keypair, metrics::Recorder, swarm::SwarmEvent};
 use quelea_behaviours::{Behaviour, BehaviourEvent, KadMode, bans::Ban, gossip::Gate, traffic::Traffic};
+use quelea_service::ServiceStream;
 use quelea_shard::ShardStream;
 use quelea_wire::NetworkId;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -43,6 +44,8 @@ pub(crate) struct DriverConfig {
     pub(crate) db: Option<Db>,
     /// Where inbound shard streams go.
     pub(crate) inbound: mpsc::Sender<(PeerId, ShardStream)>,
+    /// Where others' calls of services go.
+    pub(crate) services: mpsc::Sender<ServiceStream>,
     /// Where others' questions about weights go.
     pub(crate) weights: crate::weights::shelf::Desk,
     /// Where peers' packets of the ledger go; a passing peer keeps none.

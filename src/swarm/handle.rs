@@ -8,6 +8,7 @@ use quelea_behaviours::{
     bans::{Ban, Full, Subject},
     conduct::Deed,
 };
+use quelea_service::ServiceStream;
 use quelea_shard::ShardStream;
 use quelea_weights::{ReplyId, Request};
 use quelea_wire::ModelId;
@@ -72,7 +73,7 @@ pub(crate) enum ConnectError {
     Stopped,
 }
 
-/// Why a shard stream could not be opened.
+/// Why a stream could not be opened.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum OpenStreamError {
@@ -218,6 +219,12 @@ impl Handle {
     pub(crate) async fn open_stream(&self, peer: PeerId) -> Result<ShardStream, OpenStreamError> {
         let (reply, answer) = oneshot::channel();
         self.ask(Command::OpenStream { peer, reply }, answer).await.unwrap_or(Err(OpenStreamError::Stopped))
+    }
+
+    /// Opens one stream to call a peer's services on, on an existing connection.
+    pub(crate) async fn open_service(&self, peer: PeerId) -> Result<ServiceStream, OpenStreamError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::OpenService { peer, reply }, answer).await.unwrap_or(Err(OpenStreamError::Stopped))
     }
 
     /// A connected peer's announcement; `None` when it serves nothing.

@@ -9,6 +9,7 @@
 //! |---|---|---|---|
 //! | commands: handles → loop | 256 | the caller waits, up to its own deadline | – |
 //! | inbound shard streams: loop → plane | 64 | the stream is reset; its opener sees a broken stream | `shard_inbound` |
+//! | inbound calls of services: loop → provider | 64 | the stream is reset; its opener sees a broken stream | `service_inbound` |
 //! | questions about weights: loop → librarian | 32 | the peer is told to come back | `weights` |
 //! | packets of peers: loop → keeper of the ledger | 1,024 | the peer is told to send it again | `ledger` |
 //! | peers that come and go: loop → keeper | the same | dropped: the next packet shows it | `ledger` |

@@ -17,6 +17,7 @@ use quelea_behaviours::{
     traffic::{Sums, Traffic},
 };
 use quelea_exchange::PeerRecord;
+use quelea_service::ServiceStream;
 use quelea_shard::ShardStream;
 use tokio::sync::{mpsc, oneshot};
 
@@ -161,6 +162,7 @@ pub(super) struct State {
     pub(super) dials: HashMap<PeerId, Dial>,
     pub(super) bootstrap: HashSet<PeerId>,
     pub(super) opens: Pending<quelea_shard::OpenId, Result<ShardStream, OpenStreamError>>,
+    pub(super) services: Pending<quelea_service::OpenId, Result<ServiceStream, OpenStreamError>>,
     pub(super) fetches: Pending<quelea_announce::FetchId, Result<Option<SignedAnnouncement>, AnnouncementError>>,
     pub(super) weights: Pending<quelea_weights::AskId, Result<quelea_weights::Answer, WeightsError>>,
     pub(super) queries: HashMap<QueryId, ProviderQuery>,
@@ -199,6 +201,7 @@ impl State {
             dials: HashMap::new(),
             bootstrap: HashSet::new(),
             opens: Pending::new(MAX_PENDING),
+            services: Pending::new(quelea_service::MAX_OPENING),
             fetches: Pending::new(MAX_PENDING),
             weights: Pending::new(quelea_weights::MAX_ASKS),
             queries: HashMap::new(),
@@ -347,6 +350,7 @@ impl State {
             self.dial_ended(&peer, &Err(ConnectError::Timeout { peer }));
         }
         self.opens.expire(now);
+        self.services.expire(now);
         self.pings.expire(now);
         self.fetches.expire(now);
         self.weights.expire(now);

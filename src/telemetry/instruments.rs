@@ -60,6 +60,8 @@ pub(super) struct Instruments {
     pub(super) ledger_limit_refusals: Counter<u64>,
     pub(super) ledger_self_recovered: Counter<u64>,
     pub(super) ledger_defaults: Counter<u64>,
+    pub(super) service_calls: Counter<u64>,
+    pub(super) service_duration: Histogram<f64>,
     pub(super) dht_republished: Counter<u64>,
     pub(super) dht_refused: Counter<u64>,
     pub(super) rate_limited: Counter<u64>,
@@ -148,6 +150,15 @@ impl Instruments {
             ledger_defaults: counter(
                 "quelea_ledger_defaults",
                 "Times that a peer had not paid long after it was asked",
+            ),
+            service_calls: counter(
+                "quelea_service_calls",
+                "Calls of peers that this node's services worked on, by service and outcome",
+            ),
+            service_duration: seconds(
+                "quelea_service_call_duration",
+                "Time from taking a peer's call to its end, by service",
+                &REQUEST_BOUNDS,
             ),
             dht_refused: counter(
                 "quelea_dht_refused",

@@ -377,6 +377,13 @@ impl Metrics {
         self.inner.instruments.ledger_defaults.add(1, &[]);
     }
 
+    /// A call of a peer ended: at which service, of a fixed set of names, and `ok` or an error's code.
+    pub fn service_called(&self, service: &'static str, outcome: &'static str, took: Duration) {
+        let of = KeyValue::new("service", service);
+        self.inner.instruments.service_calls.add(1, &[of.clone(), KeyValue::new("outcome", outcome)]);
+        self.inner.instruments.service_duration.record(took.as_secs_f64(), &[of]);
+    }
+
     /// A bounded queue had no place for one item.
     pub fn channel_full(&self, name: &'static str) {
         self.inner.instruments.channel_full.add(1, &[KeyValue::new("name", name)]);

@@ -20,8 +20,9 @@ use crate::{
 const HEARTBEAT_MAX: Duration = Duration::from_secs(5);
 
 /// The queues of the table in [`crate::swarm`], so that each shows as 0 before it was ever full.
-const CHANNELS: [&str; 11] = [
+const CHANNELS: [&str; 12] = [
     "shard_inbound",
+    "service_inbound",
     "storage",
     "stage",
     "queries",

@@ -24,6 +24,7 @@
 //! | `gossip` | is a line heard once by everybody, and does it stay a line |
 //! | `peers` | do nodes hear of each other, find back, and show it |
 //! | `registry` | do the dead and the slow get no work, and do many sessions leave nothing in memory |
+//! | `services` | are calls of services answered, and paid once, whoever goes away |
 //! | `sampling` | do stop strings, log-probabilities and penalties do what they say |
 //! | `watch` | do health and metrics tell what happened |
 //! | `hostile` | does a worker go on serving, right and in time, while it is attacked |
@@ -65,6 +66,7 @@ mod private;
 mod registry;
 mod resume;
 mod sampling;
+mod services;
 mod speculate;
 mod store;
 mod swarm;

@@ -2,7 +2,7 @@
 //! asked, and whatever went wrong meanwhile; and nobody pays twice or for nothing.
 
 mod lives;
-mod market;
+pub mod market;
 mod refused;
 mod unpaid;
 

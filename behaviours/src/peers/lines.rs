@@ -4,7 +4,7 @@
 //!
 //! * it is chosen, leads to an anchor or a bootstrap peer, or somebody has a [`Hold`](super::Hold) on its peer (`peers`),
 //! * circuits or a relay's place for us hang on its peer (`peers`),
-//! * shard streams live on it (`shard`),
+//! * shard streams, or calls of services, live on it (`shard`, `service`),
 //! * a topic that we listen to would have too few neighbours without it (`gossipsub`),
 //! * whoever calls wants its peer.
 
@@ -27,7 +27,8 @@ const ENOUGH: usize = gossip::MESH;
 pub fn trim(node: &mut Behaviour, wanted: impl Fn(&PeerId) -> bool) {
     let mut spare = node.peers.spare();
     spare.retain(|(peer, connection)| {
-        let needed = wanted(peer) || node.shard.streams_on(*connection) > 0;
+        let streams = node.shard.streams_on(*connection).saturating_add(node.service.streams_on(*connection));
+        let needed = wanted(peer) || streams > 0;
         if needed {
             // It was used until now, when it is no longer.
             node.peers.uses().used(peer, Some(*connection));

@@ -9,6 +9,7 @@
 //! | 5xxx | storage |
 //! | 6xxx | access |
 //! | 7xxx | credit |
+//! | 8xxx | services |
 
 use std::fmt;
 
@@ -147,6 +148,13 @@ registry! {
     NotCovered = 7005, "more was computed than vouchers cover", retryable: true, charged: true;
     ReceiptWrong = 7006, "the receipt does not hold", retryable: false, charged: false;
     AccountFrozen = 7007, "nothing is signed for this peer", retryable: false, charged: false;
+    ServiceUnknown = 8001, "the peer offers no such service", retryable: false, charged: false;
+    ServiceInput = 8002, "the service cannot work on this input", retryable: false, charged: false;
+    ServiceFailed = 8003, "the service failed", retryable: true, charged: false;
+    ServiceExhausted = 8004, "the call used up what it may use", retryable: false, charged: true;
+    UpstreamFailed = 8005, "what stands behind the service failed", retryable: true, charged: false;
+    CallConflict = 8006, "the call's id was used for something else", retryable: false, charged: false;
+    ServiceAnswer = 8007, "what the peer answered is no answer of a service", retryable: true, charged: false;
 }
 
 impl fmt::Display for ErrorCode {

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use libp2p::Multiaddr;
 
 use super::{
-    AuditArgs, ComputeArgs, DebtArgs, EndsArg, MaskingArgs, NatArgs, PriceArgs, RendezvousArgs, WeightsArgs,
+    AuditArgs, ComputeArgs, DebtArgs, EndsArg, MaskingArgs, NatArgs, OfferArgs, PriceArgs, RendezvousArgs, WeightsArgs,
     values::{parse_duration, parse_size},
 };
 use crate::{
@@ -74,6 +74,8 @@ pub(crate) struct DaemonArgs {
     pub(crate) announce_ttl: Duration,
     #[command(flatten)]
     pub(crate) price: PriceArgs,
+    #[command(flatten)]
+    pub(crate) services: OfferArgs,
     #[command(flatten)]
     pub(crate) debts: DebtArgs,
     #[command(flatten)]

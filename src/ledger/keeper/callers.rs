@@ -69,6 +69,15 @@ impl Keeper {
                 let step = self.book.intend(peer, hold, amount);
                 self.step(step, reply);
             }
+            Command::Finish { peer, hold, price, result_hash, reply } => {
+                let step = self.book.finish(peer, hold, price, result_hash);
+                self.step(step, reply);
+            }
+            Command::HoldState { peer, side, hold, reply } => {
+                // What is told is on disk.
+                let state = self.view(side, peer, hold).map(|view| view.state);
+                self.after(reply, state);
+            }
             Command::Void { peer, side, hold, reply } => {
                 let step = self.book.void(peer, side, hold);
                 self.step(step, reply);
@@ -284,10 +293,12 @@ fn refuse(command: Command, error: &LedgerError) {
         | Command::Hold { reply, .. }
         | Command::Void { reply, .. }
         | Command::Intend { reply, .. }
+        | Command::Finish { reply, .. }
         | Command::Request { reply, .. } => no(reply, error),
         Command::Voucher { reply, .. } => no(reply, error),
         Command::Pay { reply, .. } | Command::Promise { reply, .. } | Command::Redeem { reply, .. } => no(reply, error),
         Command::Opened { reply, .. } => no(reply, error),
+        Command::HoldState { reply, .. } => no(reply, error),
         Command::Vouched { reply, .. } => no(reply, error),
         Command::Settled { reply, .. } => no(reply, error),
         Command::Limit { reply, .. } => no(reply, error),

@@ -17,5 +17,6 @@ pub(super) mod ping;
 pub(super) mod probe;
 pub(super) mod record;
 pub(super) mod rendezvous;
+pub(super) mod service;
 pub(super) mod shard;
 pub(super) mod weights;

@@ -361,7 +361,8 @@ fn close_idle_circuits(driver: &mut Driver, now: Instant) {
         }
     }
     for connection in idle {
-        if driver.swarm.behaviour().shard.streams_on(connection) == 0 {
+        let node = driver.swarm.behaviour();
+        if node.shard.streams_on(connection) == 0 && node.service.streams_on(connection) == 0 {
             driver.swarm.close_connection(connection);
         }
     }

@@ -40,6 +40,7 @@ fn begin(ledger: Option<mpsc::Sender<Input>>) -> (Handle, Telemetry, oneshot::Se
         keypair,
         db: None,
         inbound: mpsc::channel(1).0,
+        services: mpsc::channel(1).0,
         weights: crate::weights::shelf::desk().0,
         ledger,
         telemetry: telemetry.clone(),

@@ -1,0 +1,268 @@
+//! Services: those of this node, and calls of others'.
+//!
+//! | route | body or query | answers |
+//! |---|---|---|
+//! | `GET /api/v1/services` | – | the services of this node |
+//! | `POST /api/v1/services/set` | `name`, `enabled`, `price` | offers it or not, and what it costs from now on |
+//! | `GET /api/v1/services/offers` | `peer`, `name` | what a peer offers |
+//! | `POST /api/v1/services/call` | `name`, `input` or `input_hex`, `peer`, `max_price`, `timeout_s`, `call_id` | lines of JSON: `{"event":"accepted",…}`, `{"event":"progress","text":…}`, then one `{"event":"done","result":{…}}` or `{"event":"error","error":{…}}` |
+//!
+//! Prices are integers, in micro-credits. A call whose client goes away is given up.
+
+use std::{str::FromStr, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{Query, State, rejection::QueryRejection},
+    http::header,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use futures::{StreamExt as _, stream};
+use libp2p::PeerId;
+use quelea_service::{CallId, Listed, Name};
+use quelea_wire::{Credits, ErrorCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::{ApiState, parse, refuse, shape};
+use crate::{
+    inference::InferError,
+    services::{CallDone, CallEvent, CallRequest, Offered},
+};
+
+/// How long a call may take unless said otherwise.
+const TIMEOUT_S: f64 = 60.0;
+
+/// The longest, in seconds.
+const TIMEOUT_MAX_S: f64 = 3000.0;
+
+/// Lines that may wait for a slow client; then the call's progress waits.
+const LINES: usize = 16;
+
+pub(super) fn routes() -> Router<ApiState> {
+    Router::new()
+        .route("/api/v1/services", get(own))
+        .route("/api/v1/services/set", post(set))
+        .route("/api/v1/services/offers", get(offers))
+        .route("/api/v1/services/call", post(call))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Set {
+    name: String,
+    enabled: Option<bool>,
+    price: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Offers {
+    peer: String,
+    name: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CallBody {
+    name: String,
+    input: Option<String>,
+    input_hex: Option<String>,
+    peer: String,
+    max_price: Option<u64>,
+    timeout_s: Option<f64>,
+    call_id: Option<String>,
+}
+
+fn usage(message: impl Into<String>) -> InferError {
+    InferError::new(ErrorCode::Usage, message)
+}
+
+fn name_of(text: &str) -> Result<Name, InferError> {
+    text.parse().map_err(|error| usage(format!("{text:?}: {error}")))
+}
+
+fn peer_of(text: &str) -> Result<PeerId, InferError> {
+    PeerId::from_str(text).map_err(|_| usage(format!("{text:?} is not a peer id")))
+}
+
+fn shown(offered: &Offered) -> Value {
+    let listed = offered.listed();
+    let (answered, failed, earned) = offered.counts();
+    let mut value = described(&listed);
+    value["enabled"] = offered.enabled().into();
+    value["answered"] = answered.into();
+    value["failed"] = failed.into();
+    value["earned"] = earned.into();
+    value
+}
+
+fn described(listed: &Listed) -> Value {
+    json!({
+        "name": listed.name.as_str(),
+        "version": listed.version,
+        "price": listed.price,
+        "credits": Credits(listed.price).to_string(),
+        "input_max_bytes": listed.input_max,
+        "output_max_bytes": listed.output_max,
+        "deadline_s": f64::from(listed.deadline_ms) / 1e3,
+        "at_once": listed.at_once,
+        "running": listed.running,
+        "waiting": listed.waiting,
+        "took_s": (listed.took_ms > 0).then(|| f64::from(listed.took_ms) / 1e3),
+        "about": listed.about,
+    })
+}
+
+async fn own(State(state): State<ApiState>) -> Json<Value> {
+    let items = state.services.registry.all().iter().map(|offered| shown(offered)).collect();
+    Json(shape::list("quelea.services/v1", items))
+}
+
+async fn set(State(state): State<ApiState>, body: Bytes) -> Response {
+    let changed = || {
+        let Set { name, enabled, price } = parse(&body)?;
+        let (name, registry) = (name_of(&name)?, &state.services.registry);
+        match (enabled, price) {
+            (Some(true), price) => registry.offer(&name, price),
+            (Some(false), None) => registry.withdraw(&name),
+            (None, Some(price)) => registry.set_price(&name, price),
+            _ => Err(usage("give 'enabled', 'price', or both to offer it at another price")),
+        }
+    };
+    match changed() {
+        Ok(offered) => {
+            let mut answer = shown(&offered);
+            answer["schema"] = "quelea.service/v1".into();
+            Json(answer).into_response()
+        }
+        Err(error) => refuse(&error),
+    }
+}
+
+async fn offers(State(state): State<ApiState>, asked: Result<Query<Offers>, QueryRejection>) -> Response {
+    let listed = async {
+        let Query(asked) = asked.map_err(|error| usage(error.body_text()))?;
+        let peer = peer_of(&asked.peer)?;
+        let name = asked.name.as_deref().map(name_of).transpose()?;
+        let listed = state.services.list(peer, name).await?;
+        Ok::<_, InferError>((peer, listed))
+    };
+    match listed.await {
+        Ok((peer, listed)) => {
+            let items = listed.iter().map(|listed| {
+                let mut item = described(listed);
+                item["peer_id"] = peer.to_string().into();
+                item
+            });
+            Json(shape::list("quelea.services/v1", items.collect())).into_response()
+        }
+        Err(error) => refuse(&error),
+    }
+}
+
+fn request(body: &[u8]) -> Result<CallRequest, InferError> {
+    let body: CallBody = parse(body)?;
+    let input = match (body.input, body.input_hex) {
+        (Some(text), None) => text.into_bytes(),
+        (None, Some(text)) => hex::decode(text).map_err(|e| usage(format!("input_hex: {e}")))?,
+        (None, None) => Vec::new(),
+        (Some(_), Some(_)) => return Err(usage("give the input as 'input' or as 'input_hex'")),
+    };
+    let timeout = body.timeout_s.unwrap_or(TIMEOUT_S);
+    if !(0.01..=TIMEOUT_MAX_S).contains(&timeout) {
+        return Err(usage(format!("timeout_s: {timeout} is not between 0.01 and {TIMEOUT_MAX_S}")));
+    }
+    let id = match body.call_id {
+        Some(text) => {
+            let mut id = [0; 16];
+            hex::decode_to_slice(&text, &mut id).map_err(|_| usage("call_id: a call's id is 32 hex digits"))?;
+            CallId(id)
+        }
+        None => CallId(rand::random()),
+    };
+    Ok(CallRequest {
+        name: name_of(&body.name)?,
+        input,
+        peer: peer_of(&body.peer)?,
+        max_price: body.max_price,
+        timeout: Duration::from_secs_f64(timeout),
+        id,
+    })
+}
+
+async fn call(State(state): State<ApiState>, body: Bytes) -> Response {
+    let request = match request(&body) {
+        Ok(request) => Arc::new(request),
+        Err(error) => return refuse(&error),
+    };
+    let (events, mut happened) = mpsc::channel(LINES);
+    let (say, mut lines) = mpsc::channel::<Value>(LINES);
+    let services = state.services.clone();
+    tokio::spawn(async move {
+        let calling = async {
+            let called = services.call(&request, &events).await;
+            drop(events);
+            called
+        };
+        let telling = async {
+            while let Some(event) = happened.recv().await {
+                // With nobody left to tell, the call is given up below.
+                let _ = say.send(told(&event)).await;
+            }
+        };
+        let ended = tokio::select! {
+            (called, ()) = async { tokio::join!(calling, telling) } => match called {
+                Ok(done) => json!({ "event": "done", "result": result(&request, &done) }),
+                Err(error) => json!({ "event": "error", "error": error }),
+            },
+            () = say.closed() => return,
+        };
+        let _ = say.send(ended).await;
+    });
+    // What fails before anything happened is a status, not a stream.
+    let Some(mut first) = lines.recv().await else {
+        return refuse(&InferError::new(ErrorCode::Internal, "the call ended without a word"));
+    };
+    if first["event"] == "error"
+        && let Ok(error) = serde_json::from_value::<InferError>(first["error"].take())
+    {
+        return refuse(&error);
+    }
+    let rest = stream::unfold(lines, |mut lines| async { Some((lines.recv().await?, lines)) });
+    let lines = stream::iter([first]).chain(rest).map(|event| super::line(&event));
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+}
+
+fn told(event: &CallEvent) -> Value {
+    match event {
+        CallEvent::Accepted { peer, version, price } => {
+            json!({ "event": "accepted", "peer_id": peer.to_string(), "version": version, "price": price })
+        }
+        CallEvent::Progress(bytes) => match std::str::from_utf8(bytes) {
+            Ok(text) => json!({ "event": "progress", "text": text }),
+            Err(_) => json!({ "event": "progress", "hex": hex::encode(bytes) }),
+        },
+    }
+}
+
+fn result(request: &CallRequest, done: &CallDone) -> Value {
+    let mut result = json!({
+        "schema": "quelea.service_call/v1",
+        "call_id": request.id.to_string(),
+        "name": request.name.as_str(),
+        "version": done.version,
+        "peer_id": done.peer.to_string(),
+        "paid": done.paid,
+        "credits": Credits(done.paid).to_string(),
+        "note": done.note.map(|note| hex::encode(note.0)),
+    });
+    match std::str::from_utf8(&done.output) {
+        Ok(text) => result["output"] = text.into(),
+        Err(_) => result["output_hex"] = hex::encode(&done.output).into(),
+    }
+    result
+}
