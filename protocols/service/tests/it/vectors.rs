@@ -27,7 +27,7 @@ fn questions_are_frozen() {
     }
     assert_eq!(service_key(&"echo".parse().unwrap()), b"/quelea/service/echo");
     let job = job_hash(&CallId([1; 16]), &"echo".parse().unwrap(), b"hi");
-    assert_eq!(hex::encode(job), "JOBHASH");
+    assert_eq!(hex::encode(job), "97b646607f6675cf374716ed41cd054eaef477f34498f1651e0253b65654bc5e");
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn answers_are_frozen() {
         (Answer::Error(fault), "1000000013 421f 0700000000000000 f4010000 6e6f"),
         (
             Answer::Listed(vec![listed("echo")]),
-            "3000000014 01 04 6563686f 0100 e803000000000000 00000100 00000100 10270000 4000 0100 0200 03000000 \
+            "3100000014 01 04 6563686f 0100 e803000000000000 00000100 00000100 10270000 4000 0100 0200 03000000 \
              0a 4769766573206261636b",
         ),
         (Answer::Listed(Vec::new()), "0100000014 00"),
