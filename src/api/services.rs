@@ -4,8 +4,8 @@
 //! |---|---|---|
 //! | `GET /api/v1/services` | – | the services of this node |
 //! | `POST /api/v1/services/set` | `name`, `enabled`, `price` | offers it or not, and what it costs from now on |
-//! | `GET /api/v1/services/offers` | `peer`, `name` | what a peer offers |
-//! | `POST /api/v1/services/call` | `name`, `input` or `input_hex`, `peer`, `max_price`, `timeout_s`, `call_id` | lines of JSON: `{"event":"accepted",…}`, `{"event":"progress","text":…}`, then one `{"event":"done","result":{…}}` or `{"event":"error","error":{…}}` |
+//! | `GET /api/v1/services/offers` | `peer`, or `name`, or both | what a peer offers, or who offers a service, the best first |
+//! | `POST /api/v1/services/call` | `name`, `input` or `input_hex`, `peer` (the best that is found, without), `max_price`, `timeout_s`, `call_id` | lines of JSON: `{"event":"accepted",…}`, `{"event":"progress","text":…}`, then one `{"event":"done","result":{…}}` or `{"event":"error","error":{…}}` |
 //!
 //! Prices are integers, in micro-credits. A call whose client goes away is given up.
 
@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 use super::{ApiState, parse, refuse, shape};
 use crate::{
     inference::InferError,
-    services::{CallDone, CallEvent, CallRequest, Offered},
+    services::{CallEvent, CallRequest, Offer, Offered},
 };
 
 /// How long a call may take unless said otherwise.
@@ -61,7 +61,7 @@ struct Set {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Offers {
-    peer: String,
+    peer: Option<String>,
     name: Option<String>,
 }
 
@@ -71,7 +71,7 @@ struct CallBody {
     name: String,
     input: Option<String>,
     input_hex: Option<String>,
-    peer: String,
+    peer: Option<String>,
     max_price: Option<u64>,
     timeout_s: Option<f64>,
     call_id: Option<String>,
@@ -123,17 +123,14 @@ async fn own(State(state): State<ApiState>) -> Json<Value> {
 }
 
 async fn set(State(state): State<ApiState>, body: Bytes) -> Response {
-    let changed = || {
+    let changed = async {
         let Set { name, enabled, price } = parse(&body)?;
-        let (name, registry) = (name_of(&name)?, &state.services.registry);
-        match (enabled, price) {
-            (Some(true), price) => registry.offer(&name, price),
-            (Some(false), None) => registry.withdraw(&name),
-            (None, Some(price)) => registry.set_price(&name, price),
-            _ => Err(usage("give 'enabled', 'price', or both to offer it at another price")),
+        if matches!((enabled, price), (Some(false), Some(_)) | (None, None)) {
+            return Err(usage("give 'enabled', 'price', or both to offer it at another price"));
         }
+        state.services.set(&name_of(&name)?, enabled, price).await
     };
-    match changed() {
+    match changed.await {
         Ok(offered) => {
             let mut answer = shown(&offered);
             answer["schema"] = "quelea.service/v1".into();
@@ -144,24 +141,38 @@ async fn set(State(state): State<ApiState>, body: Bytes) -> Response {
 }
 
 async fn offers(State(state): State<ApiState>, asked: Result<Query<Offers>, QueryRejection>) -> Response {
-    let listed = async {
+    let offers = async {
         let Query(asked) = asked.map_err(|error| usage(error.body_text()))?;
-        let peer = peer_of(&asked.peer)?;
         let name = asked.name.as_deref().map(name_of).transpose()?;
-        let listed = state.services.list(peer, name).await?;
-        Ok::<_, InferError>((peer, listed))
-    };
-    match listed.await {
-        Ok((peer, listed)) => {
-            let items = listed.iter().map(|listed| {
-                let mut item = described(listed);
-                item["peer_id"] = peer.to_string().into();
-                item
-            });
-            Json(shape::list("quelea.services/v1", items.collect())).into_response()
+        match (asked.peer, name) {
+            (Some(peer), name) => {
+                let peer = peer_of(&peer)?;
+                let listed = state.services.list(peer, name).await?;
+                Ok(listed.iter().map(|listed| offered_by(&peer, listed)).collect())
+            }
+            (None, Some(name)) => {
+                let offers = state.services.offers(&name).await;
+                let shown = |offer: &Offer| {
+                    let mut item = offered_by(&offer.peer, &offer.listed);
+                    item["expected_s"] = (offer.expected_ms as f64 / 1e3).into();
+                    item["score"] = offer.score.into();
+                    item
+                };
+                Ok(offers.iter().map(shown).collect())
+            }
+            (None, None) => Err(usage("name a peer, a service, or both")),
         }
+    };
+    match offers.await {
+        Ok(items) => Json(shape::list("quelea.services/v1", items)).into_response(),
         Err(error) => refuse(&error),
     }
+}
+
+fn offered_by(peer: &PeerId, listed: &Listed) -> Value {
+    let mut item = described(listed);
+    item["peer_id"] = peer.to_string().into();
+    item
 }
 
 fn request(body: &[u8]) -> Result<CallRequest, InferError> {
@@ -187,7 +198,7 @@ fn request(body: &[u8]) -> Result<CallRequest, InferError> {
     Ok(CallRequest {
         name: name_of(&body.name)?,
         input,
-        peer: peer_of(&body.peer)?,
+        peer: body.peer.as_deref().map(peer_of).transpose()?,
         max_price: body.max_price,
         timeout: Duration::from_secs_f64(timeout),
         id,
@@ -216,7 +227,7 @@ async fn call(State(state): State<ApiState>, body: Bytes) -> Response {
         };
         let ended = tokio::select! {
             (called, ()) = async { tokio::join!(calling, telling) } => match called {
-                Ok(done) => json!({ "event": "done", "result": result(&request, &done) }),
+                Ok(done) => json!({ "event": "done", "result": done.document(&request) }),
                 Err(error) => json!({ "event": "error", "error": error }),
             },
             () = say.closed() => return,
@@ -247,22 +258,4 @@ fn told(event: &CallEvent) -> Value {
             Err(_) => json!({ "event": "progress", "hex": hex::encode(bytes) }),
         },
     }
-}
-
-fn result(request: &CallRequest, done: &CallDone) -> Value {
-    let mut result = json!({
-        "schema": "quelea.service_call/v1",
-        "call_id": request.id.to_string(),
-        "name": request.name.as_str(),
-        "version": done.version,
-        "peer_id": done.peer.to_string(),
-        "paid": done.paid,
-        "credits": Credits(done.paid).to_string(),
-        "note": done.note.map(|note| hex::encode(note.0)),
-    });
-    match std::str::from_utf8(&done.output) {
-        Ok(text) => result["output"] = text.into(),
-        Err(_) => result["output_hex"] = hex::encode(&done.output).into(),
-    }
-    result
 }

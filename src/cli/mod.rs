@@ -86,7 +86,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Health(args) => health::run(global, args).await,
             Command::Model(command) => Box::pin(model::run(global, command)).await,
             Command::Dht(command) => dht::run(global, command).await,
-            Command::Service(command) => service::run(global, *command).await,
+            Command::Service(command) => Box::pin(service::run(global, *command)).await,
             Command::Store(command) => store::run(global, command).await,
             Command::Ledger(command) => ledger::run(global, command).await,
             Command::Trust(args) => ledger::trust(global, &args).await,

@@ -7,21 +7,28 @@ use std::{
 };
 
 use comfy_table::{Table, presets};
-use quelea_service::MAX_INPUT;
+use libp2p::PeerId;
+use quelea_service::{CallId, MAX_INPUT, Name};
 use quelea_wire::{Credits, ErrorCode};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
 use super::{
     args::{CallArgs, Global, OfferArgs, ServiceCommand},
     client::Daemon,
-    exit::CliError,
+    exit::{CliError, Exit},
+    infer::interrupted,
     output::{data_bytes, data_line, note, printable},
 };
 use crate::{
     inference::InferError,
-    services::{ServiceSettings, Upstream},
+    node::{GRACE, Node, settings::Settings},
+    services::{CallEvent, CallRequest, ServiceSettings, Upstream},
 };
+
+/// Pieces of progress that may wait to be shown.
+const EVENTS: usize = 16;
 
 /// The longest line of an answer: 1 MiB of output in hexadecimal, and what stands around it.
 const LINE_MAX: usize = 4 << 20;
@@ -69,18 +76,25 @@ fn read_key(file: &Path) -> Result<Zeroizing<String>, CliError> {
 }
 
 pub(super) async fn run(global: &Global, command: ServiceCommand) -> Result<ExitCode, CliError> {
-    let daemon = Daemon::find(global)?;
     let show = |answer: &Value, text: String| data_line(if global.json { answer.to_string() } else { text }.as_str());
+    let command = match command {
+        ServiceCommand::Call(args) if !args.bootstrap.is_empty() => {
+            return Box::pin(as_passing_peer(global, *args)).await;
+        }
+        command => command,
+    };
+    let daemon = Daemon::find(global)?;
     match command {
-        ServiceCommand::List { peer: None } => {
+        ServiceCommand::List { peer: None, name: None } => {
             let answer = daemon.get("/api/v1/services").await?;
             show(&answer, own(&answer["items"]).to_string())?;
         }
-        ServiceCommand::List { peer: Some(peer) } => {
-            let answer = daemon.get(&format!("/api/v1/services/offers?peer={peer}")).await?;
+        ServiceCommand::List { peer, name } => {
+            let answer = offered(&daemon, peer, name.as_ref()).await?;
             show(&answer, offers(&answer["items"]).to_string())?;
         }
-        ServiceCommand::Call(args) => call(global, &daemon, args).await?,
+        ServiceCommand::Info { name, peer } => info(global, &daemon, &name, peer).await?,
+        ServiceCommand::Call(args) => call(global, &daemon, *args).await?,
         ServiceCommand::Enable { name, price } => {
             let body = json!({ "name": name.as_str(), "enabled": true, "price": price.map(|price| price.0) });
             let answer = change(&daemon, &body).await?;
@@ -98,6 +112,104 @@ pub(super) async fn run(global: &Global, command: ServiceCommand) -> Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
+/// What a peer offers, who offers a service, or both.
+async fn offered(daemon: &Daemon, peer: Option<PeerId>, name: Option<&Name>) -> Result<Value, CliError> {
+    let peer = peer.map(|peer| format!("peer={peer}"));
+    let name = name.map(|name| format!("name={name}"));
+    let query: Vec<String> = [peer, name].into_iter().flatten().collect();
+    daemon.get(&format!("/api/v1/services/offers?{}", query.join("&"))).await
+}
+
+async fn info(global: &Global, daemon: &Daemon, name: &Name, peer: Option<PeerId>) -> Result<(), CliError> {
+    let answer = match peer {
+        Some(_) => offered(daemon, peer, Some(name)).await?,
+        None => daemon.get("/api/v1/services").await?,
+    };
+    let found = list(&answer["items"]).iter().find(|item| item["name"] == name.as_str());
+    let Some(found) = found else {
+        let whose = peer.map_or_else(|| "this node has".into(), |peer| format!("peer {peer} offers"));
+        return Err(CliError::new(ErrorCode::ServiceUnknown, format!("{whose} no service {name}")));
+    };
+    if global.json {
+        let mut document = found.clone();
+        document["schema"] = "quelea.service/v1".into();
+        return data_line(&document.to_string());
+    }
+    let took = found["took_s"].as_f64().map_or_else(|| "-".into(), |took| format!("{took:.3} s"));
+    let mut lines = vec![
+        format!("service   {} (version {})", shown(&found["name"]), found["version"]),
+        format!("does      {}", shown(&found["about"])),
+        format!("costs     {} credits a call", credits(&found["price"])),
+        format!("takes     {} bytes, gives {}", found["input_max_bytes"], found["output_max_bytes"]),
+        format!("time      {} s at most, {took} lately", found["deadline_s"]),
+        format!("calls     {} of {} running, {} waiting", found["running"], found["at_once"], found["waiting"]),
+    ];
+    if peer.is_none() {
+        let offered = if found["enabled"] == true { "yes" } else { "no" };
+        lines.push(format!("offered   {offered}; {} answered, {} failed", found["answered"], found["failed"]));
+        lines.push(format!("earned    {} credits", credits(&found["earned"])));
+    }
+    data_line(&lines.join("\n"))
+}
+
+/// Calls without a daemon.
+async fn as_passing_peer(global: &Global, args: CallArgs) -> Result<ExitCode, CliError> {
+    let request = CallRequest {
+        name: args.name,
+        input: read_input(&args.input)?,
+        peer: args.peer,
+        max_price: args.max_price.map(|most| most.0),
+        timeout: args.timeout,
+        id: args.call_id.unwrap_or_else(|| CallId(rand::random())),
+    };
+    let mut settings = Settings::passing(&args.network, args.bootstrap.clone());
+    settings.masking = super::masking::of_passing(&args.masked, &args.bootstrap)?;
+    let node = Node::start(settings).await?;
+    let streams = std::io::stderr().is_terminal() && !global.json;
+    let called = async {
+        node.wait_for_bootstrap(&args.bootstrap).await?;
+        let (events, mut happened) = mpsc::channel(EVENTS);
+        let calling = async {
+            let called = node.services().call(&request, &events).await;
+            drop(events);
+            called
+        };
+        let telling = async {
+            while let Some(event) = happened.recv().await {
+                if let (CallEvent::Progress(bytes), true) = (event, streams) {
+                    eprint_part(&String::from_utf8_lossy(&bytes));
+                }
+            }
+        };
+        tokio::join!(calling, telling).0
+    };
+    let paid = async {
+        let called = called.await;
+        if let Ok(done) = &called
+            && done.paid > 0
+        {
+            node.services().note_taken(done.peer).await;
+        }
+        called
+    };
+    let called = tokio::select! {
+        called = paid => Some(called),
+        () = interrupted() => None,
+    };
+    // Gives the note, or the cancellation, time to reach the peer; who is in a hurry presses Ctrl-C again.
+    tokio::select! {
+        () = node.shutdown(GRACE) => {}
+        () = interrupted() => {}
+    }
+    match called {
+        Some(called) => {
+            done(global, &called?.document(&request))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        None => Ok(ExitCode::from(Exit::Interrupted as u8)),
+    }
+}
+
 async fn change(daemon: &Daemon, body: &Value) -> Result<Value, CliError> {
     let response = daemon.post("/api/v1/services/set", body).await?;
     response.json().await.map_err(|e| not_understood(&e))
@@ -107,7 +219,7 @@ async fn call(global: &Global, daemon: &Daemon, args: CallArgs) -> Result<(), Cl
     let body = json!({
         "name": args.name.as_str(),
         "input_hex": hex::encode(read_input(&args.input)?),
-        "peer": args.peer.to_string(),
+        "peer": args.peer.map(|peer| peer.to_string()),
         "max_price": args.max_price.map(|most| most.0),
         "timeout_s": args.timeout.as_secs_f64(),
         "call_id": args.call_id.map(|id| id.to_string()),

@@ -34,6 +34,7 @@ pub(super) enum Command {
     Intend { peer: PeerId, hold: HoldId, amount: u64, reply: Reply<()> },
     Finish { peer: PeerId, hold: HoldId, price: u64, result_hash: Hash, reply: Reply<()> },
     HoldState { peer: PeerId, side: Side, hold: HoldId, reply: Reply<Option<HoldState>> },
+    Acknowledged { peer: PeerId, reply: Reply<bool> },
     Void { peer: PeerId, side: Side, hold: HoldId, reply: Reply<()> },
     Opened { peer: PeerId, hold: HoldId, reply: Reply<OpenHold> },
     Vouched { peer: PeerId, envelope: Raw, reply: Reply<(HoldId, u64)> },

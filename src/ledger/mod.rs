@@ -337,6 +337,11 @@ impl Ledger {
         self.ask(|reply| Command::Finish { peer, hold, price, result_hash, reply }).await
     }
 
+    /// Whether a peer has acknowledged all notes that it was sent since it came.
+    pub(crate) async fn is_acknowledged(&self, peer: PeerId) -> Result<bool, LedgerError> {
+        self.ask(|reply| Command::Acknowledged { peer, reply }).await
+    }
+
     /// How a hold stands, while it is remembered.
     pub(crate) async fn hold_state(
         &self,

@@ -274,9 +274,15 @@ impl Node {
             ledger: plane.ledger().clone(),
             telemetry: telemetry.clone(),
             asker: asker.clone(),
+            db: db.clone(),
+            more: Vec::new(),
+            runner: None,
         };
-        let services = Services::new(parts, &settings.services)?;
+        let services = Services::start(parts, &settings.services).await?;
         tokio::spawn(services.clone().run(called));
+        if !matches!(settings.keep, Keep::Nothing) {
+            tokio::spawn(services::publish::run(services.clone(), stopping.clone()));
+        }
 
         let mut node = Self {
             handle,
@@ -388,6 +394,11 @@ impl Node {
     /// When the model is not known here. That there is no plan is part of the report.
     pub async fn plan(&self, request: &PlanRequest) -> Result<PlanReport, InferError> {
         self.asker.plan(request).await
+    }
+
+    /// The services of this node, and its way to those of others.
+    pub(crate) fn services(&self) -> &Arc<Services> {
+        &self.services
     }
 
     /// What pulls models for this node.

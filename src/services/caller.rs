@@ -1,8 +1,11 @@
 //! Calls of this node: a hold at the provider, the call, and one note for its result.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use futures::AsyncReadExt as _;
+use futures::{
+    AsyncReadExt as _,
+    io::{ReadHalf, WriteHalf},
+};
 use libp2p::PeerId;
 use quelea_behaviours::conduct::Deed;
 use quelea_ledger::{
@@ -10,12 +13,14 @@ use quelea_ledger::{
     book::{HoldState, HoldTerms, Refusal, Side},
 };
 use quelea_service::{
-    Answer, Ask, Call, CallId, Fault, FrameError, FrameReader, FrameWriter, Listed, MAX_INPUT, Name, job_hash,
+    Answer, Ask, Call, CallId, Fault, FrameError, FrameReader, FrameWriter, Listed, MAX_INPUT, Name, ServiceStream,
+    job_hash,
 };
 use quelea_wire::{Credits, ErrorCode, time::unix_ms};
+use serde_json::{Value, json};
 use tokio::{
-    sync::mpsc,
-    time::{Instant, timeout, timeout_at},
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::Services;
@@ -41,11 +46,20 @@ const LIST: Duration = Duration::from_secs(5);
 /// How long the note is waited for before the result is handed on. It is made all the same.
 const NOTE: Duration = Duration::from_secs(5);
 
+/// Between two looks whether a note is acknowledged.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// How long a peer that was lost is given to come back, for the same call to be asked again.
 const BACK: Duration = Duration::from_secs(3);
 
 /// Holds that are tried for one call at one peer: earlier ones were taken back.
 const HOLDS: u8 = 8;
+
+/// Providers that are tried for one call.
+const TRIES: usize = 3;
+
+/// How long a peer that is gone is waited for, to be told that a hold is taken back: about as long as it would stand.
+const TELL: Duration = Duration::from_secs(5 * 60);
 
 /// Bytes of progress that a call may bring in all.
 const PROGRESS_MAX: usize = 8 << 20;
@@ -55,8 +69,8 @@ const PROGRESS_MAX: usize = 8 << 20;
 pub(crate) struct CallRequest {
     pub(crate) name: Name,
     pub(crate) input: Vec<u8>,
-    /// At whom.
-    pub(crate) peer: PeerId,
+    /// At whom; at the best that is found, without.
+    pub(crate) peer: Option<PeerId>,
     /// The most that it may cost, in micro-credits.
     pub(crate) max_price: Option<u64>,
     /// How long it may take.
@@ -72,7 +86,7 @@ pub(crate) enum CallEvent {
     Progress(Vec<u8>),
 }
 
-/// What a call came to.
+/// What a call of this node came to.
 #[derive(Debug, Clone)]
 pub(crate) struct CallDone {
     pub(crate) peer: PeerId,
@@ -82,6 +96,34 @@ pub(crate) struct CallDone {
     pub(crate) paid: u64,
     /// The note that pays it; nothing where it is yet to be signed.
     pub(crate) note: Option<Hash>,
+}
+
+impl CallDone {
+    /// As commands and the API show it.
+    pub(crate) fn document(&self, request: &CallRequest) -> Value {
+        let mut result = json!({
+            "schema": "quelea.service_call/v1",
+            "call_id": request.id.to_string(),
+            "name": request.name.as_str(),
+            "version": self.version,
+            "peer_id": self.peer.to_string(),
+            "paid": self.paid,
+            "credits": Credits(self.paid).to_string(),
+            "note": self.note.map(|note| hex::encode(note.0)),
+        });
+        match std::str::from_utf8(&self.output) {
+            Ok(text) => result["output"] = text.into(),
+            Err(_) => result["output_hex"] = hex::encode(&self.output).into(),
+        }
+        result
+    }
+}
+
+/// A stream of a call of ours. Dropped before its last word, it ends the call.
+struct Line {
+    reader: FrameReader<ReadHalf<ServiceStream>>,
+    writer: FrameWriter<WriteHalf<ServiceStream>>,
+    _place: OwnedSemaphorePermit,
 }
 
 /// Why a try brought nothing.
@@ -104,6 +146,8 @@ impl Drop for Reserved {
         let Some(hold) = self.hold.take() else { return };
         let (ledger, peer) = (self.services.ledger.clone(), self.peer);
         tokio::spawn(async move {
+            // A peer that is gone would go on reserving it: it is told when it is back.
+            let _ = ledger.ready(peer, Instant::now() + TELL).await;
             // One that was paid before stays so.
             if let Err(error) = ledger.void(peer, Side::Mine, hold).await {
                 tracing::debug!(%peer, %error, "a hold is not taken back");
@@ -120,9 +164,9 @@ impl Services {
     pub(crate) async fn list(&self, peer: PeerId, name: Option<Name>) -> Result<Vec<Listed>, InferError> {
         let listed = async {
             self.reach(peer).await?;
-            let (mut reader, mut writer) = self.open(peer).await.map_err(|(error, _)| error)?;
-            writer.ask(&Ask::List(name)).await.map_err(|error| lost(peer, &error))?;
-            match reader.answer().await {
+            let mut line = self.open(peer).await.map_err(|(error, _)| error)?;
+            line.writer.ask(&Ask::List(name)).await.map_err(|error| lost(peer, &error))?;
+            match line.reader.answer().await {
                 Ok(Some(Answer::Listed(listed))) => Ok(listed),
                 Ok(Some(Answer::Error(fault))) => Err(refused(peer, &fault)),
                 Ok(other) => Err(self.rubbish(peer, &format!("{} to a question for a list", kind(other.as_ref())))),
@@ -147,8 +191,7 @@ impl Services {
         request: &CallRequest,
         events: &mpsc::Sender<CallEvent>,
     ) -> Result<CallDone, InferError> {
-        let began = Instant::now();
-        let called = self.attempt(request, began, events).await;
+        let called = self.at_best(request, events).await;
         let result = match &called {
             Ok(_) => RpcResult::Ok,
             Err(error) if error.error_code() == ErrorCode::DeadlineExceeded => RpcResult::Timeout,
@@ -158,54 +201,144 @@ impl Services {
         called
     }
 
-    async fn attempt(
+    /// Calls the provider that is named, or those that are found, the best first, until one answers.
+    async fn at_best(
         self: &Arc<Self>,
         request: &CallRequest,
-        began: Instant,
         events: &mpsc::Sender<CallEvent>,
     ) -> Result<CallDone, InferError> {
-        let CallRequest { name, peer, .. } = request;
-        let peer = *peer;
         if request.input.len() > MAX_INPUT {
             let message = format!("{} bytes go in, more than {MAX_INPUT}", request.input.len());
             return Err(InferError::new(ErrorCode::ServiceInput, message));
         }
-        if peer == self.local() {
-            let message = format!("{peer} is this node: it calls its own services without the swarm");
-            return Err(InferError::new(ErrorCode::Usage, message).hint("name another peer"));
+        let deadline = Instant::now() + request.timeout.min(LONGEST);
+        let offers = match request.peer {
+            Some(peer) => vec![(peer, self.offered_by(peer, request).await?)],
+            None => {
+                let within = deadline.saturating_duration_since(Instant::now());
+                let offers = self.choose(&request.name, request.max_price, within).await?;
+                offers.into_iter().map(|offer| (offer.peer, offer.listed)).collect()
+            }
+        };
+        let mut failed = None;
+        let mut anew = request.peer.is_some();
+        let mut offers: VecDeque<_> = offers.into_iter().take(TRIES).collect();
+        while let Some((peer, listed)) = offers.pop_front() {
+            let began = std::time::Instant::now();
+            match self.attempt(request, peer, &listed, deadline, events).await {
+                Ok(done) => {
+                    self.experience.note(peer, &request.name, Some(began.elapsed()), std::time::Instant::now());
+                    return Ok(done);
+                }
+                Err(error) => {
+                    self.failed_at(peer, &request.name, &error);
+                    // What it said a moment ago is not so any more: it is asked again, once.
+                    if error.error_code() == ErrorCode::PaymentRequired && std::mem::take(&mut anew) {
+                        offers.push_back((peer, self.offered_by(peer, request).await?));
+                        continue;
+                    }
+                    let elsewhere = error.retryable && Instant::now() < deadline;
+                    if request.peer.is_some() || !elsewhere {
+                        return Err(error);
+                    }
+                    tracing::debug!(%peer, %error, "a call failed; the next provider is called");
+                    failed = Some(error);
+                }
+            }
         }
-        let deadline = began + request.timeout.min(LONGEST);
-        let listed = self.list(peer, Some(name.clone())).await?;
-        let Some(listed) = listed.into_iter().find(|listed| listed.name == *name) else {
-            let message = format!("peer {peer} offers no service {name}");
-            return Err(InferError::new(ErrorCode::ServiceUnknown, message)
-                .hint(format!("'quelea service list --peer {peer}' shows what it offers"))
-                .about(peer));
+        Err(failed.unwrap_or_else(|| InferError::new(ErrorCode::NotFound, "nobody is left to be called")))
+    }
+
+    /// What becomes of a failure: some are the provider's.
+    fn failed_at(&self, peer: PeerId, name: &Name, error: &InferError) {
+        let now = std::time::Instant::now();
+        match error.error_code() {
+            ErrorCode::PaymentRequired | ErrorCode::ServiceUnknown => self.experience.forget(&peer, name),
+            ErrorCode::HopLost
+            | ErrorCode::HopSilent
+            | ErrorCode::DialFailed
+            | ErrorCode::DeadlineExceeded
+            | ErrorCode::Overloaded
+            | ErrorCode::ServiceFailed
+            | ErrorCode::UpstreamFailed
+            | ErrorCode::ServiceAnswer => self.experience.note(peer, name, None, now),
+            _ => {}
+        }
+    }
+
+    /// What the provider that is named asks, as it said a moment ago, or says now.
+    async fn offered_by(&self, peer: PeerId, request: &CallRequest) -> Result<Listed, InferError> {
+        let name = &request.name;
+        if peer == self.local() {
+            return Err(InferError::new(ErrorCode::Usage, format!("{peer} is this node")).hint("name another peer"));
+        }
+        let now = std::time::Instant::now();
+        let listed = match self.experience.listed(&peer, name, now) {
+            Some(listed) => listed,
+            None => {
+                let listed = self.list(peer, Some(name.clone())).await?;
+                let Some(listed) = listed.into_iter().find(|listed| listed.name == *name) else {
+                    let message = format!("peer {peer} offers no service {name}");
+                    return Err(InferError::new(ErrorCode::ServiceUnknown, message)
+                        .hint(format!("'quelea service list --peer {peer}' shows what it offers"))
+                        .about(peer));
+                };
+                self.experience.note_list(peer, &listed, now);
+                listed
+            }
         };
         if let Some(most) = request.max_price.filter(|most| listed.price > *most) {
             let (asked, most) = (Credits(listed.price), Credits(most));
             let message = format!("peer {peer} asks {asked} credits for {name}, and at most {most} are given");
             return Err(InferError::new(ErrorCode::PriceTooHigh, message).about(peer));
         }
-        let reserved = self.reserve(request, listed.price, deadline).await?;
-        let mut again = true;
+        Ok(listed)
+    }
+
+    async fn attempt(
+        self: &Arc<Self>,
+        request: &CallRequest,
+        peer: PeerId,
+        listed: &Listed,
+        deadline: Instant,
+        events: &mpsc::Sender<CallEvent>,
+    ) -> Result<CallDone, InferError> {
+        self.reach(peer).await?;
+        let reserved = self.reserve(request, peer, listed.price, deadline).await?;
+        let mut lost = None;
         loop {
-            let tried = timeout_at(deadline, self.ask(request, &listed, &reserved, deadline, events)).await;
+            let tried = timeout_at(deadline, self.ask(request, listed, &reserved, deadline, events)).await;
             match tried {
                 Ok(Ok((version, amount, output))) => return Ok(self.pay(reserved, version, amount, output).await),
-                Ok(Err(Failed::Lost(error))) if again => {
-                    again = false;
+                Ok(Err(Failed::Lost(error))) if lost.is_none() => {
                     tracing::debug!(%peer, %error, "a call was lost; it is asked again");
                     if !matches!(timeout(BACK, self.reach(peer)).await, Ok(Ok(()))) {
                         return Err(error);
                     }
+                    lost = Some(error);
                 }
-                Ok(Err(Failed::Lost(error) | Failed::Refused(error))) => return Err(error),
+                Ok(Err(Failed::Lost(error) | Failed::Refused(error))) => {
+                    // That it is not there any more was said better before.
+                    return Err(lost.filter(|_| error.error_code() == ErrorCode::HopLost).unwrap_or(error));
+                }
                 Err(_late) => {
+                    let name = &request.name;
                     let message = format!("peer {peer} did not finish {name} in time; nothing is paid");
                     return Err(InferError::new(ErrorCode::DeadlineExceeded, message).about(peer));
                 }
             }
+        }
+    }
+
+    /// Waits a moment until a peer has taken our newest note: for a node that stops next.
+    pub(crate) async fn note_taken(&self, peer: PeerId) {
+        let taken = async {
+            while !matches!(self.ledger.is_acknowledged(peer).await, Ok(true) | Err(_)) {
+                sleep(LOOK).await;
+            }
+        };
+        if timeout(NOTE, taken).await.is_err() {
+            tracing::warn!(%peer, "the peer has not said that it has the note");
         }
     }
 
@@ -220,30 +353,25 @@ impl Services {
         })
     }
 
-    /// A stream to a peer; whether it is there at all is the second of an error.
-    async fn open(
-        &self,
-        peer: PeerId,
-    ) -> Result<
-        (FrameReader<impl futures::AsyncRead + Unpin + use<>>, FrameWriter<impl futures::AsyncWrite + Unpin + use<>>),
-        (InferError, bool),
-    > {
+    /// A stream to a peer, when it is our turn; whether the peer is there at all is the second of an error.
+    async fn open(&self, peer: PeerId) -> Result<Line, (InferError, bool)> {
+        let place = self.lanes.turn(peer).await;
         let stream = self.handle.open_service(peer).await.map_err(|error| {
             let there = matches!(error, OpenStreamError::Refused { .. });
             (InferError::new(ErrorCode::HopLost, error.to_string()).about(peer), there)
         })?;
         let (read, write) = stream.split();
-        Ok((FrameReader::new(read), FrameWriter::new(write)))
+        Ok(Line { reader: FrameReader::new(read), writer: FrameWriter::new(write), _place: place })
     }
 
     /// Reserves the price of a call at its provider.
     async fn reserve(
         self: &Arc<Self>,
         request: &CallRequest,
+        peer: PeerId,
         price: u64,
         deadline: Instant,
     ) -> Result<Reserved, InferError> {
-        let peer = request.peer;
         let mut reserved = Reserved { services: self.clone(), peer, hold: None };
         if price == 0 {
             return Ok(reserved);
@@ -290,9 +418,9 @@ impl Services {
         deadline: Instant,
         events: &mpsc::Sender<CallEvent>,
     ) -> Result<(u16, u64, Vec<u8>), Failed> {
-        let peer = request.peer;
-        let (mut reader, mut writer) =
-            self.open(peer).await.map_err(|(e, there)| if there { Failed::Refused(e) } else { Failed::Lost(e) })?;
+        let peer = reserved.peer;
+        let opened = self.open(peer).await;
+        let mut line = opened.map_err(|(e, there)| if there { Failed::Refused(e) } else { Failed::Lost(e) })?;
         let remaining = deadline.saturating_duration_since(Instant::now()).as_millis();
         let call = Call {
             id: request.id,
@@ -304,10 +432,10 @@ impl Services {
             input: request.input.clone(),
         };
         let gone = |error: FrameError| Failed::Lost(lost(peer, &error));
-        writer.ask(&Ask::Call(Box::new(call))).await.map_err(gone)?;
+        line.writer.ask(&Ask::Call(Box::new(call))).await.map_err(gone)?;
         let (mut accepted, mut progress) = (None, 0_usize);
         loop {
-            let answer = match reader.answer().await {
+            let answer = match line.reader.answer().await {
                 Ok(Some(answer)) => answer,
                 Ok(None) => return Err(gone(FrameError::Cut)),
                 Err(error) if error.code().is_none() => return Err(gone(error)),

@@ -109,6 +109,15 @@ impl Calls {
         table.trim(now);
     }
 
+    /// What an earlier process had done, for so much longer.
+    pub(super) fn restore(&self, key: Key, job: [u8; 32], kept: Kept, rest: Duration, now: Instant) {
+        let mut table = self.lock();
+        table.bytes = table.bytes.saturating_add(kept.output.len());
+        table.calls.insert(key, State::Done { job, kept: Arc::new(kept), until: now + rest.min(KEEP) });
+        table.order.push_back(key);
+        table.trim(now);
+    }
+
     /// Results that are kept, and their bytes.
     #[cfg(test)]
     pub(super) fn kept(&self) -> (usize, usize) {
@@ -220,7 +229,7 @@ mod tests {
         let (count, bytes) = calls.kept();
         assert!(bytes <= KEPT_BYTES && count <= 33, "{count} of {bytes} bytes");
         assert!(matches!(calls.look(&(modest, id(0)), &[0; 32], now), Some(Known::Done(_))));
-        for n in 0..u32::try_from(2 * KEPT).unwrap() {
+        for n in 0..u32::try_from(KEPT + 100).unwrap() {
             calls.done((PeerId::random(), id(n)), [0; 32], kept(1), now);
         }
         assert!(calls.kept().0 <= KEPT);

@@ -8,7 +8,8 @@
 //! | `calls` | which calls are known, so that a repeated one is answered and not done again |
 //! | `run` | one call: queue, work, and who is to pay |
 //! | `payers` | who has not paid for what it was given |
-//! | `caller` | calls of this node: a hold, the call, a note |
+//! | `find`, `publish` | who offers what, and telling others |
+//! | `caller`, `lanes` | calls of this node: a hold, the call, a note; whose turn it is |
 //! | `builtin` | the services that ship with the node |
 //!
 //! # Money
@@ -28,11 +29,14 @@
 mod builtin;
 mod caller;
 mod calls;
+mod find;
+mod lanes;
 mod payers;
 mod provider;
+pub(crate) mod publish;
 mod registry;
 mod run;
-mod service;
+pub(crate) mod service;
 
 use std::{
     sync::Arc,
@@ -40,18 +44,27 @@ use std::{
 };
 
 use libp2p::PeerId;
-use quelea_service::{Name, ServiceStream};
+use quelea_service::{CallId, Name, ServiceStream};
+use quelea_wire::{ErrorCode, time::unix_ms};
 use tokio::sync::mpsc;
 
 pub(crate) use self::{
-    builtin::upstream::Upstream,
-    caller::{CallDone, CallEvent, CallRequest},
+    builtin::{compute::Runner, upstream::Upstream},
+    caller::{CallEvent, CallRequest},
+    find::Offer,
     registry::{Offered, Registry},
 };
-use self::{calls::Calls, payers::Payers};
+use self::{
+    calls::{Calls, Kept},
+    find::Experience,
+    lanes::Lanes,
+    payers::Payers,
+    service::Service,
+};
 use crate::{
     inference::{Asker, InferError},
     ledger::Ledger,
+    storage::{Db, ReadError},
     swarm::Handle,
     telemetry::Telemetry,
 };
@@ -82,6 +95,11 @@ pub(crate) struct Parts {
     pub(crate) telemetry: Telemetry,
     /// Asks the swarm, for the service that does.
     pub(crate) asker: Arc<Asker>,
+    pub(crate) db: Option<Db>,
+    /// Services of other parts of the node, which are offered or not like those that ship.
+    pub(crate) more: Vec<(Name, Arc<dyn Service>)>,
+    /// Runs what callers of `compute` submit.
+    pub(crate) runner: Option<Arc<dyn Runner>>,
 }
 
 /// The services of a node, and its way to those of others.
@@ -90,24 +108,69 @@ pub(crate) struct Services {
     ledger: Ledger,
     telemetry: Telemetry,
     pub(crate) registry: Registry,
+    /// A node that keeps nothing has none.
+    db: Option<Db>,
     calls: Calls,
     payers: Payers,
+    experience: Experience,
+    lanes: Lanes,
 }
 
 impl Services {
-    /// With those that ship with the node, of which `settings` says which are offered.
+    /// With those that ship with the node, of which `settings`, and what was set before, say which are offered.
     ///
     /// # Errors
-    /// When a service is to be offered that there is not.
-    pub(crate) fn new(parts: Parts, settings: &ServiceSettings) -> Result<Arc<Self>, InferError> {
-        let Parts { handle, ledger, telemetry, asker } = parts;
+    /// When a service is to be offered that there is not, or what is kept cannot be read.
+    pub(crate) async fn start(parts: Parts, settings: &ServiceSettings) -> Result<Arc<Self>, InferError> {
+        let Parts { handle, ledger, telemetry, asker, db, more, runner } = parts;
         let registry = Registry::default();
-        builtin::add_all(&registry, asker, settings)?;
+        builtin::add_all(&registry, asker, runner, settings)?;
+        for (name, service) in more {
+            registry.add(name, service);
+        }
+        let calls = Calls::default();
+        if let Some(db) = &db {
+            let unread = |error: ReadError| InferError::new(ErrorCode::StorageFailed, error.to_string());
+            for (name, enabled, price) in db.services().await.map_err(unread)? {
+                restore(&registry, &name, enabled, price);
+            }
+            let now = unix_ms();
+            for row in db.service_results(now).await.map_err(unread)? {
+                let rest = Duration::from_millis(row.expires_ms.saturating_sub(now));
+                let kept = Kept { amount: row.amount, output: row.output };
+                calls.restore((row.peer, CallId(row.call)), row.job, kept, rest, Instant::now());
+            }
+        }
         for (name, price) in &settings.offered {
             registry.offer(name, *price)?;
         }
-        let (calls, payers) = (Calls::default(), Payers::default());
-        Ok(Arc::new(Self { handle, ledger, telemetry, registry, calls, payers }))
+        let (payers, experience, lanes) = (Payers::default(), Experience::default(), Lanes::default());
+        Ok(Arc::new(Self { handle, ledger, telemetry, registry, db, calls, payers, experience, lanes }))
+    }
+
+    /// Offers a service or not, and asks another price, from now on and after a restart.
+    ///
+    /// # Errors
+    /// When there is no such service, or it cannot be kept.
+    pub(crate) async fn set(
+        &self,
+        name: &Name,
+        enabled: Option<bool>,
+        price: Option<u64>,
+    ) -> Result<Arc<Offered>, InferError> {
+        let offered = match enabled {
+            Some(true) => self.registry.offer(name, price)?,
+            Some(false) => self.registry.withdraw(name)?,
+            None => self.registry.get_or_say(name)?,
+        };
+        if let Some(price) = price {
+            self.registry.set_price(name, price)?;
+        }
+        if let Some(db) = &self.db {
+            let kept = db.put_service(name.to_string(), offered.enabled(), offered.price()).await;
+            kept.map_err(|error| InferError::new(ErrorCode::StorageFailed, error.to_string()))?;
+        }
+        Ok(offered)
     }
 
     /// Answers calls until the swarm ends.
@@ -132,5 +195,14 @@ impl Services {
 
     fn local(&self) -> PeerId {
         self.handle.local()
+    }
+}
+
+/// What was set before. A service that has nothing behind it any more is left alone.
+fn restore(registry: &Registry, name: &str, enabled: bool, price: u64) {
+    let Ok(name) = name.parse::<Name>() else { return };
+    let set = registry.set_price(&name, price);
+    if enabled && let Err(error) = set.and_then(|_| registry.offer(&name, None)) {
+        tracing::warn!(%name, %error, "a service is not offered any more");
     }
 }

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     inference::InferError,
+    ledger::LedgerError,
     telemetry::metrics::{Direction, RpcResult},
 };
 
@@ -36,6 +37,9 @@ const WRITE: Duration = Duration::from_secs(30);
 
 /// How long the hold of a call is waited for: it comes beside the call, on another stream.
 const HOLD: Duration = Duration::from_secs(5);
+
+/// What a caller is told to wait when the ledger remembers as many of its holds as it does: they are forgotten one by one.
+const HOLDS_FULL_MS: u32 = 30_000;
 
 /// Pieces of progress that may wait for a slow caller; then the service waits.
 const PROGRESS: usize = 16;
@@ -171,6 +175,10 @@ impl Services {
             return Err(fault(ErrorCode::ShuttingDown, ErrorCode::ShuttingDown.meaning()));
         }
         self.fits(peer, &offered, &call, price)?;
+        if let (0, Some(hold)) = (price, hold) {
+            // Told of an earlier price, it has reserved what is not asked for. It takes it back, too, should ours be too early.
+            let _ = self.ledger.void(peer, Side::Theirs, hold).await;
+        }
         let hold = if price == 0 { None } else { Some(self.reserved(peer, hold, &job, price).await?) };
         match self.calls.begin(key, job, std::time::Instant::now()) {
             // Another stream was faster.
@@ -222,6 +230,10 @@ impl Services {
             return Err(required(format!("the price is {} credits, and no hold pays it", Credits(price))));
         };
         let held = self.ledger.opened(peer, hold, Instant::now() + HOLD).await.map_err(|error| {
+            if error == LedgerError::NoCredit("count") {
+                let full = fault(ErrorCode::Overloaded, "as many holds are remembered between us as may be");
+                return Fault { retry_ms: HOLDS_FULL_MS, ..full };
+            }
             let code = InferError::from(error.clone()).error_code();
             // Whatever else is wrong with it, it is no hold.
             let code = if code == ErrorCode::Usage { ErrorCode::PaymentRequired } else { code };

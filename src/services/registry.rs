@@ -11,7 +11,7 @@ use std::{
 
 use quelea_service::{Listed, MAX_LISTED, Name};
 use quelea_wire::ErrorCode;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use super::service::{About, Service};
 use crate::inference::InferError;
@@ -41,6 +41,7 @@ pub(crate) struct Registry {
     all: RwLock<BTreeMap<Name, Arc<Offered>>>,
     /// Those that would be here if the node were told more, and what.
     absent: RwLock<BTreeMap<Name, &'static str>>,
+    changed: Notify,
 }
 
 /// A count that goes down again when this is dropped.
@@ -163,7 +164,11 @@ impl Registry {
         self.absent.write().unwrap_or_else(PoisonError::into_inner).insert(name, wants);
     }
 
-    fn known(&self, name: &Name) -> Result<Arc<Offered>, InferError> {
+    /// One of them, offered or not.
+    ///
+    /// # Errors
+    /// When there is none of this name; what it wants, where that is known.
+    pub(crate) fn get_or_say(&self, name: &Name) -> Result<Arc<Offered>, InferError> {
         self.get(name).ok_or_else(|| {
             if let Some(wants) = self.absent.read().unwrap_or_else(PoisonError::into_inner).get(name) {
                 return InferError::new(ErrorCode::ServiceUnknown, format!("{name} has nothing behind it"))
@@ -180,11 +185,12 @@ impl Registry {
     /// # Errors
     /// When there is none of this name.
     pub(crate) fn offer(&self, name: &Name, price: Option<u64>) -> Result<Arc<Offered>, InferError> {
-        let offered = self.known(name)?;
+        let offered = self.get_or_say(name)?;
         if let Some(price) = price {
             offered.price.store(price, Ordering::Relaxed);
         }
         offered.enabled.store(true, Ordering::Relaxed);
+        self.changed.notify_one();
         Ok(offered)
     }
 
@@ -193,8 +199,9 @@ impl Registry {
     /// # Errors
     /// When there is none of this name.
     pub(crate) fn withdraw(&self, name: &Name) -> Result<Arc<Offered>, InferError> {
-        let offered = self.known(name)?;
+        let offered = self.get_or_say(name)?;
         offered.enabled.store(false, Ordering::Relaxed);
+        self.changed.notify_one();
         Ok(offered)
     }
 
@@ -203,9 +210,14 @@ impl Registry {
     /// # Errors
     /// When there is none of this name.
     pub(crate) fn set_price(&self, name: &Name, price: u64) -> Result<Arc<Offered>, InferError> {
-        let offered = self.known(name)?;
+        let offered = self.get_or_say(name)?;
         offered.price.store(price, Ordering::Relaxed);
         Ok(offered)
+    }
+
+    /// Waits until something is offered, or no more.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// What others are told: all that are offered, or one of them.

@@ -8,16 +8,17 @@ use std::{
 
 use quelea_ledger::{Hash, HoldId, book::Side};
 use quelea_service::{Fault, MAX_OUTPUT};
-use quelea_wire::ErrorCode;
+use quelea_wire::{ErrorCode, time::unix_ms};
 use tokio::time::timeout;
 
 use super::{
     Services,
-    calls::{Ends, Kept, Key},
+    calls::{Ends, KEEP, Kept, Key},
     payers::PATIENCE,
     registry::Offered,
     service::{Done, Job, Progress, fault},
 };
+use crate::storage::ResultRow;
 
 /// A call that is worked on. However it ends, those who wait are told, and what is known of it fits.
 pub(super) struct Run {
@@ -81,6 +82,9 @@ impl Run {
             began.elapsed(),
         );
         let paid_for = end.as_ref().ok().is_some_and(|kept| kept.amount > 0);
+        if paid_for {
+            self.services.payers.owes(self.key.0);
+        }
         self.ends.send_replace(Some(end));
         // What was said of it is read until the channel ends.
         drop(progress);
@@ -115,6 +119,7 @@ impl Run {
         let kept = Arc::new(Kept { amount, output: done.output });
         match self.hold {
             Some(hold) if amount > 0 => {
+                self.store(&kept).await?;
                 let result = Hash(*blake3::hash(&kept.output).as_bytes());
                 let signed = self.services.ledger.finish(self.key.0, hold, amount, result).await;
                 signed.map_err(|error| {
@@ -129,6 +134,22 @@ impl Run {
         Ok(kept)
     }
 
+    /// On disk, where there is one: a provider that is killed answers it when it is back.
+    async fn store(&self, kept: &Kept) -> Result<(), Fault> {
+        let Some(db) = &self.services.db else { return Ok(()) };
+        let (now, (peer, call)) = (unix_ms(), self.key);
+        let row = ResultRow {
+            peer,
+            call: call.0,
+            expires_ms: now.saturating_add(u64::try_from(KEEP.as_millis()).unwrap_or(u64::MAX)),
+            amount: kept.amount,
+            job: self.job,
+            output: kept.output.clone(),
+        };
+        let stored = db.put_service_result(row, now).await;
+        stored.map_err(|error| fault(ErrorCode::StorageFailed, format!("the result cannot be kept: {error}")))
+    }
+
     /// Nothing is asked for it.
     async fn give_back(&self) {
         if let Some(hold) = self.hold {
@@ -140,7 +161,6 @@ impl Run {
     /// The caller has the result, and is given time to pay.
     async fn await_note(&self) {
         let (Some(hold), peer) = (self.hold, self.key.0) else { return };
-        self.services.payers.owes(peer);
         let paid = self.services.ledger.settled(peer, hold, tokio::time::Instant::now() + PATIENCE).await;
         let paid = paid.is_ok();
         self.services.payers.settled(&peer, paid, Instant::now());

@@ -23,6 +23,7 @@ mod ledger;
 mod migrations;
 mod neighbours;
 mod open;
+mod services;
 mod tables;
 mod writer;
 
@@ -43,6 +44,7 @@ pub(crate) use ledger::{LedgerBatch, LedgerRows};
 pub use neighbours::{ANCHORS_MAX, Anchor, BOOTSTRAP_MAX};
 pub use open::OpenError;
 pub use quelea_behaviours::peers::Source;
+pub(crate) use services::ResultRow;
 pub use tables::PeerRow;
 use writer::{Job, Write};
 
@@ -292,6 +294,39 @@ impl Db {
             return Err(WriteError::TooLong(raw.len()));
         }
         self.write(Write::OwnAnnouncement { seq, raw }).await
+    }
+
+    /// Keeps what a call came to. When this returns `Ok` it is on disk. What has expired at `now_ms` is let go of, and the
+    /// oldest where there are too many.
+    ///
+    /// # Errors
+    /// When the storage fails or failed before, or it is closed.
+    pub(crate) async fn put_service_result(&self, row: ResultRow, now_ms: u64) -> Result<(), WriteError> {
+        self.write(Write::Services(services::Change::Result { row: Box::new(row), now_ms })).await
+    }
+
+    /// What calls came to and has not expired at `now_ms`.
+    ///
+    /// # Errors
+    /// When the storage fails (which poisons it) or is closed.
+    pub(crate) async fn service_results(&self, now_ms: u64) -> Result<Vec<ResultRow>, ReadError> {
+        self.read(move |txn| services::read_results(txn, now_ms)).await
+    }
+
+    /// Keeps whether a service is offered, and what it costs, in micro-credits.
+    ///
+    /// # Errors
+    /// When the storage fails or failed before, or it is closed.
+    pub(crate) async fn put_service(&self, name: String, enabled: bool, price: u64) -> Result<(), WriteError> {
+        self.write(Write::Services(services::Change::Service { name, enabled, price })).await
+    }
+
+    /// What was kept of services: name, whether it is offered, micro-credits.
+    ///
+    /// # Errors
+    /// When the storage fails (which poisons it) or is closed.
+    pub(crate) async fn services(&self) -> Result<Vec<(String, bool, u64)>, ReadError> {
+        self.read(services::read_services).await
     }
 
     /// Our own announcement as it was last stored: sequence number and exact signed bytes.

@@ -4,6 +4,7 @@ mod faults;
 mod ledger;
 mod neighbours;
 pub(crate) mod older;
+mod services;
 
 use std::{
     os::unix::fs::PermissionsExt as _,

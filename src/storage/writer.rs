@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Anchor, BackupError, CommitObserver, DhtWrite, LedgerBatch, PeerRow, Shared, WriteError, bans, copy, dht, ledger,
-    neighbours, tables,
+    neighbours, services, tables,
 };
 
 /// Writes that share one commit at most. It bounds what one failed commit takes with it.
@@ -40,6 +40,7 @@ pub(super) enum Write {
     OwnAnnouncement { seq: u64, raw: Vec<u8> },
     Ban(bans::Change),
     Dht(DhtWrite),
+    Services(services::Change),
     Ledger(Box<LedgerBatch>),
 }
 
@@ -167,6 +168,11 @@ fn commit(database: &Database, writes: Vec<Write>) -> Result<Committed, redb::Er
                 }
                 Write::Dht(write) => {
                     changed |= dht::apply(&txn, write)?;
+                    Ok(())
+                }
+                Write::Services(change) => {
+                    services::apply(&txn, change)?;
+                    changed = true;
                     Ok(())
                 }
                 Write::Ledger(batch) => {

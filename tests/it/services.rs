@@ -1,6 +1,11 @@
 //! Services between daemons: called, paid once, and refused, whoever goes away.
 
+mod cheats;
+mod losses;
+mod many;
+mod model;
 mod paid;
+mod shipped;
 
 use crate::harness::{Daemon, Launch};
 

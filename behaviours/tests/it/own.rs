@@ -112,6 +112,30 @@ async fn packets_of_the_ledger_arrive_and_are_answered() {
 }
 
 #[tokio::test]
+async fn services_are_called_on_streams_of_their_own() {
+    let mut nodes = [Node::start(config()).await, Node::start(config()).await];
+    connect(&mut nodes, 0, 1).await;
+    let (provider, caller) = (nodes[1].id, nodes[0].id);
+    let wanted = nodes[0].swarm.behaviour_mut().service.open(provider);
+    let (mut opened, mut called) = (false, false);
+    until(&mut nodes, "both ends of a call", |i, _, event| {
+        match event {
+            SwarmEvent::Behaviour(BehaviourEvent::Service(quelea_service::Event::Opened { id, result, .. })) => {
+                assert!(i == 0 && *id == wanted && result.is_ok(), "{result:?}");
+                opened = true;
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Service(quelea_service::Event::Inbound { peer, .. })) => {
+                assert_eq!((i, *peer), (1, caller));
+                called = true;
+            }
+            _ => {}
+        }
+        (opened && called).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn peers_identify_themselves() {
     let mut nodes = [Node::start(config()).await, Node::start(config()).await];
     let (dialled, id) = (nodes[1].addr.clone(), nodes[1].id);
@@ -127,7 +151,7 @@ async fn peers_identify_themselves() {
     assert!(same_network(&config(), &info));
     assert!(info.agent_version.starts_with("quelea/"), "{}", info.agent_version);
     assert!(info.listen_addrs.contains(&dialled));
-    for name in ["shard", "ledger", "announce", "exchange", "kad", "gossip"] {
+    for name in ["shard", "ledger", "announce", "exchange", "service", "kad", "gossip"] {
         let wanted = config().network.protocol(name, 1);
         assert!(info.protocols.contains(&wanted), "{wanted} is not among {:?}", info.protocols);
     }

@@ -7,7 +7,8 @@ use libp2p::PeerId;
 use quelea_service::{CallId, Name};
 use quelea_wire::Credits;
 
-use super::parse_duration;
+use super::{MaskedArgs, parse_duration};
+use crate::address::{PeerAddress, parse_peer_address};
 
 /// Which services a daemon offers.
 #[derive(Debug, Args)]
@@ -36,23 +37,42 @@ pub(crate) struct OfferArgs {
     pub(crate) llm_prompt_key_file: Option<PathBuf>,
 }
 
+const CALL_EXAMPLES: &str = "Examples:
+  quelea service call echo hello                                  at whoever offers it best
+  quelea service call echo @file --peer 12D3KooW… --max-price 0.01
+  date | quelea service call echo - --json
+  quelea service call compute '{\"op\":\"eval\",\"expression\":\"2^10\"}'
+  quelea service call -b /ip4/203.0.113.7/tcp/8468/p2p/12D3… echo hi    as a passing peer, no daemon";
+
 /// Services of this node and of others.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServiceCommand {
-    /// The services of this node, or those that a peer offers
+    /// The services of this node, those that a peer offers, or who offers one
     #[command(
-        after_help = "Examples:\n  quelea service list\n  quelea service list --peer 12D3KooW…\n  quelea service list --json"
+        after_help = "Examples:\n  quelea service list\n  quelea service list --peer 12D3KooW…\n  quelea service list --name echo --json"
     )]
     List {
         /// Ask this peer what it offers
         #[arg(long, value_name = "PEER")]
         peer: Option<PeerId>,
+        /// Look for peers that offer this service, the best first
+        #[arg(long, value_name = "NAME")]
+        name: Option<Name>,
+    },
+    /// What a service takes, costs and does: here, or at a peer
+    #[command(
+        after_help = "Examples:\n  quelea service info echo\n  quelea service info compute --peer 12D3KooW… --json"
+    )]
+    Info {
+        /// Which
+        name: Name,
+        /// At this peer
+        #[arg(long, value_name = "PEER")]
+        peer: Option<PeerId>,
     },
     /// Call a service of a peer, and pay for it
-    #[command(
-        after_help = "Examples:\n  quelea service call echo hello --peer 12D3KooW…\n  quelea service call echo @file --peer 12D3KooW… --max-price 0.01\n  date | quelea service call echo - --peer 12D3KooW… --json"
-    )]
-    Call(CallArgs),
+    #[command(after_help = CALL_EXAMPLES)]
+    Call(Box<CallArgs>),
     /// Offer a service from now on
     #[command(after_help = "Examples:\n  quelea service enable echo\n  quelea service enable echo --price 0.002")]
     Enable {
@@ -86,9 +106,17 @@ pub(crate) struct CallArgs {
     /// What goes in: as it is, @FILE, or '-' for stdin
     #[arg(default_value = "")]
     pub(crate) input: String,
-    /// At this peer
+    /// At this peer [default: whoever offers it best, by price, time and what dealings were like]
     #[arg(long, value_name = "PEER")]
-    pub(crate) peer: PeerId,
+    pub(crate) peer: Option<PeerId>,
+    /// Call as a passing peer through these peers, without a daemon
+    #[arg(short, long, value_name = "MULTIADDR", value_parser = parse_peer_address, value_delimiter = ',')]
+    pub(crate) bootstrap: Vec<PeerAddress>,
+    /// Name of the network, with --bootstrap
+    #[arg(long, default_value = "main")]
+    pub(crate) network: String,
+    #[command(flatten)]
+    pub(crate) masked: MaskedArgs,
     /// Call nobody who asks more than this, in credits like 0.01
     #[arg(long, value_name = "CREDITS")]
     pub(crate) max_price: Option<Credits>,

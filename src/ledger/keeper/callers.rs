@@ -73,6 +73,10 @@ impl Keeper {
                 let step = self.book.finish(peer, hold, price, result_hash);
                 self.step(step, reply);
             }
+            Command::Acknowledged { peer, reply } => {
+                let waits = self.lines.get(&peer).is_some_and(|line| line.unacknowledged.is_some());
+                let _ = reply.send(Ok(!waits)); // whoever asked may have gone
+            }
             Command::HoldState { peer, side, hold, reply } => {
                 // What is told is on disk.
                 let state = self.view(side, peer, hold).map(|view| view.state);
@@ -299,6 +303,7 @@ fn refuse(command: Command, error: &LedgerError) {
         Command::Pay { reply, .. } | Command::Promise { reply, .. } | Command::Redeem { reply, .. } => no(reply, error),
         Command::Opened { reply, .. } => no(reply, error),
         Command::HoldState { reply, .. } => no(reply, error),
+        Command::Acknowledged { reply, .. } => no(reply, error),
         Command::Vouched { reply, .. } => no(reply, error),
         Command::Settled { reply, .. } => no(reply, error),
         Command::Limit { reply, .. } => no(reply, error),

@@ -9,10 +9,7 @@
 //! An expression is bounded in length and depth before it is looked at, has no names of its own and no loops: what it takes is
 //! proportional to its length.
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use exmex::Express as _;
 use futures::future::BoxFuture;
@@ -37,9 +34,8 @@ pub(crate) trait Runner: Send + Sync {
 }
 
 /// See the module.
-#[derive(Default)]
 pub(crate) struct Compute {
-    pub(crate) runner: Arc<OnceLock<Arc<dyn Runner>>>,
+    pub(crate) runner: Option<Arc<dyn Runner>>,
 }
 
 #[derive(Deserialize)]
@@ -76,7 +72,7 @@ impl Service for Compute {
         Box::pin(async move {
             let question: Value = serde_json::from_slice(&job.input).map_err(|e| input(format!("not JSON: {e}")))?;
             if question["op"] == "run" {
-                let Some(runner) = self.runner.get() else {
+                let Some(runner) = &self.runner else {
                     return Err(fault(ErrorCode::ServiceUnknown, "this node runs no submitted contracts"));
                 };
                 return runner.run(question, &job, progress).await;
@@ -150,7 +146,7 @@ mod tests {
             ("-3+5", 2.0),
             ("10/4", 2.5),
             ("sqrt(2)^2", 2.000_000_000_000_000_4),
-            ("1e3*2", 2000.0),
+            ("0.5*.5", 0.25),
             ("2^10", 1024.0),
         ] {
             assert_eq!(eval(text).unwrap(), value, "{text}");
@@ -183,6 +179,26 @@ mod tests {
                 prop_assert!(value.is_finite());
             }
         }
+    }
+
+    /// Gives back what it was asked, for half of what it may cost.
+    struct Half;
+
+    impl Runner for Half {
+        fn run<'a>(&'a self, question: Value, job: &'a Job, _: &'a Progress) -> BoxFuture<'a, Result<Done, Fault>> {
+            Box::pin(async move { Ok(Done { output: question.to_string().into_bytes(), cost: Some(job.most / 2) }) })
+        }
+    }
+
+    #[tokio::test]
+    async fn contracts_are_run_by_whoever_can_and_cost_what_they_use() {
+        let input = br#"{"op":"run","module":"00"}"#.to_vec();
+        let job = || Job { input: input.clone(), most: 1000, remaining: Duration::from_secs(1) };
+        let progress = Progress(tokio::sync::mpsc::channel(1).0);
+        let nobody = Compute { runner: None }.call(job(), &progress).await.unwrap_err();
+        assert_eq!(nobody.code, ErrorCode::ServiceUnknown);
+        let done = Compute { runner: Some(Arc::new(Half)) }.call(job(), &progress).await.unwrap();
+        assert_eq!((done.output, done.cost), (input.clone(), Some(500)));
     }
 
     #[test]

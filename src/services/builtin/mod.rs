@@ -3,7 +3,7 @@
 //! Prices are seeds that operators change: in thousandths of a credit, so that a newcomer, who may owe one credit, can call each
 //! of them (docs/adr/0038).
 
-mod compute;
+pub(super) mod compute;
 mod distributed;
 mod echo;
 mod prompt;
@@ -13,7 +13,10 @@ use std::sync::Arc;
 
 use quelea_service::Name;
 
-use self::upstream::{Offer, Remote};
+use self::{
+    compute::{Compute, Runner},
+    upstream::{Offer, Remote},
+};
 use super::{ServiceSettings, registry::Registry, service::Service};
 use crate::inference::{Asker, InferError};
 
@@ -40,9 +43,14 @@ const PROMPT_WANTS: &str =
     "it wants --llm-prompt-url, and the key for it as --llm-prompt-key-file or in QUELEA_LLM_PROMPT_KEY";
 
 /// Adds them all; none is offered yet.
-pub(super) fn add_all(registry: &Registry, asker: Arc<Asker>, settings: &ServiceSettings) -> Result<(), InferError> {
+pub(super) fn add_all(
+    registry: &Registry,
+    asker: Arc<Asker>,
+    runner: Option<Arc<dyn Runner>>,
+    settings: &ServiceSettings,
+) -> Result<(), InferError> {
     let model = settings.llm_distributed.clone().unwrap_or_else(|| "demo".into());
-    add(registry, "compute", Arc::new(compute::Compute::default()));
+    add(registry, "compute", Arc::new(Compute { runner }));
     add(registry, "echo", Arc::new(echo::Echo));
     add(registry, "llm_distributed", Arc::new(distributed::Distributed { asker, model }));
     for (name, upstream, offer, wants) in [

@@ -7,6 +7,7 @@ mod m0003_dht;
 mod m0004_neighbours;
 mod m0005_ledger;
 mod m0006_debts;
+mod m0007_services;
 
 use std::path::Path;
 
@@ -17,8 +18,15 @@ use super::{OpenError, tables};
 type Step = fn(&WriteTransaction) -> Result<(), redb::Error>;
 
 /// Step `n` (from 1) leads to schema `n`.
-const STEPS: &[Step] =
-    &[m0001_first_tables::up, m0002_bans::up, m0003_dht::up, m0004_neighbours::up, m0005_ledger::up, m0006_debts::up];
+const STEPS: &[Step] = &[
+    m0001_first_tables::up,
+    m0002_bans::up,
+    m0003_dht::up,
+    m0004_neighbours::up,
+    m0005_ledger::up,
+    m0006_debts::up,
+    m0007_services::up,
+];
 
 /// The schema this version reads and writes.
 pub(super) const CURRENT: u64 = STEPS.len() as u64;

@@ -4,7 +4,10 @@ use std::path::Path;
 
 use libp2p::PeerId;
 
-use super::super::{Db, services::{RESULTS_MAX, ResultRow}};
+use super::super::{
+    Db,
+    services::{RESULTS_MAX, ResultRow},
+};
 
 fn open(path: &Path) -> Db {
     Db::open(path, Box::new(|_| {})).unwrap()

@@ -37,6 +37,7 @@ type Saying = (Vec<u8>, oneshot::Sender<bool>);
 #[derive(NetworkBehaviour)]
 struct Node {
     ledger: Behaviour,
+    service: quelea_service::Behaviour,
     shard: attacker::Behaviour,
 }
 
@@ -45,6 +46,8 @@ struct Line {
     says: mpsc::Sender<Saying>,
     hears: mpsc::Receiver<Vec<u8>>,
     opens: mpsc::Sender<Opening>,
+    /// Streams on which the victim calls.
+    called: mpsc::Receiver<quelea_service::ServiceStream>,
 }
 
 pub struct Cheat {
@@ -99,6 +102,7 @@ impl Cheat {
             .unwrap()
             .with_behaviour(|_| Node {
                 ledger: Behaviour::new(self.network),
+                service: quelea_service::Behaviour::new(self.network),
                 shard: attacker::Behaviour::new(mpsc::channel(1).0),
             })
             .unwrap()
@@ -107,6 +111,7 @@ impl Cheat {
         let (says, mut to_say) = mpsc::channel::<Saying>(MAX_QUEUED);
         let (to_hear, hears) = mpsc::channel(1024);
         let (opens, mut to_open) = mpsc::channel::<Opening>(8);
+        let (to_call, called) = mpsc::channel(64);
         let (stands, standing) = oneshot::channel();
         swarm.dial(DialOpts::peer_id(self.victim).addresses(vec![self.addr.clone()]).build()).unwrap();
         let victim = self.victim;
@@ -139,6 +144,9 @@ impl Cheat {
                         let _ = to_hear.try_send(packet);
                         swarm.behaviour_mut().ledger.reply(reply, Answer::Taken);
                     }
+                    SwarmEvent::Behaviour(NodeEvent::Service(quelea_service::Event::Inbound { stream, .. })) => {
+                        let _ = to_call.try_send(stream);
+                    }
                     SwarmEvent::Behaviour(NodeEvent::Ledger(Heard::Sent { .. })) => {
                         waiting.pop_front().map(|said: oneshot::Sender<bool>| said.send(true));
                     }
@@ -151,7 +159,7 @@ impl Cheat {
                 }
             }
         });
-        self.line = timeout(PATIENCE, standing).await.unwrap().ok().map(|()| Line { says, hears, opens });
+        self.line = timeout(PATIENCE, standing).await.unwrap().ok().map(|()| Line { says, hears, opens, called });
         self.line.is_some()
     }
 
@@ -258,8 +266,26 @@ impl Cheat {
 
     /// Opens a stream of sessions.
     pub async fn stream(&self) -> Stream {
+        self.stream_of(quelea_shard::protocol_id(&self.network)).await
+    }
+
+    /// The next stream on which the victim calls.
+    pub async fn called(&mut self) -> quelea_service::ServiceStream {
+        let called = self.line.as_mut().unwrap().called.recv();
+        timeout(PATIENCE, called).await.unwrap().expect("a connection")
+    }
+
+    /// Tries to open a stream of this protocol.
+    pub async fn try_stream(&self, protocol: libp2p::StreamProtocol) -> Option<Stream> {
         let (reply, opened) = oneshot::channel();
-        let opening = (quelea_shard::protocol_id(&self.network), reply);
+        self.line.as_ref().unwrap().opens.send((protocol, reply)).await.ok()?;
+        timeout(PATIENCE, opened).await.ok()?.ok()?
+    }
+
+    /// Opens a stream of this protocol.
+    pub async fn stream_of(&self, protocol: libp2p::StreamProtocol) -> Stream {
+        let (reply, opened) = oneshot::channel();
+        let opening = (protocol, reply);
         self.line.as_ref().unwrap().opens.send(opening).await.expect("a connection");
         timeout(PATIENCE, opened).await.unwrap().unwrap().expect("a stream")
     }
