@@ -47,6 +47,8 @@ ONLY_IN_MODULE = {
     "axum": ["src/api/", "src/telemetry/server.rs", "src/telemetry/tests.rs"],
     "clap": ["src/cli/"],
     "reqwest": ["src/cli/", "src/http.rs", "src/hub/", "src/services/builtin/upstream", "src/telemetry/tests.rs"],
+    "llguidance": ["src/inference/follow.rs"],
+    "toktrie": ["src/inference/follow.rs"],
     "prometheus": ["src/telemetry/"],
     "opentelemetry": ["src/telemetry/"],
 }

@@ -45,8 +45,8 @@ mod text;
 mod weights;
 
 pub use inference::{
-    Cost, CoverageHolder, CoverageReport, FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken,
-    Objective, PlanHop, PlanLeftOut, PlanMissing, PlanReport, PlanRequest, PlanView, Prediction, PromptForm, Recovery,
-    Route, RouteHop, Source, Speculate, Speculation, StageCost, Summary, TokenLogprobs,
+    Cost, CoverageHolder, CoverageReport, FinishReason, Format, HopReport, InferError, InferEvent, InferRequest,
+    LikelyToken, Objective, PlanHop, PlanLeftOut, PlanMissing, PlanReport, PlanRequest, PlanView, Prediction,
+    PromptForm, Recovery, Route, RouteHop, Source, Speculate, Speculation, StageCost, Summary, TokenLogprobs,
 };
 pub use node::{Node, NodeBuilder, StartError};

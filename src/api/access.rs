@@ -28,6 +28,7 @@ impl Guard {
     /// `blake3::Hash` compares in constant time.
     fn admits(&self, headers: &HeaderMap) -> bool {
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        let given = given.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()));
         given.is_some_and(|token| blake3::hash(token) == *self.token)
     }
 }

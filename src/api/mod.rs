@@ -20,6 +20,8 @@
 //! | `POST /api/v1/ping` | a stream of replies, one JSON object a line |
 //! | `GET /api/v1/netcheck` | how this node can be reached |
 //!
+//! Beside it stands the OpenAI API under `/v1`; see [`openai`].
+//!
 //! Lists are `{"schema", "generated_at", "items"}`; see `shape`. Errors are `{"error": {"code", "message", "hint", "retryable"}}` with a fitting status; that of
 //! an answer that was cut off has its `text` so far, and the `resume` id by which another request goes on with it. A request
 //! whose client goes away is cancelled at every stage.
@@ -33,6 +35,7 @@ mod events;
 mod ledger;
 pub(crate) mod models;
 mod nat;
+mod openai;
 mod peers;
 mod plan;
 mod services;
@@ -81,6 +84,8 @@ pub(crate) struct ApiState {
     db: Option<Db>,
     /// Nothing is asked of the network around.
     masked: bool,
+    /// What the OpenAI API's requests share.
+    openai: Arc<openai::OpenAi>,
 }
 
 impl ApiState {
@@ -91,7 +96,7 @@ impl ApiState {
         db: Option<Db>,
         masked: bool,
     ) -> Self {
-        Self { asker, services, telemetry, db, masked }
+        Self { asker, services, telemetry, db, masked, openai: Arc::new(openai::OpenAi::new()) }
     }
 }
 
@@ -112,6 +117,7 @@ fn router(state: ApiState) -> Router {
         .merge(ledger::routes())
         .merge(peers::routes())
         .merge(services::routes())
+        .merge(openai::routes())
         .route("/api/v1/ping", post(nat::ping))
         .route("/api/v1/netcheck", get(nat::netcheck))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, &InferError::new(ErrorCode::Usage, "no such route")) })
@@ -128,6 +134,7 @@ pub(crate) fn serve_tcp(
 ) -> impl Future<Output = ()> + Send + 'static {
     let guard = access::Guard::new(token);
     let router = router(state).layer(middleware::from_fn_with_state(guard, access::check));
+    let router = router.layer(middleware::from_fn(openai::shape));
     async move {
         if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(shutdown).await {
             tracing::error!(%error, "the control API has stopped");

@@ -5,11 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use quelea_engine::template::Message;
+use quelea_engine::template::TemplateError;
 use quelea_wire::ErrorCode;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::{
+    Asked,
     models::Ends,
     pipeline::Pipeline,
     private,
@@ -34,25 +36,53 @@ pub(crate) fn check(ends: &Ends, request: &InferRequest) -> Result<(), InferErro
         }
         private::between(request.private, ends.file.layers())?;
     }
+    if request.format.is_some() && request.ignore_eos {
+        let message = "an answer with a format ends when it is complete, and ignore_eos has it go on";
+        return Err(InferError::new(ErrorCode::Usage, message));
+    }
     sampling::settings(request, ends.hparams.vocab).map(drop)
 }
 
 /// The prompt's token ids, as the request's form says.
 pub(crate) fn prompt_ids(ends: &Ends, request: &InferRequest) -> Result<Vec<u32>, InferError> {
     let usage = |message: &str| InferError::new(ErrorCode::Usage, message);
-    let chat = match (request.form, &ends.template) {
+    if usize::from(!request.prompt.is_empty())
+        + usize::from(!request.messages.is_empty())
+        + usize::from(!request.prompt_ids.is_empty())
+        > 1
+    {
+        return Err(usage("a request has a prompt, or messages, or token ids"));
+    }
+    let form = if request.messages.is_empty() { request.form } else { PromptForm::Chat };
+    let chat = match (form, &ends.template) {
+        _ if !request.prompt_ids.is_empty() => None,
         (PromptForm::Raw, _) | (PromptForm::Auto, None) => None,
         (PromptForm::Auto | PromptForm::Chat, Some(template)) => Some(template),
         (PromptForm::Chat, None) => return Err(usage("this model has no chat template; ask with --raw")),
     };
     let ids = if let Some(template) = chat {
-        let mut messages = Vec::new();
-        messages.extend(request.system.as_deref().map(|text| Message::new("system", text)));
-        messages.push(Message::new("user", request.prompt.as_str()));
-        let text = template
-            .render(&messages, true, &serde_json::Map::new())
-            .map_err(|e| InferError::new(ErrorCode::ModelFile, format!("the model's chat template fails: {e}")))?;
+        let message = |role: &str, text: &str| json!({ "role": role, "content": text });
+        let mut messages: Vec<Value> = request.system.iter().map(|text| message("system", text)).collect();
+        match request.messages.as_slice() {
+            [] => messages.push(message("user", &request.prompt)),
+            given => messages.extend(given.iter().cloned().map(Value::Object)),
+        }
+        let text = template.render_values(&messages, true, &request.template).map_err(|e| match e {
+            // It speaks of the conversation, which is the caller's.
+            TemplateError::Refused { .. } | TemplateError::TooLong { .. } | TemplateError::TooMuchWork => {
+                usage(&e.to_string())
+            }
+            e => InferError::new(ErrorCode::ModelFile, format!("the model's chat template fails: {e}")),
+        })?;
         ends.tokenizer.encode_chat(&text)
+    } else if let [first, ..] = request.prompt_ids.as_slice() {
+        let known = |id: &u32| usize::try_from(*id).is_ok_and(|id| id < ends.hparams.vocab);
+        if !request.prompt_ids.iter().all(known) {
+            let most = request.prompt_ids.iter().max().unwrap_or(first);
+            let vocab = ends.hparams.vocab;
+            return Err(usage(&format!("token {most} of the prompt is none: the vocabulary has {vocab} tokens")));
+        }
+        request.prompt_ids.clone()
     } else {
         if request.system.is_some() {
             return Err(usage("a system message needs a chat template, and this prompt is given as it is"));
@@ -83,16 +113,15 @@ pub(crate) fn max_rows(ends: &Ends, request: &InferRequest, prompt: usize) -> u3
 pub(crate) async fn generate(
     ends: &Arc<Ends>,
     pipeline: &mut Pipeline,
-    request: &InferRequest,
+    asked: Asked<'_>,
     begun: &mut Begun,
-    events: &mpsc::Sender<InferEvent>,
-    started: Instant,
     mut speculator: Speculator,
 ) -> Result<Summary, InferError> {
+    let Asked { request, follow, events, started } = asked;
     let whole = begun.whole();
     let Begun { prompt, said: ids, log, .. } = begun;
     let resumed = ids.len();
-    let mut picker = Picker::new(ends, request, prompt, ids)?;
+    let mut picker = Picker::new(ends, request, prompt, ids, follow)?;
     let mut text = Text::new(&ends.tokenizer, &request.stop)?;
     let eos = ends.tokenizer.eos_ids();
     let limit = usize::try_from(max_rows(ends, request, prompt.len())).unwrap_or(usize::MAX);
@@ -115,7 +144,7 @@ pub(crate) async fn generate(
         send(events, InferEvent::Text { text: said, id: last, logprobs: None }).await?;
     }
     // An answer may have been cut off after its last token.
-    let mut finish = ended(&text, ids.len());
+    let mut finish = picker.is_complete().then_some(FinishReason::Stop).or(ended(&text, ids.len()));
     let mut logits = match finish {
         None => pipeline.prefill(&whole).await?,
         Some(_) => Logits::default(),
@@ -147,7 +176,7 @@ pub(crate) async fn generate(
         let piece = text.push(id);
         logprobs.iter_mut().for_each(|all| all.extend(likely.clone()));
         send(events, InferEvent::Text { text: piece, id, logprobs: likely.map(Box::new) }).await?;
-        finish = ended(&text, ids.len());
+        finish = picker.is_complete().then_some(FinishReason::Stop).or(ended(&text, ids.len()));
         if finish.is_some() || guessed {
             continue;
         }

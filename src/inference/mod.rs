@@ -8,6 +8,7 @@
 //! | `planning` | from a request to a chain, and what is learnt from it |
 //! | `experience`, `meter` | what was measured of peers, and of this node |
 //! | `generate`, `sampling`, `pipeline` | prompt to text, wherever the layers run |
+//! | `follow` | answers that have to be JSON, or follow a schema or a grammar |
 //! | `thin` | asking without embedding and head |
 //! | `private` | keeping the outer layers here |
 //! | `speculate` | guessing tokens and verifying several in one pass |
@@ -30,6 +31,7 @@ mod discover;
 mod experience;
 mod fair;
 mod figures;
+mod follow;
 mod generate;
 mod links;
 pub(crate) mod memory;
@@ -63,6 +65,7 @@ use tokio::sync::mpsc;
 
 use self::{
     auditor::{Auditor, Drawn},
+    follow::Follow,
     models::{Ends, Models},
     pipeline::{LocalLayers, Pipeline},
     plane::Plane,
@@ -78,7 +81,7 @@ pub use self::{
         report::{PlanHop, PlanLeftOut, PlanMissing, PlanReport, PlanView},
     },
     types::{
-        Cost, CutOff, FinishReason, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PlanRequest,
+        Cost, CutOff, FinishReason, Format, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PlanRequest,
         Prediction, PromptForm, Recovery, RequestProfile, Route, RouteHop, Saw, Speculate, Speculation, StageCost,
         Summary, TokenLogprobs,
     },
@@ -89,6 +92,15 @@ pub(crate) use self::{coordinator::paying::Stint, stage::mischief::Mischief};
 
 /// Events of one request that may be unread.
 pub(crate) const EVENT_QUEUE: usize = 64;
+
+/// A request that is being answered.
+pub(crate) struct Asked<'a> {
+    request: &'a InferRequest,
+    /// What its answer has to be.
+    follow: Option<Follow>,
+    events: &'a mpsc::Sender<InferEvent>,
+    started: Instant,
+}
 
 /// Answers requests of this node's user.
 pub(crate) struct Asker {
@@ -147,8 +159,10 @@ impl Asker {
             Some(earlier) => Begun::again(earlier, &ends.file.id)?,
             None => Begun::new(generate::prompt_ids(&ends, request)?),
         };
+        let follow = Follow::of(&ends, request, &begun.said).await?;
         let mut drawn = None;
-        let answered = self.answer_from(&ends, request, &mut begun, events, started, &mut drawn).await;
+        let asked = Asked { request, follow, events, started };
+        let answered = self.answer_from(&ends, asked, &mut begun, &mut drawn).await;
         let summary = begun.end(&ends, request, answered).await?;
         if let Some(drawn) = drawn {
             self.auditor.audit(&ends, &summary, drawn);
@@ -159,12 +173,11 @@ impl Asker {
     async fn answer_from(
         &self,
         ends: &Arc<Ends>,
-        request: &InferRequest,
+        asked: Asked<'_>,
         begun: &mut Begun,
-        events: &mpsc::Sender<InferEvent>,
-        started: Instant,
         drawn: &mut Option<Drawn>,
     ) -> Result<Summary, InferError> {
+        let (request, events) = (asked.request, asked.events);
         let (rows, max_rows) = (begun.whole(), generate::max_rows(ends, request, begun.prompt.len()));
         let (mut pipeline, predicted) = match request.route {
             Route::Auto | Route::Swarm => self.open_again(ends, request, begun, max_rows).await?,
@@ -186,9 +199,12 @@ impl Asker {
         }
         let draft = self.draft(ends, request, max_rows).await?;
         let speculator = Speculator::new(request.speculate, draft, &begun.prompt);
-        let answered = generate::generate(ends, &mut pipeline, request, begun, events, started, speculator).await;
+        let answered = generate::generate(ends, &mut pipeline, asked, begun, speculator).await;
         *drawn = pipeline.take_drawn();
-        let mut summary = answered.inspect_err(|error| self.note_failure(error))?;
+        let mut summary = answered.map_err(|error| {
+            self.note_failure(&error);
+            InferError { charged: pipeline.is_paid(), ..error }
+        })?;
         self.learn(ends, pipeline.took(), &summary.hops).await;
         let guesses = request.speculate != Speculate::Off;
         let mut beside = self.plane.experience.beside();

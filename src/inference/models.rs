@@ -18,6 +18,7 @@ use quelea_wire::{ErrorCode, ModelId, SpanRange};
 use tokio::sync::{Mutex, OnceCell, watch};
 
 use super::{
+    follow::Grammars,
     memory::{self, Needed},
     serve::{self, Served},
     types::{InferError, RequestProfile},
@@ -159,6 +160,8 @@ pub(crate) struct Ends {
     whole: OnceCell<Runner>,
     /// So many of the first layers with the embedding, and of the last with the head, for requests that keep them here.
     outer: Mutex<Option<(u16, (Runner, Runner))>>,
+    /// The vocabulary, for answers with a format.
+    pub(super) grammars: OnceCell<Grammars>,
     /// Fetches what is missing of a model of the store: its file may have holes where its layers would be.
     stored: Option<Puller>,
 }
@@ -175,7 +178,8 @@ impl Ends {
         let template = ChatTemplate::from_gguf(&file.gguf, &tokenizer).map_err(|e| unusable(&file.name, &e))?;
         let hparams = Hparams::from_gguf(&file.gguf).map_err(|e| unusable(&file.name, &e))?;
         let (ends, whole, outer) = (OnceCell::new(), OnceCell::new(), Mutex::default());
-        Ok(Self { file, tokenizer, template, hparams, salt, compute, ends, whole, outer, stored })
+        let grammars = OnceCell::new();
+        Ok(Self { file, tokenizer, template, hparams, salt, compute, ends, whole, outer, grammars, stored })
     }
 
     /// A stage with embedding and head: the whole model where that is loaded anyway. What is missing of them is fetched.
@@ -312,6 +316,7 @@ pub(crate) struct Models {
     salt: [u8; 32],
     /// Models by id, on disk and from peers.
     puller: Puller,
+    demo: OnceCell<ModelId>,
 }
 
 /// Where a model came from, and which edition of the file it was.
@@ -331,7 +336,8 @@ enum Source {
 impl Models {
     /// No models yet; those to come are computed like this, and what is kept of prompts named with this secret.
     pub(crate) fn new(compute: StageOptions, salt: [u8; 32], puller: Puller) -> Self {
-        Self { compute, open: Mutex::default(), served: std::sync::Mutex::default(), salt, puller }
+        let (open, served, demo) = (Mutex::default(), std::sync::Mutex::default(), OnceCell::new());
+        Self { compute, open, served, salt, puller, demo }
     }
 
     /// Remembers a file that this node serves layers of.
@@ -415,10 +421,7 @@ impl Models {
         if let Some((file, _)) = self.served(id).filter(|(file, _)| file.name.parse::<ModelId>().is_err()) {
             return Ok(file.name);
         }
-        let demo = tokio::task::spawn_blocking(|| ModelFile::open(DEMO))
-            .await
-            .map_err(|e| InferError::new(ErrorCode::Internal, e.to_string()))??;
-        if demo.id == id {
+        if self.demo().await? == id {
             return Ok(DEMO.into());
         }
         // The tokenizer is what every request needs here; embedding and head may be computed elsewhere, as the layers are.
@@ -432,6 +435,12 @@ impl Models {
             .hint("pass the file: --model path/to/model.gguf, or join peers that have it")),
             Err(error) => Err(error),
         }
+    }
+
+    /// The embedded model's id.
+    pub(crate) async fn demo(&self) -> Result<ModelId, InferError> {
+        let open = || async { blocking(|| ModelFile::open(DEMO)).await?.map(|file| file.id) };
+        self.demo.get_or_try_init(open).await.copied()
     }
 
     /// What the models are pulled with.

@@ -148,6 +148,14 @@ impl Pipeline {
         }
     }
 
+    /// Whether any stage asks a price.
+    pub(crate) fn is_paid(&self) -> bool {
+        match self {
+            Self::Chain(remote) => remote.chain.is_paid(),
+            Self::Local(_) => false,
+        }
+    }
+
     /// What the stages got, once it is finished.
     pub(crate) fn cost(&self) -> Option<Cost> {
         match self {

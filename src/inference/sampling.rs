@@ -13,6 +13,7 @@ use quelea_shard::frame::TopLogits;
 use quelea_wire::ErrorCode;
 
 use super::{
+    follow::Follow,
     models::Ends,
     types::{InferError, InferRequest, LikelyToken, TokenLogprobs},
 };
@@ -106,6 +107,8 @@ pub(super) struct Picker {
     sampler: Sampler,
     /// Alternatives to tell with each token's log-probability, if any.
     logprobs: Option<usize>,
+    /// What the answer has to be.
+    follow: Option<Follow>,
 }
 
 impl Picker {
@@ -115,10 +118,16 @@ impl Picker {
         request: &InferRequest,
         prompt: &[u32],
         said: &[u32],
+        follow: Option<Follow>,
     ) -> Result<Self, InferError> {
         let config = settings(request, ends.hparams.vocab)?;
         let sampler = Sampler::resume(config, prompt, said).map_err(|e| failed(&e))?;
-        Ok(Self { ends: ends.clone(), sampler, logprobs: request.logprobs })
+        Ok(Self { ends: ends.clone(), sampler, logprobs: request.logprobs, follow })
+    }
+
+    /// Whether the answer is what it has to be, and nothing may follow.
+    pub(super) fn is_complete(&self) -> bool {
+        self.follow.as_ref().is_some_and(Follow::is_complete)
     }
 
     /// The token that these logits give, and how likely it was when the request asks for that. Large vocabularies take
@@ -131,7 +140,15 @@ impl Picker {
         let LogitsRow { values: logits, sum } = row.into();
         let values = logits.len();
         let pick = move || {
-            let id = picker.sampler.sample(&logits).map_err(|e| failed(&e))?;
+            let id = match &mut picker.follow {
+                None => picker.sampler.sample(&logits).map_err(|e| failed(&e))?,
+                Some(follow) => {
+                    let allowed = follow.allowed(&logits)?;
+                    let id = picker.sampler.sample(&allowed).map_err(|e| failed(&e))?;
+                    follow.push(id)?;
+                    id
+                }
+            };
             let log_prob = |top| match sum {
                 Some(sum) => log_prob_of(&logits, sum, id, top),
                 None => log_prob(&logits, id, top),

@@ -50,6 +50,9 @@ impl Thin {
                 "draw with --top-k and without penalties that raise tokens, or leave --thin out: embedding and head are then fetched",
             )
         };
+        if request.format.is_some() {
+            return Err(refused("what an answer with a format is drawn from is known only when it is drawn".into()));
+        }
         let needed = sampling::settings(request, vocab)?.top_needed().map_err(|why| refused(why.to_string()))?;
         let all = needed.max(request.logprobs.unwrap_or(0)).min(vocab);
         match u16::try_from(all) {

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use libp2p::PeerId;
 use quelea_wire::ErrorCode;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::planner::Objective;
 
@@ -74,6 +75,19 @@ pub struct Speculation {
     pub passes: u64,
 }
 
+/// What an answer has to be: only tokens that keep it so are drawn, and it ends when it is complete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Format {
+    /// A JSON object.
+    Json,
+    /// A JSON value that this JSON schema allows.
+    Schema(Value),
+    /// A text of this grammar, in llguidance's variant of Lark.
+    Grammar(String),
+}
+
 /// What to ask, and how to draw the answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,7 +95,21 @@ pub struct InferRequest {
     /// `demo`, the path of a GGUF file on this machine, or a model id of 64 hex digits.
     pub model: String,
     /// The prompt.
+    #[serde(default)]
     pub prompt: String,
+    /// A conversation instead of a prompt: of each message its `role`, mostly its `content`, and what else the model's chat
+    /// template takes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub messages: Vec<Map<String, Value>>,
+    /// Further variables of the chat template, such as `tools` or `enable_thinking`.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub template: Map<String, Value>,
+    /// The prompt's token ids instead of its text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompt_ids: Vec<u32>,
+    /// What the answer has to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
     /// How the prompt is given to the model.
     #[serde(default)]
     pub form: PromptForm,
@@ -204,6 +232,10 @@ impl InferRequest {
         Self {
             model: model.into(),
             prompt: prompt.into(),
+            messages: Vec::new(),
+            template: Map::new(),
+            prompt_ids: Vec::new(),
+            format: None,
             form: PromptForm::Auto,
             system: None,
             max_tokens: default_max_tokens(),
@@ -560,6 +592,9 @@ pub struct InferError {
     /// When there may be room, as a peer guesses that refused for want of it, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u32>,
+    /// Whether peers that ask a price had begun to work: some of it may have to be paid, and asking again costs again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub charged: bool,
     /// The peer that is to blame; boxed, as errors are returned everywhere and few are about a peer.
     #[serde(skip)]
     pub(crate) about: Option<Box<PeerId>>,
@@ -590,6 +625,7 @@ impl InferError {
             hint: None,
             retryable,
             retry_after_ms: None,
+            charged: false,
             about: None,
             cut: None,
         }

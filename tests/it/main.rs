@@ -33,6 +33,7 @@
 //! | `thin` | is an answer the same for somebody who has nothing of the model but its id |
 //! | `private` | is it also the same with the outer layers kept, and is it said who saw what |
 //! | `thin_links` | do half the bytes between peers give one answer, however the layers are cut |
+//! | `openai` | do the clients that people have get what they expect |
 //! | `demo` | does the demo work with nothing at hand |
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say what they expect by failing loudly, helpers too")]
@@ -58,6 +59,7 @@ mod lifecycle;
 mod losses;
 mod masking;
 mod measure;
+mod openai;
 mod overdue;
 mod paid;
 mod peers;

@@ -599,6 +599,11 @@ impl ChainSession {
         Ok(())
     }
 
+    /// Whether any stage asks a price.
+    pub(crate) fn is_paid(&self) -> bool {
+        self.paying.costs()
+    }
+
     /// What the stages got, after [`Self::finish`]; nothing where none asks a price.
     pub(crate) fn cost(&self) -> Option<Cost> {
         self.cost.clone()

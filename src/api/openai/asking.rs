@@ -1,0 +1,256 @@
+//! Choices under way: one request of this node for each, whose events come out of one place.
+
+use std::{
+    collections::VecDeque,
+    fmt::Write as _,
+    future::poll_fn,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use quelea_wire::{Credits, ErrorCode};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::timeout,
+};
+
+use super::{ApiError, ApiState, Wishes, fields::Fields};
+use crate::inference::{EVENT_QUEUE, InferError, InferEvent, InferRequest, RouteHop, Summary};
+
+/// Most choices of one request, those of all its prompts together.
+pub(super) const MAX_CHOICES: usize = 16;
+
+/// Most stop strings.
+const MAX_STOPS: usize = 4;
+
+/// Events that are kept while not all choices have begun.
+const MAX_HELD: usize = 4096;
+
+const ROUTE: HeaderName = HeaderName::from_static("x-quelea-route");
+const COST: HeaderName = HeaderName::from_static("x-quelea-cost");
+const RECEIPT: HeaderName = HeaderName::from_static("x-quelea-receipt");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// Longest receipt that goes into a header, in hex digits: clients give up at 16 KiB of headers.
+const MAX_RECEIPT: usize = 8 << 10;
+
+/// What both kinds of completions ask for.
+pub(super) struct Common {
+    /// The request, but for what is asked.
+    pub(super) infer: InferRequest,
+    pub(super) n: usize,
+    pub(super) stream: bool,
+    pub(super) include_usage: bool,
+}
+
+impl Common {
+    /// Reads the fields that say how tokens are drawn, and how the answer is given.
+    pub(super) fn read(fields: &mut Fields, wishes: Wishes, reference: String) -> Result<Self, ApiError> {
+        let n = fields.whole("n", 1..=u32::try_from(MAX_CHOICES).unwrap_or(u32::MAX))?.unwrap_or(1);
+        let stream = fields.flag("stream")?.unwrap_or(false);
+        let options = fields.object("stream_options")?;
+        if options.is_some() && !stream {
+            return Err(ApiError::field("stream_options", "stream_options goes with stream: true"));
+        }
+        let usage = options.as_ref().and_then(|options| options.get("include_usage"));
+        let include_usage = usage.and_then(serde_json::Value::as_bool).unwrap_or(false);
+        let infer = InferRequest {
+            temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0),
+            top_p: fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0),
+            top_k: usize::try_from(fields.whole("top_k", 0..=u32::MAX)?.unwrap_or(0)).unwrap_or(0),
+            min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0),
+            repeat_penalty: fields.number("repeat_penalty", 0.01..=100.0)?.unwrap_or(1.0),
+            presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+            frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+            // The whole text, as OpenAI has it.
+            repeat_last_n: -1,
+            logit_bias: logit_bias(fields)?,
+            seed: fields.seed()?.unwrap_or_else(rand::random),
+            stop: fields.texts("stop", MAX_STOPS)?,
+            max_price: wishes.max_price,
+            receipt: wishes.receipt,
+            ..InferRequest::new(reference, "")
+        };
+        Ok(Self { infer, n: usize::try_from(n).unwrap_or(1), stream, include_usage })
+    }
+
+    /// The request for a choice: each draws by a seed of its own.
+    pub(super) fn choice(&self, k: usize) -> InferRequest {
+        let seed = self.infer.seed.wrapping_add(u64::try_from(k).unwrap_or(0));
+        InferRequest { seed, ..self.infer.clone() }
+    }
+}
+
+fn logit_bias(fields: &mut Fields) -> Result<std::collections::BTreeMap<u32, f32>, ApiError> {
+    let wrong = || ApiError::field("logit_bias", "logit_bias has to map token ids to numbers within -100..=100");
+    let bias = fields.object("logit_bias")?.unwrap_or_default();
+    let one = |(id, bias): (String, serde_json::Value)| {
+        let bias = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias))?;
+        #[expect(clippy::cast_possible_truncation, reason = "within -100..=100")]
+        Some((id.parse().ok()?, bias as f32))
+    };
+    bias.into_iter().map(|entry| one(entry).ok_or_else(wrong)).collect()
+}
+
+/// Choices under way. Dropping it cancels them at every stage.
+pub(super) struct Asking {
+    choices: Vec<Option<mpsc::Receiver<InferEvent>>>,
+    /// Who is looked at first.
+    turn: usize,
+    /// Events that came while not all had begun.
+    held: VecDeque<(usize, InferEvent)>,
+    /// The ways of those that have begun.
+    routes: Vec<Option<Vec<RouteHop>>>,
+    pub(super) started: Instant,
+    opened: Option<Duration>,
+    _places: OwnedSemaphorePermit,
+}
+
+impl Asking {
+    /// Begins with all of `requests`, unless too many are under way.
+    pub(super) fn begin(state: &ApiState, requests: Vec<InferRequest>) -> Result<Self, ApiError> {
+        let places = state.openai.places(requests.len())?;
+        let routes = requests.iter().map(|_| None).collect();
+        let ask = |request| {
+            let (events, receiver) = mpsc::channel(EVENT_QUEUE);
+            let asker = state.asker.clone();
+            tokio::spawn(async move { asker.infer(request, events).await });
+            Some(receiver)
+        };
+        let choices = requests.into_iter().map(ask).collect();
+        let (started, opened) = (Instant::now(), None);
+        Ok(Self { choices, turn: 0, held: VecDeque::new(), routes, started, opened, _places: places })
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// Whether peers take part in any that has begun.
+    pub(super) fn is_remote(&self) -> bool {
+        self.routes.iter().flatten().any(|hops| !hops.is_empty())
+    }
+
+    /// Waits until all have begun, for `patience` at most.
+    ///
+    /// # Errors
+    /// When one fails before.
+    pub(super) async fn opened(&mut self, patience: Duration) -> Result<(), InferError> {
+        let all = async {
+            while self.routes.iter().any(Option::is_none) && self.held.len() < MAX_HELD {
+                match self.receive().await {
+                    Some((_, InferEvent::Error { error })) => return Err(error),
+                    Some(event) => self.held.push_back(event),
+                    None => break,
+                }
+            }
+            Ok(())
+        };
+        let opened = timeout(patience, all).await.unwrap_or(Ok(()));
+        self.opened = Some(self.started.elapsed());
+        opened
+    }
+
+    /// The next event, and whose it is; nothing when all are over.
+    pub(super) async fn next(&mut self) -> Option<(usize, InferEvent)> {
+        match self.held.pop_front() {
+            Some(event) => Some(event),
+            None => self.receive().await,
+        }
+    }
+
+    async fn receive(&mut self) -> Option<(usize, InferEvent)> {
+        let event = poll_fn(|cx| {
+            let (count, mut open) = (self.choices.len(), false);
+            for step in 0..count {
+                let at = (self.turn + step) % count;
+                let Some(choice) = self.choices.get_mut(at) else { continue };
+                let Some(receiver) = choice else { continue };
+                match receiver.poll_recv(cx) {
+                    Poll::Ready(Some(event)) => {
+                        if matches!(event, InferEvent::Done { .. } | InferEvent::Error { .. }) {
+                            *choice = None;
+                        }
+                        self.turn = at + 1;
+                        return Poll::Ready(Some((at, event)));
+                    }
+                    Poll::Ready(None) => {
+                        *choice = None;
+                        self.turn = at + 1;
+                        let error = InferError::new(ErrorCode::Internal, "the request ended without a word");
+                        return Poll::Ready(Some((at, InferEvent::Error { error })));
+                    }
+                    Poll::Pending => open = true,
+                }
+            }
+            if open { Poll::Pending } else { Poll::Ready(None) }
+        });
+        let event = event.await?;
+        if let (at, InferEvent::Route { hops, .. }) = &event
+            && let Some(route) = self.routes.get_mut(*at)
+        {
+            *route = Some(hops.clone());
+        }
+        Some(event)
+    }
+
+    /// What is known of the way before the answer.
+    pub(super) fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        let mut routes: Vec<String> = Vec::new();
+        for route in self.routes.iter().flatten().map(|hops| route_text(hops)) {
+            if !routes.contains(&route) {
+                routes.push(route);
+            }
+        }
+        put(&mut headers, ROUTE, &routes.join("; "));
+        if let Some(opened) = self.opened {
+            put(&mut headers, SERVER_TIMING, &format!("route;dur={:.3}", opened.as_secs_f64() * 1e3));
+        }
+        headers
+    }
+}
+
+/// What is known when all is over.
+pub(super) fn last_headers(headers: &mut HeaderMap, summaries: &[Summary]) {
+    put(headers, COST, &cost(summaries));
+    put(headers, SERVER_TIMING, &timing(summaries));
+    let receipts = summaries.iter().filter_map(|summary| summary.receipt.as_deref());
+    for receipt in receipts.filter(|receipt| receipt.len() <= MAX_RECEIPT) {
+        if let Ok(receipt) = HeaderValue::from_str(receipt) {
+            headers.append(RECEIPT, receipt);
+        }
+    }
+}
+
+/// What all choices cost, in credits.
+pub(super) fn cost(summaries: &[Summary]) -> String {
+    let costs = summaries.iter().filter_map(|summary| summary.cost.as_ref());
+    Credits(costs.fold(0_u64, |sum, cost| sum.saturating_add(cost.micro_credits))).to_string()
+}
+
+/// How long it took, as the header `Server-Timing` has it: of the slowest choice.
+pub(super) fn timing(summaries: &[Summary]) -> String {
+    let most = |of: fn(&Summary) -> f64| summaries.iter().map(of).fold(0.0, f64::max) * 1e3;
+    format!("ttft;dur={:.3}, total;dur={:.3}", most(|s| s.ttft_s), most(|s| s.total_s))
+}
+
+/// A way in one line: each peer with its layers.
+fn route_text(hops: &[RouteHop]) -> String {
+    let mut text = String::new();
+    for hop in hops {
+        let comma = if text.is_empty() { "" } else { ", " };
+        let _ = write!(text, "{comma}{}={}", hop.peer, hop.layers);
+    }
+    if text.is_empty() { "local".into() } else { text }
+}
+
+fn put(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value)
+        && !value.is_empty()
+    {
+        headers.insert(name, value);
+    }
+}

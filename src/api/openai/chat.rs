@@ -1,0 +1,300 @@
+//! `POST /v1/chat/completions`.
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{State, rejection::BytesRejection},
+    http::HeaderMap,
+    response::{IntoResponse as _, Response},
+};
+use serde_json::{Map, Value, json};
+
+use super::{
+    ApiError, ApiState, Wishes,
+    answer::{Pieces, chat_logprobs, finish_reason, usage},
+    asking::{Asking, Common, last_headers},
+    body,
+    fields::Fields,
+    models, open_for_work,
+    stream::{self, About, KEEP_ALIVE, Kind},
+};
+use crate::inference::{Format, InferError, InferEvent, InferRequest, Summary, TokenLogprobs};
+
+/// Tokens of an answer unless the request says how many; fewer where the model's context is full before.
+const MAX_TOKENS: u32 = 4096;
+
+/// Most messages of a conversation.
+const MAX_MESSAGES: usize = 4096;
+
+/// Most alternatives that can be asked for with a token.
+pub(super) const MAX_TOP: u32 = 20;
+
+/// Fields that would change what is answered.
+const UNSUPPORTED: [(&str, &str); 5] = [
+    ("audio", "models here write text only"),
+    ("functions", "functions are called as tools: use tools"),
+    ("function_call", "functions are called as tools: use tool_choice"),
+    ("web_search_options", "models here search nothing"),
+    ("prediction", "what an answer may be like is guessed here by other means"),
+];
+
+pub(super) async fn chat(
+    State(state): State<ApiState>,
+    headers: HeaderMap,
+    bytes: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    open_for_work(&state)?;
+    let wishes = Wishes::of(&headers)?;
+    let mut fields = Fields::parse(&body(bytes)?)?;
+    let model = fields.model()?;
+    let messages = messages(&mut fields)?;
+    for (name, why) in UNSUPPORTED {
+        if fields.take(name).is_some() {
+            return Err(ApiError::unsupported(name, format!("{name} is not supported: {why}")));
+        }
+    }
+    if fields.array("modalities")?.is_some_and(|all| all.iter().any(|kind| kind != "text")) {
+        return Err(ApiError::unsupported("modalities", "models here write text only"));
+    }
+    let logprobs = logprobs(&mut fields)?;
+    let max_tokens = fields.whole("max_completion_tokens", 1..=u32::MAX)?;
+    let max_tokens = fields.whole("max_tokens", 1..=u32::MAX)?.or(max_tokens).unwrap_or(MAX_TOKENS);
+    let format = response_format(&mut fields)?;
+    let template = fields.object("chat_template_kwargs")?.unwrap_or_default();
+    let common = Common::read(&mut fields, wishes, String::new())?;
+    let asked = models::open(&state, &model).await?;
+    if asked.ends.template.is_none() {
+        let message = format!("the model {model:?} has no chat template: ask it by /v1/completions");
+        return Err(ApiError::field("model", message).with_code("unsupported_model"));
+    }
+    let infer =
+        InferRequest { model: asked.reference, messages, template, max_tokens, format, logprobs, ..common.infer };
+    let common = Common { infer, ..common };
+    let about = About::new(Kind::Chat, model, &asked.id, common.n, logprobs.is_some());
+    answer(&state, about, (0..common.n).map(|k| common.choice(k)).collect(), &common).await
+}
+
+/// Gives the answers to `requests`, which differ in their prompts or their seeds.
+pub(super) async fn answer(
+    state: &ApiState,
+    about: About,
+    requests: Vec<InferRequest>,
+    common: &Common,
+) -> Result<Response, ApiError> {
+    let mut asking = Asking::begin(state, requests)?;
+    if common.stream {
+        asking.opened(KEEP_ALIVE).await.map_err(|error| ApiError::from(&error))?;
+        return Ok(stream::respond(about, asking, common.include_usage));
+    }
+    let summaries = collect(&mut asking).await.map_err(|error| ApiError::from(&error))?;
+    let mut headers = asking.headers();
+    last_headers(&mut headers, &summaries);
+    let mut offsets = about.echo.iter().map(|echo| echo.chars().count());
+    let choices: Vec<Value> = summaries
+        .iter()
+        .enumerate()
+        .map(|(index, summary)| {
+            let tokens = about.logprobs.then(|| tokens_of(summary));
+            let mut choice = json!({ "index": index });
+            match about.kind {
+                Kind::Chat => {
+                    choice["message"] = json!({ "role": "assistant", "content": summary.text, "refusal": null });
+                    choice["logprobs"] = tokens.map_or(Value::Null, |tokens| chat_logprobs(&tokens));
+                }
+                Kind::Text => {
+                    let echo = about.echo.get(index).map(String::as_str).unwrap_or_default();
+                    let mut offset = offsets.next().unwrap_or(0);
+                    choice["text"] = json!(format!("{echo}{}", summary.text));
+                    choice["logprobs"] =
+                        tokens.map_or(Value::Null, |tokens| super::answer::text_logprobs(&tokens, &mut offset));
+                }
+            }
+            choice["finish_reason"] = json!(finish_reason(summary.finish_reason));
+            choice
+        })
+        .collect();
+    let body = json!({
+        "id": about.id,
+        "object": about.kind.object(),
+        "created": about.created,
+        "model": about.model,
+        "system_fingerprint": about.fingerprint,
+        "choices": choices,
+        "usage": usage(&summaries, about.n),
+    });
+    Ok((headers, Json(body)).into_response())
+}
+
+/// Waits for all answers.
+async fn collect(asking: &mut Asking) -> Result<Vec<Summary>, InferError> {
+    let mut summaries: Vec<Option<Summary>> = (0..asking.len()).map(|_| None).collect();
+    while let Some((index, event)) = asking.next().await {
+        match event {
+            InferEvent::Done { summary } => {
+                if let Some(place) = summaries.get_mut(index) {
+                    *place = Some(*summary);
+                }
+            }
+            InferEvent::Error { error } => {
+                // Those that are cancelled now, or done, may cost something, too.
+                let charged = error.charged || (asking.len() > 1 && asking.is_remote());
+                return Err(InferError { charged, ..error });
+            }
+            _ => {}
+        }
+    }
+    Ok(summaries.into_iter().flatten().collect())
+}
+
+/// The tokens of an answer whose text is shown.
+fn tokens_of(summary: &Summary) -> Vec<TokenLogprobs> {
+    let mut pieces = Pieces::default();
+    let mut tokens = pieces.push(&summary.text, None);
+    for token in summary.logprobs.iter().flatten() {
+        tokens.extend(pieces.push("", Some(token.clone())));
+    }
+    tokens.extend(pieces.end(summary.stop_string.is_some()));
+    tokens
+}
+
+/// How many alternatives are told with each token, if tokens are.
+fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let wanted = fields.flag("logprobs")?.unwrap_or(false);
+    let top = fields.whole("top_logprobs", 0..=MAX_TOP)?;
+    match (wanted, top) {
+        (false, Some(1..)) => Err(ApiError::field("top_logprobs", "top_logprobs goes with logprobs: true")),
+        (false, _) => Ok(None),
+        (true, top) => Ok(Some(usize::try_from(top.unwrap_or(0)).unwrap_or(0))),
+    }
+}
+
+/// What the answer has to be.
+fn response_format(fields: &mut Fields) -> Result<Option<Format>, ApiError> {
+    let Some(mut format) = fields.object("response_format")? else { return Ok(None) };
+    let wrong = |message: &str| ApiError::field("response_format", message);
+    match format.get("type").and_then(Value::as_str) {
+        Some("text") => Ok(None),
+        Some("json_object") => Ok(Some(Format::Json)),
+        Some("json_schema") => {
+            let schema = format.remove("json_schema").and_then(|mut named| Some(named.get_mut("schema")?.take()));
+            match schema {
+                Some(schema @ (Value::Object(_) | Value::Bool(_))) => Ok(Some(Format::Schema(schema))),
+                _ => Err(wrong("response_format has to have the schema as json_schema.schema")),
+            }
+        }
+        _ => Err(wrong("response_format.type has to be text, json_object or json_schema")),
+    }
+}
+
+/// The conversation, as chat templates take it.
+fn messages(fields: &mut Fields) -> Result<Vec<Map<String, Value>>, ApiError> {
+    let missing = || ApiError::field("messages", "messages has to be an array of one message at least");
+    let messages = fields.array("messages")?.filter(|messages| !messages.is_empty()).ok_or_else(missing)?;
+    if messages.len() > MAX_MESSAGES {
+        let message = format!("messages has {} messages, at most {MAX_MESSAGES} are taken", messages.len());
+        return Err(ApiError::field("messages", message));
+    }
+    messages.into_iter().enumerate().map(|(at, message)| one_message(at, message)).collect()
+}
+
+fn one_message(at: usize, message: Value) -> Result<Map<String, Value>, ApiError> {
+    let wrong = |what: &str| ApiError::field(format!("messages[{at}]"), format!("messages[{at}] {what}"));
+    let Value::Object(mut message) = message else { return Err(wrong("has to be an object")) };
+    let role = match message.get("role").and_then(Value::as_str) {
+        // What newer clients call it; templates know the older name.
+        Some("developer") => "system",
+        Some(role @ ("system" | "user" | "assistant" | "tool")) => role,
+        Some(role) => return Err(wrong(&format!("has the role {role:?}, which is none"))),
+        None => return Err(wrong("has no role")),
+    };
+    let role = json!(role);
+    let content = match message.remove("content") {
+        Some(Value::String(text)) => text,
+        None | Some(Value::Null) if role == "assistant" => String::new(),
+        Some(Value::Array(parts)) => {
+            let mut text = String::new();
+            for part in parts {
+                match (part.get("type").and_then(Value::as_str), part.get("text").and_then(Value::as_str)) {
+                    (Some("text"), Some(part)) => text.push_str(part),
+                    (Some(kind), _) if kind != "text" => {
+                        let message = format!("messages[{at}] has a part of type {kind:?}; models here read text only");
+                        return Err(ApiError::unsupported(format!("messages[{at}].content"), message));
+                    }
+                    _ => return Err(wrong("has a part of content without a text")),
+                }
+            }
+            text
+        }
+        _ => return Err(wrong("has to have a content that is a string or an array of parts")),
+    };
+    for call in message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten() {
+        // Clients send arguments as text, templates take them as values.
+        if let Some(arguments) = call.pointer_mut("/function/arguments")
+            && let Some(Ok(parsed @ Value::Object(_))) = arguments.as_str().map(serde_json::from_str)
+        {
+            *arguments = parsed;
+        }
+    }
+    message.insert("role".into(), role);
+    message.insert("content".into(), content.into());
+    Ok(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(messages: &Value) -> Result<Vec<Map<String, Value>>, ApiError> {
+        let body = json!({ "messages": messages }).to_string();
+        super::messages(&mut Fields::parse(body.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn messages_come_as_clients_write_them() {
+        let given = json!([
+            { "role": "developer", "content": "Be brief." },
+            { "role": "user", "content": [{ "type": "text", "text": "a" }, { "type": "text", "text": "b" }] },
+            { "role": "assistant", "content": null, "tool_calls": [
+                { "id": "call_1", "type": "function", "function": { "name": "f", "arguments": "{\"x\":1}" } },
+            ] },
+            { "role": "tool", "tool_call_id": "call_1", "content": "2" },
+        ]);
+        let messages = read(&given).unwrap();
+        let of = |at: usize, name: &str| messages[at][name].clone();
+        assert_eq!((of(0, "role"), of(1, "content"), of(2, "content")), ("system".into(), "ab".into(), "".into()));
+        assert_eq!(messages[2]["tool_calls"][0]["function"]["arguments"], json!({ "x": 1 }));
+        assert_eq!(of(3, "tool_call_id"), "call_1");
+    }
+
+    #[test]
+    fn messages_that_are_none_are_named() {
+        for (messages, param) in [
+            (json!([]), "messages"),
+            (json!("hi"), "messages"),
+            (json!([3]), "messages[0]"),
+            (json!([{ "role": "user", "content": "a" }, { "content": "b" }]), "messages[1]"),
+            (json!([{ "role": "robot", "content": "a" }]), "messages[0]"),
+            (json!([{ "role": "user", "content": null }]), "messages[0]"),
+            (json!([{ "role": "user", "content": [{ "type": "image_url" }] }]), "messages[0].content"),
+        ] {
+            let error = read(&messages).unwrap_err().to_json();
+            assert_eq!(error["param"], param, "{messages}");
+        }
+    }
+
+    #[test]
+    fn formats_are_text_json_or_a_schema() {
+        let read = |format: Value| {
+            let body = json!({ "response_format": format }).to_string();
+            response_format(&mut Fields::parse(body.as_bytes()).unwrap())
+        };
+        assert_eq!(read(json!({ "type": "text" })).unwrap(), None);
+        assert_eq!(read(json!({ "type": "json_object" })).unwrap(), Some(Format::Json));
+        let schema = json!({ "type": "string" });
+        let named = json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": schema } });
+        assert_eq!(read(named).unwrap(), Some(Format::Schema(schema)));
+        for wrong in [json!({ "type": "xml" }), json!({}), json!({ "type": "json_schema", "json_schema": {} })] {
+            assert!(read(wrong).is_err());
+        }
+    }
+}

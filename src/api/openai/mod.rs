@@ -1,0 +1,184 @@
+//! The OpenAI API: what people's clients speak already, answered by this node's requests for text.
+//!
+//! | route | answers |
+//! |---|---|
+//! | `GET /v1/models`, `/v1/models/{id}` | what can be asked now; `?all=true`: also what is known and cannot be |
+//! | `POST /v1/chat/completions` | a conversation's next message, at once or as it comes |
+//! | `POST /v1/completions` | the text after a prompt, or after each of some |
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`error`] | errors in OpenAI's shape, with what a client is to do about them |
+//! | [`fields`] | reading requests: what is known has to be right, what is unknown is ignored |
+//! | [`chat`], [`completions`], [`models`] | the routes |
+//! | [`asking`] | choices under way: from requests to events |
+//! | [`answer`] | an answer's pieces, whatever object they become |
+//! | [`stream`] | server-sent events |
+//!
+//! What differs from OpenAI's own, and the headers with `x-quelea-`, are in `docs/openai.md`.
+
+mod answer;
+mod asking;
+mod chat;
+mod completions;
+mod error;
+mod fields;
+mod models;
+mod stream;
+
+use std::{sync::Arc, time::SystemTime};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{Request, rejection::BytesRejection},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+    routing::{get, post},
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+pub(super) use self::error::ApiError;
+use super::ApiState;
+use crate::inference::InferError;
+
+/// Answers under way at once, each choice of a request counted. Each holds a few kilobytes and a session at every stage.
+const MAX_ANSWERS: usize = 128;
+
+/// Longest error of what stands before the routes.
+const MAX_ERROR: usize = 64 << 10;
+
+/// Longest request id that is taken over from a client.
+const MAX_REQUEST_ID: usize = 128;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What the routes share, whoever listens.
+pub(super) struct OpenAi {
+    places: Arc<Semaphore>,
+    /// Since when this process serves, in Unix seconds: when models were made is not known.
+    since: u64,
+}
+
+impl OpenAi {
+    pub(super) fn new() -> Self {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        Self { places: Arc::new(Semaphore::new(MAX_ANSWERS)), since }
+    }
+
+    /// Places for so many answers, unless too many are under way.
+    fn places(&self, count: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        self.places.clone().try_acquire_many_owned(count).map_err(|_| ApiError::busy(MAX_ANSWERS))
+    }
+}
+
+/// Whether a path is one of these routes, whose errors have OpenAI's shape.
+fn owns(path: &str) -> bool {
+    path == "/v1" || path.starts_with("/v1/")
+}
+
+/// Errors of what stands before the routes, such as a wrong token, in OpenAI's shape.
+pub(super) async fn shape(request: Request, next: Next) -> Response {
+    if !owns(request.uri().path()) {
+        return next.run(request).await;
+    }
+    let response = next.run(request).await;
+    let status = response.status();
+    if !(status.is_client_error() || status.is_server_error()) || response.extensions().get::<error::Shaped>().is_some()
+    {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    let body = axum::body::to_bytes(body, MAX_ERROR).await.unwrap_or_default();
+    let error = serde_json::from_slice(&body).ok().and_then(|mut body: serde_json::Value| {
+        serde_json::from_value::<InferError>(body.get_mut("error")?.take()).ok()
+    });
+    let error = match error {
+        Some(error) => ApiError::from(&error),
+        None => ApiError::invalid(String::from_utf8_lossy(&body).into_owned()),
+    };
+    let shaped = error.with_status(status).into_response();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.extend(shaped.headers().clone());
+    Response::from_parts(parts, shaped.into_body())
+}
+
+pub(super) fn routes() -> Router<ApiState> {
+    Router::new()
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/v1/chat/completions", post(chat::chat))
+        .route("/v1/completions", post(completions::completions))
+        .route("/v1", get(nothing))
+        .route("/v1/{*rest}", get(nothing).post(nothing).put(nothing).patch(nothing).delete(nothing))
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn(request_id))
+}
+
+async fn nothing(request: Request) -> ApiError {
+    ApiError::not_found(format!("there is no {} {}", request.method(), request.uri().path()))
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    let message = format!("{} does not take {}", request.uri().path(), request.method());
+    ApiError::invalid(message).with_status(StatusCode::METHOD_NOT_ALLOWED)
+}
+
+/// A request's id comes back: the client's own, where it is a plain word, or one that is made here.
+async fn request_id(request: Request, next: Next) -> Response {
+    let given = request.headers().get(&REQUEST_ID).and_then(|id| id.to_str().ok());
+    let plain = |id: &&str| !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.bytes().all(|b| b.is_ascii_graphic());
+    let id = given.filter(plain).map_or_else(|| new_id("req_"), str::to_owned);
+    let mut response = next.run(request).await;
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
+}
+
+/// An id that nothing else has.
+fn new_id(prefix: &str) -> String {
+    format!("{prefix}{}", hex::encode(rand::random::<[u8; 12]>()))
+}
+
+/// A body, or why there is none.
+fn body(body: Result<Bytes, BytesRejection>) -> Result<Bytes, ApiError> {
+    body.map_err(|rejection| {
+        let status = rejection.status();
+        ApiError::invalid(rejection.body_text()).with_status(status)
+    })
+}
+
+/// No new work is taken while the node stops.
+fn open_for_work(state: &ApiState) -> Result<(), ApiError> {
+    if state.telemetry.health.report().draining {
+        let code = quelea_wire::ErrorCode::ShuttingDown;
+        return Err(ApiError::from(&InferError::new(code, code.meaning())));
+    }
+    Ok(())
+}
+
+/// What a request's headers ask for, besides what its body does.
+#[derive(Debug, Clone, Copy, Default)]
+struct Wishes {
+    /// The most that it may cost, in micro-credits.
+    max_price: Option<u64>,
+    /// Whether a receipt is wanted.
+    receipt: bool,
+}
+
+impl Wishes {
+    fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
+        let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default().trim());
+        let max_price = text("x-quelea-max-price").map(|price| {
+            let price: Option<quelea_wire::Credits> = price.parse().ok();
+            price.map(|price| price.0).ok_or_else(|| {
+                ApiError::invalid("the header x-quelea-max-price has to be an amount of credits, such as 0.25")
+            })
+        });
+        let receipt = matches!(text("x-quelea-receipt"), Some("1" | "true"));
+        Ok(Self { max_price: max_price.transpose()?, receipt })
+    }
+}

@@ -1,0 +1,3 @@
+//! The OpenAI API, as its official clients and as bare HTTP meet it.
+
+mod clients;
