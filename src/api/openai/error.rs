@@ -24,9 +24,12 @@ const RETRY_AFTER_IN_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 #[derive(Clone, Copy)]
 pub(super) struct Shaped;
 
-/// An error as OpenAI's clients understand it.
+/// An error as OpenAI's clients understand it; boxed, as it is returned everywhere.
 #[derive(Debug, Clone)]
-pub(crate) struct ApiError {
+pub(crate) struct ApiError(Box<Described>);
+
+#[derive(Debug, Clone)]
+struct Described {
     status: StatusCode,
     kind: &'static str,
     code: Option<&'static str>,
@@ -43,7 +46,7 @@ pub(crate) struct ApiError {
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Described {
             status,
             kind,
             code,
@@ -54,7 +57,7 @@ impl ApiError {
             retryable: false,
             retry_after_ms: None,
             charged: false,
-        }
+        }))
     }
 
     /// A request that makes no sense.
@@ -64,55 +67,61 @@ impl ApiError {
 
     /// A field of a request that makes no sense.
     pub(super) fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { param: Some(param.into()), code: Some("invalid_value"), ..Self::invalid(message) }
+        Self::invalid(message).with_code("invalid_value").about(param)
     }
 
     /// A field that would change what is answered, and cannot be followed.
     pub(super) fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { param: Some(param.into()), code: Some("unsupported_parameter"), ..Self::invalid(message) }
+        Self::invalid(message).with_code("unsupported_parameter").about(param)
     }
 
     /// A route that there is not.
     pub(super) fn not_found(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", Some("unknown_url"), message)
+        Self::invalid(message).with_status(StatusCode::NOT_FOUND).with_code("unknown_url")
     }
 
     /// A model that there is not.
     pub(super) fn no_model(model: &str) -> Self {
         let message = format!("the model {model:?} does not exist, or no peer that is known serves it");
-        let error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", Some("model_not_found"), message);
-        Self { param: Some("model".into()), hint: Some("GET /v1/models lists those that can be asked".into()), ..error }
+        let mut error = Self::not_found(message).with_code("model_not_found").about("model");
+        error.0.hint = Some("GET /v1/models lists those that can be asked".into());
+        error
     }
 
     /// Too many answers are under way.
     pub(super) fn busy(most: usize) -> Self {
         let message = format!("this node has {most} answers under way, and takes no more");
-        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("rate_limit_exceeded"), message);
-        Self { retryable: true, retry_after_ms: Some(RETRY_AFTER_MS), ..error }
+        let code = Some("rate_limit_exceeded");
+        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code, message);
+        (error.0.retryable, error.0.retry_after_ms) = (true, Some(RETRY_AFTER_MS));
+        error
     }
 
-    pub(super) fn with_status(self, status: StatusCode) -> Self {
-        Self { status, ..self }
+    pub(super) fn with_status(mut self, status: StatusCode) -> Self {
+        self.0.status = status;
+        self
     }
 
-    pub(super) fn with_code(self, code: &'static str) -> Self {
-        Self { code: Some(code), ..self }
+    pub(super) fn with_code(mut self, code: &'static str) -> Self {
+        self.0.code = Some(code);
+        self
     }
 
-    /// Whether something may have been charged for what failed.
-    pub(super) fn is_charged(&self) -> bool {
-        self.charged
+    fn about(mut self, param: impl Into<String>) -> Self {
+        self.0.param = Some(param.into());
+        self
     }
 
     /// The object under `error`.
     pub(super) fn to_json(&self) -> Value {
+        let described = &*self.0;
         let mut error = json!({
-            "message": self.message,
-            "type": self.kind,
-            "param": self.param,
-            "code": self.code,
+            "message": described.message,
+            "type": described.kind,
+            "param": described.param,
+            "code": described.code,
         });
-        let more = [("quelea_code", &self.quelea_code), ("hint", &self.hint)];
+        let more = [("quelea_code", &described.quelea_code), ("hint", &described.hint)];
         for (name, value) in more.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?))) {
             error[name] = json!(value);
         }
@@ -155,33 +164,33 @@ fn shape(code: ErrorCode) -> (StatusCode, &'static str, Option<&'static str>) {
 impl From<&InferError> for ApiError {
     fn from(error: &InferError) -> Self {
         let (status, kind, code) = shape(error.error_code());
-        Self {
-            quelea_code: Some(error.code.clone()),
-            hint: error.hint.clone(),
-            retryable: error.retryable,
-            retry_after_ms: error.retry_after_ms,
-            charged: error.charged,
-            ..Self::new(status, kind, code, error.message.clone())
-        }
+        let mut this = Self::new(status, kind, code, error.message.clone());
+        this.0.quelea_code = Some(error.code.clone());
+        this.0.hint.clone_from(&error.hint);
+        this.0.retryable = error.retryable;
+        this.0.retry_after_ms = error.retry_after_ms;
+        this.0.charged = error.charged;
+        this
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(json!({ "error": self.to_json() }))).into_response();
+        let Described { status, retryable, retry_after_ms, charged, .. } = *self.0;
+        let mut response = (status, Json(json!({ "error": self.to_json() }))).into_response();
         response.extensions_mut().insert(Shaped);
         let headers = response.headers_mut();
-        let again = matches!(self.status.as_u16(), 408 | 409 | 429 | 500..);
+        let again = matches!(status.as_u16(), 408 | 409 | 429 | 500..);
         if again {
-            let retry = self.retryable && !self.charged;
+            let retry = retryable && !charged;
             headers.insert(SHOULD_RETRY, HeaderValue::from_static(if retry { "true" } else { "false" }));
             if retry {
-                let ms = self.retry_after_ms.unwrap_or(RETRY_AFTER_MS);
+                let ms = retry_after_ms.unwrap_or(RETRY_AFTER_MS);
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000).max(1)));
                 headers.insert(RETRY_AFTER_IN_MS, HeaderValue::from(ms));
             }
         }
-        if self.status == StatusCode::UNAUTHORIZED {
+        if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
