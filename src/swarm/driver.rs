@@ -153,7 +153,10 @@ impl Driver {
                 }
                 event = self.swarm.select_next_some() => self.event(event),
                 Some(checked) = self.validation.next() => on::gossip::checked(&mut self, checked),
-                _ = tick.tick() => self.tick(),
+                due = tick.tick() => {
+                    self.config.telemetry.metrics.swarm_late(due.elapsed());
+                    self.tick();
+                }
             }
         }
         Box::pin(self.goodbye()).await;

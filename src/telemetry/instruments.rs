@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use opentelemetry::{
     KeyValue,
-    metrics::{Counter, Histogram, Meter},
+    metrics::{Counter, Histogram, Meter, UpDownCounter},
 };
 
 use super::{
@@ -26,6 +26,13 @@ const FIRST_TOKEN_BOUNDS: [f64; 19] =
 /// Bounds for the time per further token, in seconds: the conventions' own, and two more for the same reason.
 const PER_TOKEN_BOUNDS: [f64; 15] =
     [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0];
+
+/// Bounds for a loop's lateness, in seconds: the timer's own millisecond, to a loop that counts as stuck.
+const LATE_BOUNDS: [f64; 10] = [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+
+/// Bounds for a request over HTTP, in seconds: the conventions' own, and three more for answers that are streamed.
+const HTTP_BOUNDS: [f64; 17] =
+    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0, 120.0];
 
 /// Bounds for a stage's or a hop's share, in seconds: from a hop on loopback (about 100 µs) to a long prefill chunk.
 const STAGE_BOUNDS: [f64; 15] =
@@ -66,6 +73,9 @@ pub(super) struct Instruments {
     pub(super) dht_refused: Counter<u64>,
     pub(super) rate_limited: Counter<u64>,
     pub(super) tasks_panicked: Counter<u64>,
+    pub(super) swarm_late: Histogram<f64>,
+    pub(super) http_duration: Histogram<f64>,
+    pub(super) http_in_flight: UpDownCounter<i64>,
 }
 
 impl Instruments {
@@ -183,6 +193,20 @@ impl Instruments {
                 "What a rate limit refused to peers, by the scope of the limit",
             ),
             tasks_panicked: counter("quelea_tasks_panicked", "Tasks and threads that ended in a panic"),
+            swarm_late: seconds(
+                "quelea_swarm_late",
+                "How late the swarm's loop came to a turn that was due, four times a second",
+                &LATE_BOUNDS,
+            ),
+            http_duration: seconds(
+                "http.server.request.duration",
+                "Time from a request over HTTP to the last byte of its answer, by route",
+                &HTTP_BOUNDS,
+            ),
+            http_in_flight: meter
+                .i64_up_down_counter("quelea_http_requests_in_flight")
+                .with_description("Requests over HTTP that are being answered, by route")
+                .build(),
         }
     }
 }

@@ -121,6 +121,8 @@ label! {
         Error = "error",
         /// No chain of peers covers the model.
         NoRoute = "no_route",
+        /// Credit or what the caller gives does not suffice.
+        NoCredit = "no_credit",
     }
 }
 label! {
@@ -130,6 +132,8 @@ label! {
         Chat = "chat",
         /// A raw prompt.
         TextCompletion = "text_completion",
+        /// A text's vector.
+        Embeddings = "embeddings",
     }
 }
 label! {
@@ -300,6 +304,31 @@ impl Metrics {
             let rest = request.duration.saturating_sub(first_token).as_secs_f64();
             instruments.time_per_output_token.record(rest / (request.output_tokens - 1) as f64, &labels);
         }
+    }
+
+    /// The swarm's loop came so late to a turn that was due.
+    pub fn swarm_late(&self, late: Duration) {
+        self.inner.instruments.swarm_late.record(late.as_secs_f64(), &[]);
+    }
+
+    /// A request over HTTP is being answered.
+    pub fn http_began(&self, route: &str) {
+        self.inner.instruments.http_in_flight.add(1, &[KeyValue::new("http.route", route.to_owned())]);
+    }
+
+    /// It is not any more.
+    pub fn http_ended(&self, route: &str) {
+        self.inner.instruments.http_in_flight.add(-1, &[KeyValue::new("http.route", route.to_owned())]);
+    }
+
+    /// A request over HTTP was answered within this time. Method and route are such as there are.
+    pub fn http_took(&self, method: &'static str, route: &str, status: u16, took: Duration) {
+        let labels = [
+            KeyValue::new("http.request.method", method),
+            KeyValue::new("http.route", route.to_owned()),
+            KeyValue::new("http.response.status_code", i64::from(status)),
+        ];
+        self.inner.instruments.http_duration.record(took.as_secs_f64(), &labels);
     }
 
     /// A stage computed for this long on one step, by its own clock.

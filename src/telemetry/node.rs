@@ -71,11 +71,29 @@ impl Telemetry {
             FinishReason::Stop => Outcome::Stop,
             FinishReason::Length => Outcome::Length,
         };
-        self.finished(request, Some(model), outcome, None, Some(summary), Duration::from_secs_f64(summary.total_s));
+        let took = Duration::from_secs_f64(summary.total_s);
+        self.finished(operation(request), Some(model), outcome, None, Some(summary), took);
+        self.hops(Phase::Decode, summary);
+    }
+
+    /// A text of this node's user was embedded.
+    pub(crate) fn embedding_done(&self, model: &ModelId, summary: &Summary) {
+        let took = Duration::from_secs_f64(summary.total_s);
+        self.finished(Operation::Embeddings, Some(model), Outcome::Stop, None, Some(summary), took);
+        self.hops(Phase::Prefill, summary);
+    }
+
+    /// A text of this node's user could not be embedded.
+    pub(crate) fn embedding_failed(&self, model: Option<&ModelId>, error: &InferError, took: Duration) {
+        let code = error.error_code();
+        self.finished(Operation::Embeddings, model, outcome(code), Some(code.label()), None, took);
+    }
+
+    fn hops(&self, phase: Phase, summary: &Summary) {
         for hop in &summary.hops {
-            self.metrics.stage(Phase::Decode, Where::Remote, Duration::from_secs_f64(hop.compute_ms_per_row / 1e3));
+            self.metrics.stage(phase, Where::Remote, Duration::from_secs_f64(hop.compute_ms_per_row / 1e3));
             if let Some(ms) = hop.hop_ms {
-                self.metrics.hop(Phase::Decode, Duration::from_secs_f64(ms / 1e3));
+                self.metrics.hop(phase, Duration::from_secs_f64(ms / 1e3));
             }
         }
     }
@@ -89,24 +107,18 @@ impl Telemetry {
         took: Duration,
     ) {
         let code = error.error_code();
-        let outcome = match code {
-            ErrorCode::Cancelled => Outcome::Cancelled,
-            ErrorCode::NoRoute => Outcome::NoRoute,
-            _ => Outcome::Error,
-        };
-        self.finished(request, model, outcome, Some(code.label()), None, took);
+        self.finished(operation(request), model, outcome(code), Some(code.label()), None, took);
     }
 
     fn finished(
         &self,
-        request: &InferRequest,
+        operation: Operation,
         model: Option<&ModelId>,
         outcome: Outcome,
         error_type: Option<&'static str>,
         summary: Option<&Summary>,
         duration: Duration,
     ) {
-        let operation = if request.form == PromptForm::Raw { Operation::TextCompletion } else { Operation::Chat };
         // A name that led to no model is what a client typed: it gets no label of its own.
         let label = model.map_or_else(|| super::stats::OTHER_MODEL.to_owned(), ModelId::short);
         let model = self.stats.model(&label);
@@ -140,6 +152,20 @@ pub(crate) fn way(addr: &Multiaddr) -> (Path, Transport) {
         }
     }
     way
+}
+
+fn operation(request: &InferRequest) -> Operation {
+    let raw = request.form == PromptForm::Raw && request.messages.is_empty();
+    if raw { Operation::TextCompletion } else { Operation::Chat }
+}
+
+fn outcome(code: ErrorCode) -> Outcome {
+    match code {
+        ErrorCode::Cancelled => Outcome::Cancelled,
+        ErrorCode::NoRoute => Outcome::NoRoute,
+        ErrorCode::NoCredit | ErrorCode::PaymentRequired | ErrorCode::PriceTooHigh => Outcome::NoCredit,
+        _ => Outcome::Error,
+    }
 }
 
 #[cfg(test)]
