@@ -125,6 +125,7 @@ pub struct ChatTemplate(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    source: String,
     environment: Environment<'static>,
     bos: String,
     eos: String,
@@ -150,7 +151,8 @@ impl ChatTemplate {
             return Err(TemplateError::Operators { found, max: MAX_OPERATORS });
         }
         let environment = on_stack(COMPILE_STACK_BYTES, || compiled(prepared, clock))??;
-        Ok(Self(Arc::new(Inner { environment, bos: bos.to_owned(), eos: eos.to_owned() })))
+        let (source, bos, eos) = (source.to_owned(), bos.to_owned(), eos.to_owned());
+        Ok(Self(Arc::new(Inner { source, environment, bos, eos })))
     }
 
     /// The template of a GGUF file; none when it has none.
@@ -164,6 +166,11 @@ impl ChatTemplate {
         }
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.piece(id)).unwrap_or_default();
         Self::new(gguf.get_str(KEY)?, text(tokenizer.bos()), text(tokenizer.eos())).map(Some)
+    }
+
+    /// Whether its source has this text in it: by that the families of templates are told apart.
+    pub fn mentions(&self, text: &str) -> bool {
+        self.0.source.contains(text)
     }
 
     /// The text of a conversation; with `add_generation_prompt` it ends where the assistant begins to speak. `extra`

@@ -440,6 +440,22 @@ async fn ask(handle: &Handle, experience: &Experience, peer: PeerId) -> Result<S
     }
 }
 
+/// Asks the peers that this node is connected to, so many at most, what they serve: then it is known which models there are.
+pub(crate) async fn ask_around(handle: &Handle, most: usize, patience: Duration) {
+    let snapshot = handle.snapshot().await;
+    let peers = snapshot.map(|snapshot| snapshot.peers).unwrap_or_default();
+    let mut rest = peers.into_iter().map(|view| view.peer).take(most).collect::<Vec<PeerId>>().into_iter();
+    let all = async {
+        let mut asked = FuturesUnordered::new();
+        asked.extend(rest.by_ref().take(PARALLEL).map(|peer| handle.fetch_announcement(peer)));
+        // Who serves nothing, or does not answer, is not in the book.
+        while asked.next().await.is_some() {
+            asked.extend(rest.next().map(|peer| handle.fetch_announcement(peer)));
+        }
+    };
+    let _ = tokio::time::timeout(patience, all).await;
+}
+
 /// What others announce of `model`, as far as they answer in time: what placement looks at.
 pub(crate) async fn announced(handle: &Handle, experience: &Experience, model: ModelId) -> Vec<SignedAnnouncement> {
     let mut found = Found::default();

@@ -9,6 +9,7 @@
 //! | `experience`, `meter` | what was measured of peers, and of this node |
 //! | `generate`, `sampling`, `pipeline` | prompt to text, wherever the layers run |
 //! | `follow` | answers that have to be JSON, or follow a schema or a grammar |
+//! | `embed` | texts as vectors |
 //! | `thin` | asking without embedding and head |
 //! | `private` | keeping the outer layers here |
 //! | `speculate` | guessing tokens and verifying several in one pass |
@@ -27,7 +28,8 @@ pub(crate) mod auditor;
 pub(crate) mod claims;
 mod coordinator;
 mod coverage;
-mod discover;
+pub(crate) mod discover;
+mod embed;
 mod experience;
 mod fair;
 mod figures;

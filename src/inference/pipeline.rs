@@ -50,6 +50,47 @@ impl Pipeline {
         }
     }
 
+    /// A stage with the model's last norm, if one is here.
+    pub(crate) fn head(&self) -> Option<Runner> {
+        match self {
+            Self::Chain(remote) => remote.head.as_ref().map(|head| head.runner.clone()),
+            Self::Local(local) => Some(local.work.runner.clone()),
+        }
+    }
+
+    /// Runs more of a prompt, from `at` on; the rows that are ready. Nothing when all are out.
+    pub(crate) async fn more_rows(&mut self, prompt: &[u32], at: &mut usize) -> Result<Option<Vec<f32>>, InferError> {
+        let pos = u32::try_from(*at).unwrap_or(u32::MAX);
+        let rest = prompt.get(*at..).unwrap_or_default();
+        let chunk = rest.get(..PREFILL_CHUNK).unwrap_or(rest);
+        *at += chunk.len();
+        let started = Instant::now();
+        let (rows, took) = match self {
+            Self::Chain(remote) => {
+                let rows = match chunk {
+                    [] => remote.chain.end_of_prefill().await?,
+                    chunk => {
+                        remote.chain.push_chunk(chunk, pos).await?;
+                        remote.chain.results()
+                    }
+                };
+                // The last call, if not the one before, finds nothing.
+                if chunk.is_empty() && rows.is_empty() {
+                    return Ok(None);
+                }
+                (rows, &mut remote.took)
+            }
+            Self::Local(_) if chunk.is_empty() => return Ok(None),
+            Self::Local(local) => {
+                let input = Input::Tokens(chunk.to_vec());
+                (local.work.run(input, pos, Want::Rows, Phase::Prefill).await?, &mut local.took)
+            }
+        };
+        took.prompt_rows = took.prompt_rows.saturating_add(count(chunk.len()));
+        took.prompt_ns = took.prompt_ns.saturating_add(nanos(started.elapsed()));
+        Ok(Some(rows))
+    }
+
     /// Whether tokens that were run may be taken back with the next ones, and run with others to the same bits as alone.
     pub(crate) fn rewinds(&self) -> bool {
         match self {

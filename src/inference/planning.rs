@@ -39,6 +39,14 @@ fn row_bytes(ends: &Ends, profile: Profile) -> u64 {
     u64::try_from(ends.hparams.hidden).unwrap_or(u64::MAX).saturating_mul(value)
 }
 
+/// What a pipeline is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum For {
+    Answer,
+    /// All rows of a prompt.
+    Rows,
+}
+
 impl Asker {
     /// Finds a chain and opens a session over it. A peer that fails meanwhile is left out, and the next best chain taken.
     pub(super) async fn open(
@@ -48,8 +56,33 @@ impl Asker {
         prompt: &[u32],
         max_rows: u32,
     ) -> Result<(Pipeline, Option<Prediction>), InferError> {
+        self.open_to(ends, request, prompt, max_rows, For::Answer).await
+    }
+
+    /// As [`Asker::open`], to have all rows of the prompt back.
+    pub(super) async fn open_for_rows(
+        &self,
+        ends: &Arc<Ends>,
+        request: &InferRequest,
+        prompt: &[u32],
+        max_rows: u32,
+    ) -> Result<(Pipeline, Option<Prediction>), InferError> {
+        self.open_to(ends, request, prompt, max_rows, For::Rows).await
+    }
+
+    async fn open_to(
+        &self,
+        ends: &Arc<Ends>,
+        request: &InferRequest,
+        prompt: &[u32],
+        max_rows: u32,
+        wanted: For,
+    ) -> Result<(Pipeline, Option<Prediction>), InferError> {
+        let all_rows = wanted == For::Rows;
+        // What stages have kept of a prompt does not come back, and is looked for by its tokens.
+        let kept_of = if all_rows { &[][..] } else { prompt };
         let kept = request.private;
-        let mut thin = if kept > 0 { None } else { Thin::of(request, ends)? };
+        let mut thin = if kept > 0 || all_rows { None } else { Thin::of(request, ends)? };
         let model = ends.file.id;
         let name = ends.profile(request.profile)?;
         let profile = profile_named(name);
@@ -100,18 +133,18 @@ impl Asker {
             let prediction = Some(report::prediction(&query, &planned));
             let hops = planned.chosen.chain();
             if let Some(served) = self.serves_alone(&hops, ends) {
-                let local = LocalLayers::new(ends, &served.runner, name, prompt, max_rows, request.step_timeout())?;
+                let local = LocalLayers::new(ends, &served.runner, name, kept_of, max_rows, request.step_timeout())?;
                 return Ok((Pipeline::Local(Box::new(local)), prediction));
             }
             if planned.local_is_faster(&query) {
                 tracing::info!(model = %model.short(), "this node alone is faster than any chain");
                 let runner = ends.whole().await?;
-                let local = LocalLayers::new(ends, runner, name, prompt, max_rows, request.step_timeout())?;
+                let local = LocalLayers::new(ends, runner, name, kept_of, max_rows, request.step_timeout())?;
                 return Ok((Pipeline::Local(Box::new(local)), prediction));
             }
             affordable(request, planned.chosen.price)?;
             // Rows that others computed are as good as new ones only where they depend on nothing else.
-            let shares = ends.is_exact() && kept == 0;
+            let shares = ends.is_exact() && kept == 0 && !all_rows;
             let keys = if shares { ends.prefix_keys(name, prompt) } else { PrefixKeys::default() };
             let runner = if thin.is_some() || kept > 0 { None } else { Some(ends.ends().await?) };
             let outer = if kept > 0 { Some(ends.outer(kept).await?) } else { None };
@@ -126,6 +159,7 @@ impl Asker {
                 layers: ends.file.layers(),
                 embed: runner.cloned(),
                 fed: kept > 0,
+                all_rows: all_rows || kept > 0,
                 ends: thin.map(Thin::on_the_wire).unwrap_or_default(),
                 prompt: prompt.to_vec(),
                 own: self.own.clone(),

@@ -50,6 +50,7 @@ pub(super) trait Compute: Send + Sync {
 
     /// `[n, hidden]` to `[n, vocab]`.
     fn logits(&self, rows: &[f32]) -> Result<Vec<f32>, StageError>;
+    fn normed(&self, rows: &[f32]) -> Result<Vec<f32>, StageError>;
 }
 
 /// A session's keys and values, with the backend's types erased.
@@ -170,6 +171,12 @@ impl<B: Backend> Compute for Loaded<B> {
             rows = round(layer.forward(&self.backend, rows, &mut step)?)?;
         }
         Ok(self.backend.download(rows)?)
+    }
+
+    fn normed(&self, rows: &[f32]) -> Result<Vec<f32>, StageError> {
+        let head = self.head.as_ref().ok_or(StageError::NotLoaded { part: "head" })?;
+        let rows = self.backend.upload(rows, self.hidden)?;
+        Ok(self.backend.download(head.norm.forward(&self.backend, &rows)?)?)
     }
 
     fn logits(&self, rows: &[f32]) -> Result<Vec<f32>, StageError> {

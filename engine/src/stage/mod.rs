@@ -301,6 +301,17 @@ impl Stage {
         Ok(n)
     }
 
+    /// The rows after the model's last norm, which stands before its head: `[n, hidden]` to `[n, hidden]`.
+    ///
+    /// # Errors
+    /// As [`Stage::logits`].
+    pub fn normed(&self, rows: &[f32]) -> Result<Vec<f32>, StageError> {
+        if self.row_count(rows)? == 0 {
+            return Ok(Vec::new());
+        }
+        self.check(self.inner.normed(rows)?, self.hidden())
+    }
+
     /// The logits after each of these rows, `[n, hidden]` to `[n, vocab]`: not normalised.
     ///
     /// # Errors

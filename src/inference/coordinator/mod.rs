@@ -81,8 +81,10 @@ pub(crate) struct SessionSpec {
     pub(crate) layers: u16,
     /// Has the embedding; nothing where the first stage embeds, or rows are [fed](ChainSession::feed).
     pub(crate) embed: Option<Runner>,
-    /// Whether the first layers' rows are fed, and all rows come back, also those of the prompt.
+    /// Whether the first layers' rows are fed.
     pub(crate) fed: bool,
+    /// Whether all rows come back, also those of the prompt.
+    pub(crate) all_rows: bool,
     /// What the first and the last stage compute besides their layers.
     pub(crate) ends: Ends,
     /// Token ids that the session begins with.
@@ -393,7 +395,7 @@ impl ChainSession {
             self.result().await?;
         }
         let deadline = Instant::now() + self.spec.step_timeout.saturating_mul(self.chunks_under_way() + 1);
-        self.send(StreamKind::Bulk, ids, pos, !self.spec.fed, deadline).await
+        self.send(StreamKind::Bulk, ids, pos, !self.spec.all_rows, deadline).await
     }
 
     /// Waits for all chunks; the last row of the prompt, or its logits, or all rows that have not been asked for.

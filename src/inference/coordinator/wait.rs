@@ -138,7 +138,7 @@ impl ChainSession {
                 break;
             }
             let end = expected.pos.saturating_add(u32::from(expected.rows));
-            if self.spec.fed {
+            if self.spec.all_rows {
                 self.last.append(&mut expected.data);
             } else {
                 self.last = std::mem::take(&mut expected.data);
