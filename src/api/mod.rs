@@ -33,6 +33,7 @@ mod coverage;
 mod dht;
 mod events;
 mod ledger;
+mod measure;
 pub(crate) mod models;
 mod nat;
 mod openai;
@@ -117,11 +118,12 @@ fn router(state: ApiState) -> Router {
         .merge(ledger::routes())
         .merge(peers::routes())
         .merge(services::routes())
-        .merge(openai::routes())
+        .merge(openai::routes(&state))
         .route("/api/v1/ping", post(nat::ping))
         .route("/api/v1/netcheck", get(nat::netcheck))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, &InferError::new(ErrorCode::Usage, "no such route")) })
         .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(middleware::from_fn_with_state(state.telemetry.metrics.clone(), measure::measure))
         .with_state(state)
 }
 

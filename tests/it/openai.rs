@@ -1,3 +1,7 @@
 //! The OpenAI API, as its official clients and as bare HTTP meet it.
 
 mod clients;
+mod http;
+mod malformed;
+mod rules;
+mod widths;

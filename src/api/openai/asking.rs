@@ -68,6 +68,7 @@ impl Common {
             logit_bias: logit_bias(fields)?,
             seed: fields.seed()?.unwrap_or_else(rand::random),
             stop: fields.texts("stop", MAX_STOPS)?,
+            ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
             max_price: wishes.max_price,
             receipt: wishes.receipt,
             ..InferRequest::new(reference, "")
@@ -121,6 +122,16 @@ impl Asking {
         let choices = requests.into_iter().map(ask).collect();
         let (started, opened) = (Instant::now(), None);
         Ok(Self { choices, turn: 0, held: VecDeque::new(), routes, started, opened, _places: places })
+    }
+
+    /// Choices whose events come from a test.
+    #[cfg(test)]
+    pub(super) fn of(choices: Vec<mpsc::Receiver<InferEvent>>) -> Self {
+        let places = std::sync::Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
+        let routes = choices.iter().map(|_| None).collect();
+        let choices = choices.into_iter().map(Some).collect();
+        let (started, opened) = (Instant::now(), None);
+        Self { choices, turn: 0, held: VecDeque::new(), routes, started, opened, _places: places }
     }
 
     /// How many there are.
@@ -199,18 +210,23 @@ impl Asking {
     /// What is known of the way before the answer.
     pub(super) fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        let mut routes: Vec<String> = Vec::new();
-        for route in self.routes.iter().flatten().map(|hops| route_text(hops)) {
-            if !routes.contains(&route) {
-                routes.push(route);
-            }
-        }
-        put(&mut headers, ROUTE, &routes.join("; "));
+        route_header(&mut headers, self.routes.iter().flatten().map(Vec::as_slice));
         if let Some(opened) = self.opened {
             put(&mut headers, SERVER_TIMING, &format!("route;dur={:.3}", opened.as_secs_f64() * 1e3));
         }
         headers
     }
+}
+
+/// The ways of some answers, each way once.
+pub(super) fn route_header<'a>(headers: &mut HeaderMap, routes: impl Iterator<Item = &'a [RouteHop]>) {
+    let mut all: Vec<String> = Vec::new();
+    for route in routes.map(route_text) {
+        if !all.contains(&route) {
+            all.push(route);
+        }
+    }
+    put(headers, ROUTE, &all.join("; "));
 }
 
 /// What is known when all is over.

@@ -17,6 +17,7 @@ use super::{
     fields::Fields,
     models, open_for_work,
     stream::{self, About, KEEP_ALIVE, Kind},
+    tools::{Calls, Piece, Tools},
 };
 use crate::inference::{Format, InferError, InferEvent, InferRequest, Summary, TokenLogprobs};
 
@@ -59,18 +60,40 @@ pub(super) async fn chat(
     let logprobs = logprobs(&mut fields)?;
     let max_tokens = fields.whole("max_completion_tokens", 1..=u32::MAX)?;
     let max_tokens = fields.whole("max_tokens", 1..=u32::MAX)?.or(max_tokens).unwrap_or(MAX_TOKENS);
-    let format = response_format(&mut fields)?;
-    let template = fields.object("chat_template_kwargs")?.unwrap_or_default();
+    let mut format = response_format(&mut fields)?;
+    let tools = Tools::read(&mut fields)?;
+    let mut template = fields.object("chat_template_kwargs")?.unwrap_or_default();
     let common = Common::read(&mut fields, wishes, String::new())?;
     let asked = models::open(&state, &model).await?;
-    if asked.ends.template.is_none() {
+    let Some(chat_template) = &asked.ends.template else {
         let message = format!("the model {model:?} has no chat template: ask it by /v1/completions");
         return Err(ApiError::field("model", message).with_code("unsupported_model"));
+    };
+    let mut calls = None;
+    if let Some(tools) = tools {
+        if !chat_template.mentions("tools") {
+            let message = format!("tools is not supported: the chat template of {model:?} has no place for them");
+            return Err(ApiError::unsupported("tools", message));
+        }
+        if logprobs.is_some() {
+            let message = "logprobs with tools is not supported: what is a call is not told token by token";
+            return Err(ApiError::unsupported("logprobs", message));
+        }
+        let forced = tools.format(chat_template);
+        if forced.is_some() && format.is_some() {
+            return Err(ApiError::field(
+                "tool_choice",
+                "an answer that has to be a call cannot have a response_format",
+            ));
+        }
+        format = format.or(forced);
+        tools.put_into(&mut template);
+        calls = Some(Calls::new(tools, chat_template));
     }
     let infer =
         InferRequest { model: asked.reference, messages, template, max_tokens, format, logprobs, ..common.infer };
     let common = Common { infer, ..common };
-    let about = About::new(Kind::Chat, model, &asked.id, common.n, logprobs.is_some());
+    let about = About { calls, ..About::new(Kind::Chat, model, &asked.id, common.n, logprobs.is_some()) };
     answer(&state, about, (0..common.n).map(|k| common.choice(k)).collect(), &common).await
 }
 
@@ -96,9 +119,14 @@ pub(super) async fn answer(
         .map(|(index, summary)| {
             let tokens = about.logprobs.then(|| tokens_of(summary));
             let mut choice = json!({ "index": index });
+            let mut reason = finish_reason(summary.finish_reason);
             match about.kind {
                 Kind::Chat => {
-                    choice["message"] = json!({ "role": "assistant", "content": summary.text, "refusal": null });
+                    let (message, called) = message(&about, &summary.text);
+                    choice["message"] = message;
+                    if called {
+                        reason = "tool_calls";
+                    }
                     choice["logprobs"] = tokens.map_or(Value::Null, |tokens| chat_logprobs(&tokens));
                 }
                 Kind::Text => {
@@ -109,7 +137,7 @@ pub(super) async fn answer(
                         tokens.map_or(Value::Null, |tokens| super::answer::text_logprobs(&tokens, &mut offset));
                 }
             }
-            choice["finish_reason"] = json!(finish_reason(summary.finish_reason));
+            choice["finish_reason"] = json!(reason);
             choice
         })
         .collect();
@@ -123,6 +151,29 @@ pub(super) async fn answer(
         "usage": usage(&summaries, about.n),
     });
     Ok((headers, Json(body)).into_response())
+}
+
+/// A message of the answer's text, and whether it calls tools.
+fn message(about: &About, text: &str) -> (Value, bool) {
+    let mut message = json!({ "role": "assistant", "content": text, "refusal": null });
+    let Some(mut reader) = about.calls.as_ref().map(Calls::reader) else { return (message, false) };
+    let (mut content, mut calls) = (String::new(), Vec::new());
+    for piece in reader.push(text).into_iter().chain(reader.end()) {
+        match piece {
+            Piece::Text(text) => content.push_str(&text),
+            Piece::Call { name, arguments } => calls.push(json!({
+                "id": super::new_id("call_"),
+                "type": "function",
+                "function": { "name": name, "arguments": arguments },
+            })),
+        }
+    }
+    let called = !calls.is_empty();
+    if called {
+        message["content"] = if content.trim().is_empty() { Value::Null } else { content.into() };
+        message["tool_calls"] = calls.into();
+    }
+    (message, called)
 }
 
 /// Waits for all answers.

@@ -5,15 +5,18 @@
 //! | `GET /v1/models`, `/v1/models/{id}` | what can be asked now; `?all=true`: also what is known and cannot be |
 //! | `POST /v1/chat/completions` | a conversation's next message, at once or as it comes |
 //! | `POST /v1/completions` | the text after a prompt, or after each of some |
+//! | `POST /v1/embeddings` | what a model makes of texts, as vectors |
 //!
 //! | file | holds |
 //! |---|---|
 //! | [`error`] | errors in OpenAI's shape, with what a client is to do about them |
 //! | [`fields`] | reading requests: what is known has to be right, what is unknown is ignored |
-//! | [`chat`], [`completions`], [`models`] | the routes |
+//! | [`chat`], [`completions`], [`embeddings`], [`models`] | the routes |
 //! | [`asking`] | choices under way: from requests to events |
 //! | [`answer`] | an answer's pieces, whatever object they become |
 //! | [`stream`] | server-sent events |
+//! | [`tools`] | calls of tools, in the words of the models' families |
+//! | [`repeats`] | requests with an `Idempotency-Key` |
 //!
 //! What differs from OpenAI's own, and the headers with `x-quelea-`, are in `docs/openai.md`.
 
@@ -21,12 +24,18 @@ mod answer;
 mod asking;
 mod chat;
 mod completions;
+mod embeddings;
 mod error;
 mod fields;
 mod models;
+mod repeats;
 mod stream;
+mod tools;
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use axum::{
     Router,
@@ -41,10 +50,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(super) use self::error::ApiError;
 use super::ApiState;
-use crate::inference::InferError;
+use crate::{
+    inference::{InferError, discover},
+    swarm::Handle,
+};
 
 /// Answers under way at once, each choice of a request counted. Each holds a few kilobytes and a session at every stage.
 const MAX_ANSWERS: usize = 128;
+
+/// Peers that are asked what they serve before models are listed, how often at most, and for how long their answers are waited
+/// for.
+const MAX_ASKED: usize = 64;
+const ASKED_EVERY: Duration = Duration::from_secs(5);
+const ASKED_FOR: Duration = Duration::from_millis(1500);
 
 /// Longest error of what stands before the routes.
 const MAX_ERROR: usize = 64 << 10;
@@ -59,12 +77,26 @@ pub(super) struct OpenAi {
     places: Arc<Semaphore>,
     /// Since when this process serves, in Unix seconds: when models were made is not known.
     since: u64,
+    /// Answers to requests with an `Idempotency-Key`.
+    repeats: repeats::Repeats,
+    /// When peers were asked last what they serve.
+    asked_around: tokio::sync::Mutex<Option<Instant>>,
 }
 
 impl OpenAi {
     pub(super) fn new() -> Self {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        Self { places: Arc::new(Semaphore::new(MAX_ANSWERS)), since }
+        let places = Arc::new(Semaphore::new(MAX_ANSWERS));
+        Self { places, since, repeats: repeats::Repeats::default(), asked_around: tokio::sync::Mutex::default() }
+    }
+
+    /// Has the peers around say what they serve, unless they have just been asked. Who comes meanwhile waits for the same.
+    async fn ask_around(&self, handle: &Handle) {
+        let mut asked = self.asked_around.lock().await;
+        if asked.is_none_or(|at| at.elapsed() >= ASKED_EVERY) {
+            discover::ask_around(handle, MAX_ASKED, ASKED_FOR).await;
+            *asked = Some(Instant::now());
+        }
     }
 
     /// Places for so many answers, unless too many are under way.
@@ -105,12 +137,17 @@ pub(super) async fn shape(request: Request, next: Next) -> Response {
     Response::from_parts(parts, shaped.into_body())
 }
 
-pub(super) fn routes() -> Router<ApiState> {
-    Router::new()
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::one))
+pub(super) fn routes(state: &ApiState) -> Router<ApiState> {
+    let once = middleware::from_fn_with_state(state.clone(), repeats::once);
+    let asked = Router::new()
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::completions))
+        .route("/v1/embeddings", post(embeddings::embeddings))
+        .layer(once);
+    Router::new()
+        .merge(asked)
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
         .route("/v1", get(nothing))
         .route("/v1/{*rest}", get(nothing).post(nothing).put(nothing).patch(nothing).delete(nothing))
         .method_not_allowed_fallback(wrong_method)

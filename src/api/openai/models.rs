@@ -154,6 +154,7 @@ async fn known(state: &ApiState) -> Result<Vec<Known>, ApiError> {
         let layers = u16::try_from(kept.manifest.n_layers).unwrap_or(u16::MAX);
         add(kept.id, Some(kept.manifest.name.clone()), layers, &mut found);
     }
+    state.openai.ask_around(&state.asker.plane.handle).await;
     let mut heard = state.asker.plane.handle.announced().await;
     let here = state.asker.plane.handle.local();
     heard.retain(|signed| signed.peer() != here);

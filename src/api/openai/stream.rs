@@ -16,6 +16,7 @@ use super::{
     ApiError,
     answer::{Pieces, chat_logprobs, fingerprint, finish_reason, text_logprobs, usage},
     asking::{Asking, cost, timing},
+    tools::{Calls, Piece, Reader},
 };
 use crate::inference::{InferEvent, Summary, TokenLogprobs};
 
@@ -71,6 +72,8 @@ pub(super) struct About {
     pub(super) logprobs: bool,
     /// Prompts that are given back before the answers, one for each choice.
     pub(super) echo: Vec<String>,
+    /// What tools may be called, if any.
+    pub(super) calls: Option<Calls>,
 }
 
 #[derive(Serialize)]
@@ -102,6 +105,8 @@ struct Delta<'a> {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<[Value; 1]>,
 }
 
 /// An answer on its way to a client. Dropping it cancels what is under way.
@@ -113,6 +118,12 @@ struct Sse {
     /// Where the next token's text begins, for each choice.
     offsets: Vec<usize>,
     summaries: Vec<Option<Summary>>,
+    /// Those who look for calls in the answers, if tools may be called.
+    readers: Vec<Option<Reader>>,
+    /// Calls that each choice has had.
+    called: Vec<usize>,
+    /// Between two signs of life.
+    keep_alive: Duration,
     begun: bool,
     out: Vec<u8>,
 }
@@ -120,18 +131,7 @@ struct Sse {
 /// Gives an answer as it comes.
 pub(super) fn respond(about: About, asking: Asking, include_usage: bool) -> Response {
     let headers = asking.headers();
-    let count = asking.len();
-    let offsets = (0..count).map(|i| about.echo.get(i).map_or(0, |text| text.chars().count())).collect();
-    let sse = Sse {
-        about,
-        asking,
-        include_usage,
-        pieces: (0..count).map(|_| Pieces::default()).collect(),
-        offsets,
-        summaries: (0..count).map(|_| None).collect(),
-        begun: false,
-        out: Vec::new(),
-    };
+    let sse = Sse::new(about, asking, include_usage, KEEP_ALIVE);
     let bytes = stream::unfold(Some(sse), |sse| async { sse?.next().await });
     let kind = [
         (header::CONTENT_TYPE, "text/event-stream"),
@@ -142,11 +142,29 @@ pub(super) fn respond(about: About, asking: Asking, include_usage: bool) -> Resp
 }
 
 impl Sse {
+    fn new(about: About, asking: Asking, include_usage: bool, keep_alive: Duration) -> Self {
+        let count = asking.len();
+        let offsets = (0..count).map(|i| about.echo.get(i).map_or(0, |text| text.chars().count())).collect();
+        Self {
+            readers: (0..count).map(|_| about.calls.as_ref().map(Calls::reader)).collect(),
+            called: vec![0; count],
+            keep_alive,
+            about,
+            asking,
+            include_usage,
+            pieces: (0..count).map(|_| Pieces::default()).collect(),
+            offsets,
+            summaries: (0..count).map(|_| None).collect(),
+            begun: false,
+            out: Vec::new(),
+        }
+    }
+
     /// The next bytes, and the rest unless these are the last.
     async fn next(mut self) -> Option<(io::Result<Bytes>, Option<Self>)> {
         let mut over = false;
         if self.begun {
-            match timeout(KEEP_ALIVE, self.asking.next()).await {
+            match timeout(self.keep_alive, self.asking.next()).await {
                 Err(_) => self.out.extend_from_slice(b": keep-alive\n\n"),
                 Ok(event) => over = self.event(event),
             }
@@ -176,7 +194,7 @@ impl Sse {
         for index in 0..self.asking.len() {
             match self.about.kind {
                 Kind::Chat => {
-                    let delta = Delta { role: Some("assistant"), content: Some("") };
+                    let delta = Delta { role: Some("assistant"), content: Some(""), tool_calls: None };
                     self.chunk(Choice { index, delta: Some(delta), ..Choice::default() });
                 }
                 Kind::Text => {
@@ -192,14 +210,25 @@ impl Sse {
         match event {
             Some((index, InferEvent::Text { text, logprobs, .. })) => {
                 let told = self.pieces.get_mut(index).map(|pieces| pieces.push(&text, logprobs.map(|token| *token)));
-                self.piece(index, &text, &told.unwrap_or_default(), None);
+                match self.readers.get_mut(index).and_then(Option::as_mut).map(|reader| reader.push(&text)) {
+                    Some(pieces) => self.pieces(index, pieces),
+                    None => self.piece(index, &text, &told.unwrap_or_default(), None),
+                }
                 false
             }
             Some((index, InferEvent::Done { summary })) => {
                 let stopped = summary.stop_string.is_some();
                 let rest = self.pieces.get_mut(index).map(|pieces| pieces.end(stopped)).unwrap_or_default();
                 self.piece(index, "", &rest, None);
-                self.piece(index, "", &[], Some(finish_reason(summary.finish_reason)));
+                let mut reason = finish_reason(summary.finish_reason);
+                if let Some(reader) = self.readers.get_mut(index).and_then(Option::as_mut) {
+                    let (pieces, calls) = (reader.end(), reader.calls());
+                    self.pieces(index, pieces);
+                    if calls > 0 {
+                        reason = "tool_calls";
+                    }
+                }
+                self.piece(index, "", &[], Some(reason));
                 if let Some(place) = self.summaries.get_mut(index) {
                     *place = Some(*summary);
                 }
@@ -245,10 +274,34 @@ impl Sse {
         });
         let content = finish_reason.is_none().then_some(text);
         let choice = match self.about.kind {
-            Kind::Chat => Choice { delta: Some(Delta { role: None, content }), ..Choice::default() },
+            Kind::Chat => Choice { delta: Some(Delta { content, ..Delta::default() }), ..Choice::default() },
             Kind::Text => Choice { text: Some(text), ..Choice::default() },
         };
         self.chunk(Choice { index, logprobs, finish_reason, ..choice });
+    }
+
+    /// Text, and calls: each first with its name, then with its arguments.
+    fn pieces(&mut self, index: usize, pieces: Vec<Piece>) {
+        for piece in pieces {
+            let (name, arguments) = match piece {
+                Piece::Text(text) => {
+                    self.piece(index, &text, &[], None);
+                    continue;
+                }
+                Piece::Call { name, arguments } => (name, arguments),
+            };
+            let at = self.called.get_mut(index).map_or(0, |count| std::mem::replace(count, *count + 1));
+            let first = json!({
+                "index": at,
+                "id": super::new_id("call_"),
+                "type": "function",
+                "function": { "name": name, "arguments": "" },
+            });
+            for call in [first, json!({ "index": at, "function": { "arguments": arguments } })] {
+                let delta = Delta { tool_calls: Some([call]), ..Delta::default() };
+                self.chunk(Choice { index, delta: Some(delta), ..Choice::default() });
+            }
+        }
     }
 
     fn chunk(&mut self, choice: Choice<'_>) {
@@ -301,6 +354,76 @@ impl About {
             n,
             logprobs,
             echo: Vec::new(),
+            calls: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quelea_wire::ErrorCode;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::inference::InferError;
+
+    fn sse(choices: Vec<mpsc::Receiver<InferEvent>>) -> Sse {
+        let about = About::new(Kind::Chat, "m".into(), "0123456789abcdef", 1, false);
+        Sse::new(about, Asking::of(choices), false, Duration::from_millis(20))
+    }
+
+    async fn next(sse: Sse) -> (String, Option<Sse>) {
+        let (bytes, rest) = sse.next().await.unwrap();
+        (String::from_utf8(bytes.unwrap().to_vec()).unwrap(), rest)
+    }
+
+    fn text(text: &str) -> InferEvent {
+        InferEvent::Text { text: text.into(), id: 1, logprobs: None }
+    }
+
+    #[tokio::test]
+    async fn silence_is_filled_with_comments() {
+        let (events, receiver) = mpsc::channel(8);
+        let (begin, rest) = next(sse(vec![receiver])).await;
+        assert!(begin.starts_with(": quelea\n\ndata: {") && begin.contains("\"role\":\"assistant\""), "{begin}");
+        let (ping, rest) = next(rest.unwrap()).await;
+        assert_eq!(ping, ": keep-alive\n\n");
+        events.send(text("Hi")).await.unwrap();
+        let (said, _rest) = next(rest.unwrap()).await;
+        assert!(said.contains("{\"content\":\"Hi\"}"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn an_error_is_the_last_word() {
+        let (events, receiver) = mpsc::channel(8);
+        let (_other, silent) = mpsc::channel(8);
+        events.send(text("Hi")).await.unwrap();
+        let error = InferError::new(ErrorCode::HopLost, "peer x is lost");
+        events.send(InferEvent::Error { error }).await.unwrap();
+        let (_, rest) = next(sse(vec![receiver, silent])).await;
+        let (said, rest) = next(rest.unwrap()).await;
+        let lines: Vec<&str> = said.split_terminator("\n\n").collect();
+        let [hi, error] = lines.as_slice() else { panic!("{said}") };
+        assert!(hi.contains("Hi") && error.starts_with("data: {\"error\":{\"message\":\"peer x is lost\""), "{said}");
+        assert!(rest.is_none() && !said.contains("DONE") && !said.contains("\"stop\""), "{said}");
+    }
+
+    #[tokio::test]
+    async fn choices_take_turns() {
+        let (channels, receivers): (Vec<_>, Vec<_>) = (0..3).map(|_| mpsc::channel(8)).unzip();
+        for channel in &channels {
+            for said in ["a", "b"] {
+                channel.send(text(said)).await.unwrap();
+            }
+        }
+        let mut asking = Asking::of(receivers);
+        let mut order = Vec::new();
+        for _ in 0..6 {
+            order.push(asking.next().await.unwrap().0);
+        }
+        assert_eq!(order, [0, 1, 2, 0, 1, 2]);
+        drop(channels);
+        // Who ends without a word has failed.
+        assert!(matches!(asking.next().await, Some((_, InferEvent::Error { .. }))));
     }
 }
