@@ -37,6 +37,7 @@ ONLY_IN_CRATE = {
     "candle-core": {"quelea-engine"},
     "tokenizers": {"quelea-engine"},
     "redb": {"quelea"},
+    "wasmtime": {"quelea"},
     "axum": {"quelea"},
     "clap": {"quelea"},
 }
@@ -44,6 +45,11 @@ ONLY_IN_CRATE = {
 # External crate -> folders of the root package that alone may name it.
 ONLY_IN_MODULE = {
     "redb": ["src/storage/"],
+    # The worker's process, which nothing else of the node runs in.
+    "wasmtime": ["src/agents/worker/"],
+    "wasmparser": ["src/agents/worker/"],
+    "dom_smoothie": ["src/agents/worker/"],
+    "html2text": ["src/agents/worker/"],
     "axum": ["src/api/", "src/telemetry/server.rs", "src/telemetry/tests.rs"],
     "clap": ["src/cli/"],
     "reqwest": ["src/cli/", "src/http.rs", "src/hub/", "src/services/builtin/upstream", "src/telemetry/tests.rs"],

@@ -18,6 +18,8 @@ FLOORS = {
     "hickory-proto": "0.26.1",
     "h2": "0.4.16",
     "redb": "4.3.0",
+    # The line with long-term support: docs/adr/0040.
+    "wasmtime": "48.0.8",
 }
 
 # Must not be in the tree at all: unmaintained.

@@ -14,6 +14,8 @@
 //! | `api`, `cli` | the ways in |
 //! | `netcheck` | how this node can be reached, in words |
 //! | `hub` | model files from the web |
+//! | `agents` | WASM modules, in processes of their own |
+//! | `fetch` | pages that strangers name |
 //! | `weights` | models on disk, given to peers and fetched from them |
 //! | `services` | small pieces of work for others, and by others |
 //! | `masking` | the web front behind which a masked node stands |
@@ -23,11 +25,13 @@
 #![forbid(unsafe_code)]
 
 mod address;
+pub mod agents;
 mod api;
 mod bench;
 pub mod cli;
 mod demo;
 mod events;
+mod fetch;
 mod home;
 mod http;
 mod hub;

@@ -14,6 +14,7 @@
 //! | `/api/v1/dht/*` | see `dht` |
 //! | `POST /api/v1/store/backup` | see `store` |
 //! | `/api/v1/ledger*`, `GET /api/v1/trust` | see `ledger` |
+//! | `/api/v1/agents*`, `POST /api/v1/compute`, `POST /api/v1/web/read` | see `agents` |
 //! | `/api/v1/models*` | see `models` |
 //! | `/api/v1/peers*`, `/api/v1/bootstrap*` | see `peers` |
 //! | `/api/v1/services*` | see `services` |
@@ -27,6 +28,7 @@
 //! whose client goes away is cancelled at every stage.
 
 mod access;
+mod agents;
 mod bans;
 mod broadcast;
 mod coverage;
@@ -65,6 +67,7 @@ use tokio::{
 };
 
 use crate::{
+    agents::installed::Agents,
     inference::{Asker, EVENT_QUEUE, InferError, InferEvent, InferRequest},
     node::full_addresses,
     services::Services,
@@ -80,6 +83,7 @@ const BODY_MAX: usize = 4 << 20;
 pub(crate) struct ApiState {
     asker: Arc<Asker>,
     services: Arc<Services>,
+    agents: Arc<Agents>,
     telemetry: Telemetry,
     /// A node that keeps nothing has none.
     db: Option<Db>,
@@ -93,11 +97,12 @@ impl ApiState {
     pub(crate) fn new(
         asker: Arc<Asker>,
         services: Arc<Services>,
+        agents: Arc<Agents>,
         telemetry: Telemetry,
         db: Option<Db>,
         masked: bool,
     ) -> Self {
-        Self { asker, services, telemetry, db, masked, openai: Arc::new(openai::OpenAi::new()) }
+        Self { asker, services, agents, telemetry, db, masked, openai: Arc::new(openai::OpenAi::new()) }
     }
 }
 
@@ -113,6 +118,7 @@ fn router(state: ApiState) -> Router {
         .route("/api/v1/plan", post(plan::plan))
         .route("/api/v1/coverage", get(coverage::coverage))
         .merge(dht::routes())
+        .merge(agents::routes())
         .merge(models::routes())
         .merge(bans::routes())
         .merge(ledger::routes())
@@ -301,7 +307,8 @@ fn status_of(code: ErrorCode) -> StatusCode {
         | ErrorCode::PeerUnknown
         | ErrorCode::ServiceUnknown => StatusCode::NOT_FOUND,
         ErrorCode::AnswerBusy | ErrorCode::CallConflict => StatusCode::CONFLICT,
-        ErrorCode::NoCredit | ErrorCode::AccountFrozen => StatusCode::PAYMENT_REQUIRED,
+        ErrorCode::AgentRefused => StatusCode::BAD_REQUEST,
+        ErrorCode::NoCredit | ErrorCode::AccountFrozen | ErrorCode::AllowanceSpent => StatusCode::PAYMENT_REQUIRED,
         ErrorCode::Internal | ErrorCode::EngineFailed | ErrorCode::AnswerUnreadable => {
             StatusCode::INTERNAL_SERVER_ERROR
         }

@@ -1,5 +1,6 @@
 //! The command line, as clap reads it.
 
+mod agent;
 mod bench;
 mod compute;
 mod coverage;
@@ -29,6 +30,7 @@ mod weights;
 use clap::{Parser, Subcommand};
 
 pub(crate) use self::{
+    agent::{AgentCommand, InstallArgs, WebCommand},
     bench::{BenchChainArgs, BenchCommand, BenchLedgerArgs, BenchModelArgs, TransportArg},
     compute::{ComputeArgs, LogitsArgs},
     coverage::CoverageArgs,
@@ -126,6 +128,12 @@ pub(crate) enum Command {
     Ledger(LedgerCommand),
     /// What peers are worth to this node, and why
     Trust(TrustArgs),
+    /// WASM programs that work for you, each in a process of its own
+    #[command(subcommand)]
+    Agent(AgentCommand),
+    /// Read pages of the web
+    #[command(subcommand)]
+    Web(WebCommand),
     /// Fetch, keep and look into models
     #[command(subcommand)]
     Model(ModelCommand),

@@ -75,6 +75,11 @@ impl Daemon {
         self.send(self.client.post(format!("{}{route}", self.base)).json(body)).await
     }
 
+    /// `POST` of bytes.
+    pub(super) async fn post_bytes(&self, route: &str, body: Vec<u8>) -> Result<Response, CliError> {
+        self.send(self.client.post(format!("{}{route}", self.base)).body(body)).await
+    }
+
     async fn send(&self, request: RequestBuilder) -> Result<Response, CliError> {
         let request = match &self.token {
             Some(token) => request.bearer_auth(token),

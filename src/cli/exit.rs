@@ -55,7 +55,8 @@ impl Exit {
             | ErrorCode::NoCredit
             | ErrorCode::LedgerNotReady
             | ErrorCode::AccountFrozen
-            | ErrorCode::NotCovered => Self::Credit,
+            | ErrorCode::NotCovered
+            | ErrorCode::AllowanceSpent => Self::Credit,
             ErrorCode::AnswerUnreadable | ErrorCode::ReceiptWrong | ErrorCode::ServiceAnswer => Self::Integrity,
             ErrorCode::Cancelled => Self::Interrupted,
             _ => Self::Failed,

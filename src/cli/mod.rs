@@ -1,5 +1,6 @@
 //! The command line: parses, runs one command, and ends with a documented exit code.
 
+mod agent;
 mod args;
 mod bans;
 mod bench;
@@ -85,6 +86,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Netcheck(args) => nat::netcheck(global, args).await,
             Command::Health(args) => health::run(global, args).await,
             Command::Model(command) => Box::pin(model::run(global, command)).await,
+            Command::Agent(command) => agent::run(global, command).await,
+            Command::Web(command) => agent::web(global, command).await,
             Command::Dht(command) => dht::run(global, command).await,
             Command::Service(command) => Box::pin(service::run(global, *command)).await,
             Command::Store(command) => store::run(global, command).await,

@@ -49,6 +49,7 @@ impl Node {
         let state = api::ApiState::new(
             self.asker.clone(),
             self.services.clone(),
+            self.agents.clone(),
             self.telemetry.clone(),
             self.db.clone(),
             masked,

@@ -29,6 +29,7 @@ pub use self::builder::{NodeBuilder, StartError};
 use self::settings::{Keep, Settings};
 use crate::{
     address::PeerAddress,
+    agents::{Sandbox, installed::Agents},
     home::HomeLock,
     identity,
     inference::{
@@ -89,6 +90,7 @@ pub struct Node {
     plane: Arc<Plane>,
     asker: Arc<Asker>,
     services: Arc<Services>,
+    agents: Arc<Agents>,
     telemetry: Telemetry,
     db: Option<Db>,
     front_addr: Option<SocketAddr>,
@@ -284,11 +286,15 @@ impl Node {
             tokio::spawn(services::publish::run(services.clone(), stopping.clone()));
         }
 
+        // Workers are this program itself.
+        let program = std::env::current_exe().map_err(|e| StartError::internal(e.to_string()))?;
+        let agents = Agents::new(Sandbox::new(program), asker.clone(), db.clone(), telemetry.clone());
         let mut node = Self {
             handle,
             plane,
             asker,
             services,
+            agents: Arc::new(agents),
             telemetry,
             db,
             front_addr: None,

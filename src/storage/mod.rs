@@ -16,6 +16,7 @@
 //!
 //! Tables carry a version in their name ([`tables`]); the way from one schema to the next is in [`migrations`].
 
+mod agents;
 mod backup;
 mod bans;
 mod dht;
@@ -38,6 +39,7 @@ use quelea_behaviours::bans::{Ban, Subject};
 use redb::{Database, ReadTransaction, ReadableDatabase as _};
 use tokio::sync::{mpsc, oneshot};
 
+pub(crate) use agents::{AgentLine, AgentRefusal, AgentRow, AgentWrite, KV_KEY, KV_VALUE};
 pub use backup::{BackupError, copy, restore};
 pub(crate) use dht::{DhtSaved, DhtWrite};
 pub(crate) use ledger::{LedgerBatch, LedgerRows};
@@ -141,6 +143,9 @@ pub enum WriteError {
     /// More than [`ANNOUNCEMENT_MAX`] bytes.
     #[error("an announcement of {0} bytes is too long to store (at most {ANNOUNCEMENT_MAX})")]
     TooLong(usize),
+    /// A change of an agent that was not made.
+    #[error(transparent)]
+    Agent(#[from] AgentRefusal),
     /// A row of the ledger that could not be read again. Nothing of its batch was written.
     #[error("a row of the ledger cannot be stored: {0}")]
     LedgerRow(quelea_ledger::DecodeError),

@@ -7,8 +7,8 @@ use redb::{Database, Durability};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Anchor, BackupError, CommitObserver, DhtWrite, LedgerBatch, PeerRow, Shared, WriteError, bans, copy, dht, ledger,
-    neighbours, services, tables,
+    AgentWrite, Anchor, BackupError, CommitObserver, DhtWrite, LedgerBatch, PeerRow, Shared, WriteError, agents, bans,
+    copy, dht, ledger, neighbours, services, tables,
 };
 
 /// Writes that share one commit at most. It bounds what one failed commit takes with it.
@@ -41,6 +41,7 @@ pub(super) enum Write {
     Ban(bans::Change),
     Dht(DhtWrite),
     Services(services::Change),
+    Agent(AgentWrite),
     Ledger(Box<LedgerBatch>),
 }
 
@@ -174,6 +175,11 @@ fn commit(database: &Database, writes: Vec<Write>) -> Result<Committed, redb::Er
                     services::apply(&txn, change)?;
                     changed = true;
                     Ok(())
+                }
+                Write::Agent(write) => {
+                    let applied = agents::apply(&txn, write)?;
+                    changed |= applied.is_ok();
+                    applied.map_err(WriteError::Agent)
                 }
                 Write::Ledger(batch) => {
                     let tables = match &mut ledger_tables {

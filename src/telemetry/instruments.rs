@@ -55,6 +55,9 @@ pub(super) struct Instruments {
     pub(super) time_per_output_token: Histogram<f64>,
     pub(super) stage_duration: Histogram<f64>,
     pub(super) hop: Histogram<f64>,
+    pub(super) agent_runs: Counter<u64>,
+    pub(super) agent_run_duration: Histogram<f64>,
+    pub(super) agent_fuel_used: Counter<u64>,
     pub(super) db_commit: Histogram<f64>,
     pub(super) hole_punches: Counter<u64>,
     pub(super) channel_full: Counter<u64>,
@@ -135,6 +138,13 @@ impl Instruments {
                 "Mean one-way time from a stage to the next peer in one session, as the stage tells from acknowledgements",
                 &STAGE_BOUNDS,
             ),
+            agent_runs: counter("quelea_agent_runs", "Runs of WASM modules that ended, by outcome"),
+            agent_run_duration: seconds(
+                "quelea_agent_run_duration",
+                "Time of one run from the moment at which it has a process, waiting for models included",
+                &REQUEST_BOUNDS,
+            ),
+            agent_fuel_used: counter("quelea_agent_fuel_used", "Fuel that runs of WASM modules used, by outcome"),
             db_commit: seconds("quelea_db_commit_duration", "Time of one database commit", &COMMIT_BOUNDS),
             dht_republished: counter(
                 "quelea_dht_republish",

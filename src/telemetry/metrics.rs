@@ -342,6 +342,14 @@ impl Metrics {
         self.inner.instruments.hop.record(took.as_secs_f64(), &[KeyValue::new("phase", phase.as_str())]);
     }
 
+    /// A run of a WASM module ended.
+    pub fn agent_run(&self, outcome: &'static str, took: Duration, fuel: u64) {
+        let labels = [KeyValue::new("outcome", outcome)];
+        self.inner.instruments.agent_runs.add(1, &labels);
+        self.inner.instruments.agent_fuel_used.add(fuel, &labels);
+        self.inner.instruments.agent_run_duration.record(took.as_secs_f64(), &labels);
+    }
+
     /// A database commit took this long. Hand this to [`crate::storage::Db::open`].
     pub fn db_commit(&self, took: Duration) {
         self.inner.instruments.db_commit.record(took.as_secs_f64(), &[]);

@@ -28,6 +28,7 @@
 //! | `sampling` | do stop strings, log-probabilities and penalties do what they say |
 //! | `watch` | do health and metrics tell what happened |
 //! | `hostile` | does a worker go on serving, right and in time, while it is attacked |
+//! | `agents` | can modules of strangers do nothing but compute and ask, within their limits |
 //! | `dht` | are values, providers and peers found through others, and given up |
 //! | `weights` | do models come from peers as they are, whatever happens on the way |
 //! | `thin` | is an answer the same for somebody who has nothing of the model but its id |
@@ -40,6 +41,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a failed or skipped test says why")]
 
 mod advisories;
+mod agents;
 mod bad_input;
 mod bad_model;
 mod bans;

@@ -10,6 +10,7 @@
 //! | 6xxx | access |
 //! | 7xxx | credit |
 //! | 8xxx | services |
+//! | 81xx | agents, pages of the web |
 
 use std::fmt;
 
@@ -155,6 +156,10 @@ registry! {
     UpstreamFailed = 8005, "what stands behind the service failed", retryable: true, charged: false;
     CallConflict = 8006, "the call's id was used for something else", retryable: false, charged: false;
     ServiceAnswer = 8007, "what the peer answered is no answer of a service", retryable: true, charged: false;
+    AgentRefused = 8101, "the module is not one that is run here", retryable: false, charged: false;
+    AgentFailed = 8102, "the agent failed", retryable: false, charged: true;
+    AllowanceSpent = 8103, "the agent's allowance does not cover it", retryable: false, charged: false;
+    FetchFailed = 8104, "the page cannot be fetched or read", retryable: true, charged: false;
 }
 
 impl fmt::Display for ErrorCode {

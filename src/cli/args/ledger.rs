@@ -4,7 +4,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use libp2p::PeerId;
 
 /// An amount as people write it: credits with at most six decimals.
-fn credits(text: &str) -> Result<u64, String> {
+pub(super) fn credits(text: &str) -> Result<u64, String> {
     let (whole, part) = text.split_once('.').unwrap_or((text, ""));
     let digits = |text: &str| text.chars().all(|c| c.is_ascii_digit());
     if whole.is_empty() && part.is_empty() || !digits(whole) || !digits(part) || part.len() > 6 {

@@ -8,6 +8,7 @@ mod m0004_neighbours;
 mod m0005_ledger;
 mod m0006_debts;
 mod m0007_services;
+mod m0008_agents;
 
 use std::path::Path;
 
@@ -26,6 +27,7 @@ const STEPS: &[Step] = &[
     m0005_ledger::up,
     m0006_debts::up,
     m0007_services::up,
+    m0008_agents::up,
 ];
 
 /// The schema this version reads and writes.
