@@ -1,5 +1,5 @@
-//! Many calls, and what is left of them. `QUELEA_CALLS=10000` makes so many; a thousand of them are paid, as many as two peers may
-//! within minutes, and the others free.
+//! Many calls, and what is left of them. `QUELEA_CALLS=10000` makes so many; some hundreds of them are paid, as many as two peers
+//! may within minutes, and the others free.
 
 use std::{path::Path, time::Instant};
 
@@ -15,8 +15,9 @@ use crate::{
 /// Calls where nothing else is said.
 const FEW: u64 = 240;
 
-/// Of these, paid ones at most.
-const PAID: u64 = 1000;
+/// Of these, paid ones at most: the ledger remembers 1,024 holds that have ended, and calls made at the price of a moment ago
+/// have holds as well.
+const PAID: u64 = 750;
 
 /// Calls at once.
 const AT_ONCE: usize = 6;
