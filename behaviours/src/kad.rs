@@ -24,7 +24,7 @@ use crate::{
 
 pub use self::{
     answers::{Answers, Choice, MAX_CHOICES, OPEN_QUORUM, SIGNED_QUORUM},
-    table::{addresses, enforce, insert},
+    table::{addresses, enforce, insert, unreachable},
 };
 
 /// The behaviour.

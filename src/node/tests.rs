@@ -144,6 +144,32 @@ fn spans(workers: &[Node]) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_gone_leaves_the_routing_table() {
+    let (boot, mut workers, asker) = swarm(2).await;
+    let in_table =
+        async || asker.handle.dht_stats().await.unwrap().buckets.iter().map(|(_, peers)| peers).sum::<usize>();
+    until("all are in its table", async || {
+        plan(&asker).await;
+        (in_table().await == 3).then_some(())
+    })
+    .await;
+    // Without a goodbye to the table: its providers' records stay for a while, and whoever looks dials it.
+    workers.remove(0).shutdown(Duration::ZERO).await;
+    until("one is not there any more", async || {
+        asker.coverage(DEMO).await.ok()?;
+        (in_table().await == 2).then_some(())
+    })
+    .await;
+    // Cut off from everybody it forgets nobody.
+    workers.remove(0).shutdown(Duration::ZERO).await;
+    boot.shutdown(Duration::ZERO).await;
+    until("nobody is connected", async || asker.handle.snapshot().await.unwrap().peers.is_empty().then_some(())).await;
+    let _ = asker.coverage(DEMO).await;
+    assert!(in_table().await >= 1);
+    stop([asker]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_that_choose_at_the_same_moment_end_side_by_side() {
     let (boot, none, asker) = swarm(0).await;
     let first: Vec<PeerAddress> =

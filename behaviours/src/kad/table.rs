@@ -87,6 +87,15 @@ pub fn enforce(kad: &mut Behaviour, peer: &PeerId) -> usize {
     too_many.len()
 }
 
+/// Takes out a peer that could not be dialled, and says whether it stood there. Kademlia itself keeps such until their bucket is
+/// full, and begins a lookup with the twenty of the table that are closest, whether they are there or not: where those are all
+/// gone, nothing is found for as long as the node runs. Whoever comes back says who it is, and is taken in again. Not for who is
+/// cut off itself: it would forget everybody.
+pub fn unreachable(kad: &mut Behaviour, peer: &PeerId) -> bool {
+    kad.store_mut().crowd.from.remove(peer);
+    kad.remove_peer(peer).is_some()
+}
+
 /// The addresses of `peer` in the routing table, oldest first.
 #[must_use]
 pub fn addresses(kad: &mut Behaviour, peer: &PeerId) -> Vec<Multiaddr> {

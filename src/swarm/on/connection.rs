@@ -209,6 +209,12 @@ pub(crate) fn dial_failed(driver: &mut Driver, peer: Option<PeerId>, error: &Dia
     // Whoever named wrong addresses must not have us forget what the peer says of itself.
     if !driver.state.is_asked_dial(&peer) {
         driver.state.book.forget(&peer);
+        let answers_not =
+            matches!(error, DialError::Transport(_) | DialError::WrongPeerId { .. } | DialError::NoAddresses);
+        // Whoever is connected to somebody is not the one that is gone.
+        if answers_not && !driver.state.peers.is_empty() {
+            quelea_behaviours::kad::unreachable(&mut driver.swarm.behaviour_mut().kad, &peer);
+        }
     }
     driver.state.dial_ended(&peer, &Err(refused(peer, error)));
     if driver.state.bootstrap.contains(&peer) {
