@@ -300,7 +300,7 @@ def check_service(c: Checks) -> None:
     name = "deploy/quelea.service"
     text = c.text(name)
     starts = re.findall(r"(?m)^ExecStart=(\S+) (.*)$", text)
-    c.expect(len(starts) == 1 and starts[0][0].endswith("/quelea"), name, "does not start quelea")
+    c.expect(len(starts) == 1 and starts[0][0] == "quelea", name, "does not start quelea")
     for _, args in starts:
         c.command_line(name, [word for word in args.split() if not word.startswith("$")])
     c.expect("\nType=notify\n" in text, name, "is not Type=notify")
@@ -311,7 +311,7 @@ def check_service(c: Checks) -> None:
         return
     with tempfile.TemporaryDirectory() as temp:
         unit = pathlib.Path(temp, "quelea.service")
-        unit.write_text(text.replace(starts[0][0], os.path.realpath(c.quelea)))
+        unit.write_text(text.replace("ExecStart=quelea ", f"ExecStart={os.path.realpath(c.quelea)} "))
         ran = run(["systemd-analyze", "verify", str(unit)])
         about_it = [line for line in ran.stderr.splitlines() if "quelea.service" in line]
         c.expect(ran.returncode == 0 and not about_it, name, f"systemd-analyze: {about_it or ran.stderr}")
