@@ -6,6 +6,7 @@
 //! | `quelea.redb`  | the database (see [`crate::storage`])                                 |
 //! | `quelea.sock`  | the daemon's unix socket, for companion commands                      |
 //! | `api.token`    | the token for loopback HTTP, mode 0600                                |
+//! | `tokens.json`  | hashes of the tokens that were made, mode 0600                      |
 //! | `daemon.json`  | where the running daemon listens, for companion commands              |
 //! | `models/`      | models that were pulled or imported (see `weights`)                   |
 //! | `sessions/`    | answers that can be gone on with, for a day, encrypted                |
@@ -193,6 +194,11 @@ impl Home {
     /// The token for loopback HTTP.
     pub fn api_token(&self) -> PathBuf {
         self.dir.join("api.token")
+    }
+
+    /// The tokens that were made, as hashes.
+    pub fn tokens(&self) -> PathBuf {
+        self.dir.join("tokens.json")
     }
 
     /// The folder of models that were pulled or imported.

@@ -213,6 +213,11 @@ pub fn write_secret(path: &Path, secret: &[u8], existing: Existing) -> Result<()
 
 /// Reads a secret's file (at most [`SECRET_MAX`] bytes and one, so that too long ones show).
 fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
+    read_private(path, SECRET_MAX)
+}
+
+/// Reads a file that only this user may read, at most `most` bytes of it and one.
+pub(crate) fn read_private(path: &Path, most: u64) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
     let failed = |source: io::Error| io_error("read", path, source);
     // Looked at before it is opened, because opening a pipe waits for somebody to write into it.
     if !fs::metadata(path).map_err(failed)?.is_file() {
@@ -228,8 +233,8 @@ fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
         return Err(IdentityError::TooOpen { path: path.to_path_buf(), mode });
     }
     // Full capacity at once: a vector that grows leaves copies behind that nobody wipes.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_MAX as usize + 1));
-    file.take(SECRET_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(most as usize + 1));
+    file.take(most + 1).read_to_end(&mut bytes).map_err(failed)?;
     Ok(bytes)
 }
 

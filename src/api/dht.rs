@@ -19,7 +19,7 @@
 
 mod show;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::{
     Json, Router,
@@ -32,7 +32,7 @@ use axum::{
 use futures::{StreamExt, stream};
 use libp2p::PeerId;
 use quelea_behaviours::store::{StoreLimits, USER_PREFIX};
-use quelea_wire::ErrorCode;
+use quelea_wire::{ErrorCode, time::unix_ms};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -40,6 +40,7 @@ use tokio::sync::mpsc;
 use self::show::Show;
 use super::{ApiState, failure, parse, refuse};
 use crate::{
+    events::EventKind,
     inference::InferError,
     swarm::dht::{Ask, DhtError, Effort, MAX_TIMEOUT},
 };
@@ -195,10 +196,15 @@ async fn delete(State(state): State<ApiState>, body: Bytes) -> Response {
 }
 
 async fn stats(State(state): State<ApiState>) -> Response {
-    match state.asker.plane.handle.dht_stats().await {
-        Ok(stats) => Json(show::stats(&stats)).into_response(),
+    match figures(&state).await {
+        Ok(figures) => Json(figures).into_response(),
         Err(error) => refused(&error),
     }
+}
+
+/// The figures of [`stats`].
+pub(super) async fn figures(state: &ApiState) -> Result<Value, DhtError> {
+    state.asker.plane.handle.dht_stats().await.map(|stats| show::stats(&stats))
 }
 
 /// Asks, and streams how far it is and what came of it.
@@ -208,8 +214,10 @@ async fn lookup(State(state): State<ApiState>, question: Result<Question, InferE
         Err(error) => return failure(StatusCode::BAD_REQUEST, &error),
     };
     let handle = state.asker.plane.handle.clone();
+    let events = state.telemetry.events.clone();
+    let (query, asked) = (show.query(), Instant::now());
     let (mut efforts, mut answer) = handle.dht(ask, timeout).await;
-    let (lines, mut events) = mpsc::channel::<Value>(LINES);
+    let (lines, mut unread) = mpsc::channel::<Value>(LINES);
     tokio::spawn(async move {
         let answered = loop {
             tokio::select! {
@@ -222,17 +230,19 @@ async fn lookup(State(state): State<ApiState>, question: Result<Question, InferE
                 () = lines.closed() => return,
             }
         };
+        let kind = EventKind::Dht { query, ok: answered.is_ok(), duration_s: asked.elapsed().as_secs_f64() };
+        events.emit(unix_ms(), kind);
         let last = match answered {
             Ok(answer) => json!({ "event": "done", "result": show.answer(&handle, answer).await }),
             Err(error) => json!({ "event": "error", "error": explain(&error) }),
         };
         let _ = lines.send(last).await;
     });
-    let Some(first) = events.recv().await else { return refused(&DhtError::Stopped) };
+    let Some(first) = unread.recv().await else { return refused(&DhtError::Stopped) };
     if let Some(error) = first.get("error").and_then(|error| serde_json::from_value::<InferError>(error.clone()).ok()) {
         return refuse(&error);
     }
-    let rest = stream::unfold(events, |mut events| async { Some((events.recv().await?, events)) });
+    let rest = stream::unfold(unread, |mut unread| async { Some((unread.recv().await?, unread)) });
     let lines = stream::iter([first]).chain(rest).map(|event| super::line(&event));
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }

@@ -119,7 +119,7 @@ struct Limit {
     amount: Option<u64>,
 }
 
-type Answer = Result<Value, InferError>;
+pub(super) type Answer = Result<Value, InferError>;
 
 fn answer(result: Answer) -> Response {
     match result {
@@ -170,7 +170,7 @@ async fn accounts(State(state): State<ApiState>) -> Response {
     answer(listed(state.asker.plane.ledger()).await)
 }
 
-async fn listed(ledger: &Ledger) -> Answer {
+pub(super) async fn listed(ledger: &Ledger) -> Answer {
     let standings = ledger.standings().await?;
     let totals = Totals::of(standings.iter().filter_map(|standing| standing.account));
     let with_account = standings.iter().filter(|standing| standing.account.is_some());

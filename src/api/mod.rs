@@ -6,6 +6,10 @@
 //! | `GET /api/v1/status` | peers, spans, sessions, health |
 //! | `GET /api/v1/peers/bans`, `POST /api/v1/peers/ban`, `…/unban` | who is refused, and changes of that |
 //! | `GET /api/v1/stats` | the node's counters |
+//! | `GET /api/v1/snapshot`, `/api/v1/timeseries` | the whole node at once, and its last hour; see `snapshot` |
+//! | `GET /api/v1/logs`, `POST /api/v1/logs/level` | the log; see `logs` |
+//! | `GET /api/v1/config` | what the node was started with |
+//! | `/api/v1/login*`, `/api/v1/session`, `/api/v1/tokens*` | getting in; see `login` and `access` |
 //! | `GET /api/v1/events` | a stream of events (SSE), with replay; see [`events`] |
 //! | `POST /api/v1/broadcast` | says a line to every node; see [`broadcast`] |
 //! | `POST /api/v1/infer` | a stream of [`InferEvent`]s, one JSON object a line |
@@ -22,27 +26,34 @@
 //! | `GET /api/v1/netcheck` | how this node can be reached |
 //!
 //! Beside it stands the OpenAI API under `/v1`; see [`openai`].
+//! `GET /` is the web page (`page`), which works with nothing but these routes.
 //!
 //! Lists are `{"schema", "generated_at", "items"}`; see `shape`. Errors are `{"error": {"code", "message", "hint", "retryable"}}` with a fitting status; that of
 //! an answer that was cut off has its `text` so far, and the `resume` id by which another request goes on with it. A request
 //! whose client goes away is cancelled at every stage.
 
-mod access;
+pub(crate) mod access;
 mod agents;
 mod bans;
 mod broadcast;
+pub(crate) mod config;
 mod coverage;
 mod dht;
 mod events;
 mod ledger;
+pub(crate) mod login;
+mod logs;
 mod measure;
 pub(crate) mod models;
 mod nat;
 mod openai;
+mod page;
 mod peers;
 mod plan;
+mod serve;
 mod services;
 pub(crate) mod shape;
+mod snapshot;
 mod stats;
 pub(crate) mod store;
 
@@ -63,16 +74,17 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
 };
 
+use self::{access::Access, config::ConfigItem, login::Door};
 use crate::{
     agents::installed::Agents,
     inference::{Asker, EVENT_QUEUE, InferError, InferEvent, InferRequest},
     node::full_addresses,
     services::Services,
     storage::Db,
-    telemetry::Telemetry,
+    telemetry::{Telemetry, tail::LogTail},
 };
 
 /// The longest request: a prompt of a few hundred thousand tokens.
@@ -91,6 +103,14 @@ pub(crate) struct ApiState {
     masked: bool,
     /// What the OpenAI API's requests share.
     openai: Arc<openai::OpenAi>,
+    /// Who may come in.
+    door: Door,
+    /// The log, where it is kept.
+    logs: Option<LogTail>,
+    /// What the node was started with.
+    config: Arc<Vec<ConfigItem>>,
+    /// Places for streams that do not end.
+    streams: Arc<Semaphore>,
 }
 
 impl ApiState {
@@ -101,8 +121,29 @@ impl ApiState {
         telemetry: Telemetry,
         db: Option<Db>,
         masked: bool,
+        door: Door,
     ) -> Self {
-        Self { asker, services, agents, telemetry, db, masked, openai: Arc::new(openai::OpenAi::new()) }
+        let streams = Arc::new(Semaphore::new(events::STREAMS_MAX));
+        Self {
+            asker,
+            services,
+            agents,
+            telemetry,
+            db,
+            masked,
+            openai: Arc::new(openai::OpenAi::new()),
+            door,
+            logs: None,
+            config: Arc::default(),
+            streams,
+        }
+    }
+
+    /// Shows what the node was started with, and its log.
+    pub(crate) fn with(mut self, config: Vec<ConfigItem>, logs: Option<LogTail>) -> Self {
+        self.config = Arc::new(config);
+        self.logs = logs;
+        self
     }
 }
 
@@ -112,6 +153,13 @@ fn router(state: ApiState) -> Router {
         .route("/api/v1/status", get(status))
         .route("/api/v1/stats", get(stats::stats))
         .route("/api/v1/events", get(events::events))
+        .route("/api/v1/snapshot", get(snapshot::snapshot))
+        .route("/api/v1/timeseries", get(snapshot::timeseries))
+        .route("/api/v1/logs", get(logs::logs))
+        .route("/api/v1/logs/level", post(logs::level))
+        .route("/api/v1/config", get(config::config))
+        .merge(login::routes())
+        .merge(page::routes())
         .route("/api/v1/store/backup", post(store::backup))
         .route("/api/v1/broadcast", post(broadcast::broadcast))
         .route("/api/v1/infer", post(infer))
@@ -133,21 +181,16 @@ fn router(state: ApiState) -> Router {
         .with_state(state)
 }
 
-/// Serves loopback TCP; every request must carry the token.
+/// Serves TCP; every request must show who it is from.
 pub(crate) fn serve_tcp(
     listener: TcpListener,
     state: ApiState,
-    token: &str,
+    access: Access,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> impl Future<Output = ()> + Send + 'static {
-    let guard = access::Guard::new(token);
-    let router = router(state).layer(middleware::from_fn_with_state(guard, access::check));
+    let router = router(state).layer(middleware::from_fn_with_state(access, access::check));
     let router = router.layer(middleware::from_fn(openai::shape));
-    async move {
-        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(shutdown).await {
-            tracing::error!(%error, "the control API has stopped");
-        }
-    }
+    serve::serve(listener, router, shutdown)
 }
 
 /// Opens the socket, which only this user may connect to. A socket left by a dead daemon is replaced: the caller holds
@@ -309,6 +352,7 @@ fn status_of(code: ErrorCode) -> StatusCode {
         ErrorCode::AnswerBusy | ErrorCode::CallConflict => StatusCode::CONFLICT,
         ErrorCode::AgentRefused => StatusCode::BAD_REQUEST,
         ErrorCode::NoCredit | ErrorCode::AccountFrozen | ErrorCode::AllowanceSpent => StatusCode::PAYMENT_REQUIRED,
+        ErrorCode::Unauthorized => StatusCode::FORBIDDEN,
         ErrorCode::Internal | ErrorCode::EngineFailed | ErrorCode::AnswerUnreadable => {
             StatusCode::INTERNAL_SERVER_ERROR
         }

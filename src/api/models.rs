@@ -18,13 +18,14 @@ use axum::{
     routing::{get, post},
 };
 use futures::stream;
-use quelea_wire::{ErrorCode, ModelId};
+use quelea_wire::{ErrorCode, ModelId, time::unix_ms};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use super::{ApiState, line, parse, refuse, shape};
 use crate::{
+    events::EventKind,
     inference::InferError,
     weights::{
         Parts,
@@ -65,6 +66,7 @@ async fn pull(State(state): State<ApiState>, body: Bytes) -> Response {
     };
     let (lines, unread) = mpsc::channel::<Value>(UNREAD);
     let puller = state.asker.models.puller().clone();
+    let events = state.telemetry.events.clone();
     tokio::spawn(async move {
         let (progress, mut seen) = watch::channel(Progress::default());
         let mut pulling = Box::pin(puller.pull(id, parts, STALL, &progress));
@@ -83,6 +85,7 @@ async fn pull(State(state): State<ApiState>, body: Bytes) -> Response {
         let now = *seen.borrow();
         let last = match ended {
             Ok(kept) => {
+                events.emit(unix_ms(), EventKind::Storage { change: "pulled", model: id.to_string() });
                 json!({ "type": "done", "schema": "quelea.pull/v1", "progress": now, "model": described(&kept) })
             }
             Err(error) => json!({ "type": "error", "error": error }),
@@ -94,20 +97,23 @@ async fn pull(State(state): State<ApiState>, body: Bytes) -> Response {
 }
 
 async fn list(State(state): State<ApiState>) -> Response {
+    match kept(&state).await {
+        Ok(all) => Json(all).into_response(),
+        Err(error) => refuse(&error),
+    }
+}
+
+/// The list of the models on disk.
+pub(super) async fn kept(state: &ApiState) -> Result<Value, InferError> {
     let shelf = state.asker.models.puller().shelf.clone();
     let given = shelf.chunks_given.load(Ordering::Relaxed);
     let all = blocking(move || {
         let ids = shelf.store().map(Store::ids).unwrap_or_default();
         ids.into_iter().filter_map(|id| shelf.kept(id).ok().flatten()).map(|kept| described(&kept)).collect::<Vec<_>>()
     });
-    match all.await {
-        Ok(items) => {
-            let mut all = shape::list("quelea.models/v1", items);
-            all["chunks_given"] = json!(given);
-            Json(all).into_response()
-        }
-        Err(error) => refuse(&error),
-    }
+    let mut all = shape::list("quelea.models/v1", all.await?);
+    all["chunks_given"] = json!(given);
+    Ok(all)
 }
 
 async fn rm(State(state): State<ApiState>, body: Bytes) -> Response {
@@ -126,12 +132,16 @@ async fn rm(State(state): State<ApiState>, body: Bytes) -> Response {
         if gone.await?? { Ok(id) } else { Err(not_here(&id)) }
     };
     match removed.await {
-        Ok(id) => Json(json!({ "schema": "quelea.model_rm/v1", "model": id.to_string() })).into_response(),
+        Ok(id) => {
+            let kind = EventKind::Storage { change: "removed", model: id.to_string() };
+            state.telemetry.events.emit(unix_ms(), kind);
+            Json(json!({ "schema": "quelea.model_rm/v1", "model": id.to_string() })).into_response()
+        }
         Err(error) => refuse(&error),
     }
 }
 
-async fn ps(State(state): State<ApiState>) -> Json<Value> {
+pub(super) async fn ps(State(state): State<ApiState>) -> Json<Value> {
     let items: Vec<Value> = state.asker.plane.served().iter().map(|served| {
         let load = served.runner.load();
         json!({

@@ -61,7 +61,7 @@ struct PeerBody {
     peer: String,
 }
 
-async fn list(State(state): State<ApiState>) -> Json<Value> {
+pub(super) async fn list(State(state): State<ApiState>) -> Json<Value> {
     let mut peers = state.asker.plane.handle.snapshot().await.map(|s| s.peers).unwrap_or_default();
     peers.sort_by_key(|peer| (peer.rtt.is_none(), peer.rtt, peer.peer));
     let items: Vec<Value> = peers.iter().map(connected).collect();

@@ -25,6 +25,7 @@ mod store;
 mod swarm;
 mod thin;
 mod values;
+mod web;
 mod weights;
 
 use clap::{Parser, Subcommand};
@@ -55,6 +56,7 @@ pub(crate) use self::{
     swarm::{BroadcastArgs, EventsArgs},
     thin::{EndsArg, ThinArgs},
     values::{parse_duration, parse_size},
+    web::{ApiArgs, TokenCommand, UiArgs},
     weights::{PullArgs, WeightsArgs},
 };
 
@@ -137,6 +139,11 @@ pub(crate) enum Command {
     /// Fetch, keep and look into models
     #[command(subcommand)]
     Model(ModelCommand),
+    /// Open the web page of this node
+    Ui(UiArgs),
+    /// Make, list and revoke tokens for the API
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Measure this machine
     #[command(subcommand)]
     Bench(BenchCommand),

@@ -19,11 +19,12 @@ use super::{
 };
 use crate::{
     address::is_private,
+    api::access::Tokens,
     home::Home,
     inference::models::quantised,
     node::{
         GRACE, Node, StartError,
-        settings::{Bind, Keep, ServeSpec, Settings},
+        settings::{Bind, Keep, ServeSpec, Settings, Shown},
     },
 };
 
@@ -43,10 +44,11 @@ impl From<StartError> for CliError {
 }
 
 /// Runs a node until a signal, then drains it.
-pub(super) async fn run(global: &Global, args: DaemonArgs) -> Result<ExitCode, CliError> {
+pub(super) async fn run(global: &Global, args: DaemonArgs, shown: Shown) -> Result<ExitCode, CliError> {
     let mut interrupt = listen_for(SignalKind::interrupt())?;
     let mut terminate = listen_for(SignalKind::terminate())?;
-    let settings = settings(global, args)?;
+    let mut settings = settings(global, args)?;
+    settings.shown = shown;
     let home = settings.keep.clone();
     let node = tokio::select! {
         started = Node::start(settings) => started?,
@@ -98,6 +100,7 @@ fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
         );
     }
     let home = Home::new(global.data_dir.clone()).map_err(unusable)?;
+    let api_home = home.clone();
     let keep = Keep::In {
         identity: args.identity.unwrap_or_else(|| home.identity_key()),
         db: args.db.unwrap_or_else(|| home.database()),
@@ -147,7 +150,10 @@ fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
         announce_ttl: args.announce_ttl,
         compute: args.compute.options(),
         metrics: Some(bind(args.metrics_listen, METRICS_PORT)),
-        api: Some(loopback_only(bind(args.api_listen, API_PORT))?),
+        api: Some(reaches_who_may(bind(args.api_listen, API_PORT), &api_home, args.api_access.insecure_no_auth)?),
+        api_hosts: args.api_access.api_host,
+        api_open: args.api_access.insecure_no_auth,
+        shown: Shown::default(),
     })
 }
 
@@ -166,14 +172,27 @@ fn bind(given: Option<SocketAddr>, port: u16) -> Bind {
     }
 }
 
-/// The control API acts for its user; beyond this machine it needs more than one token in a file.
-fn loopback_only(bind: Bind) -> Result<Bind, CliError> {
+/// The control API acts for its user. Beyond this machine it does so only for those who were given a token for it, or when
+/// somebody said that they want it otherwise.
+fn reaches_who_may(bind: Bind, home: &Home, open: bool) -> Result<Bind, CliError> {
+    if open {
+        tracing::warn!(addr = %bind.addr, "--insecure-no-auth: whoever reaches the control API does as they like");
+        return Ok(bind);
+    }
     if bind.addr.ip().is_loopback() {
         return Ok(bind);
     }
-    let message = format!("--api-listen {}: the control API is served on loopback addresses only", bind.addr);
-    Err(CliError::new(ErrorCode::Usage, message)
-        .hint("use 127.0.0.1 or [::1], and a tunnel to reach it from elsewhere"))
+    let tokens = Tokens::open(&home.tokens()).map_err(|e| CliError::new(ErrorCode::StorageFailed, e.to_string()))?;
+    if tokens.list().is_empty() {
+        let message = format!(
+            "--api-listen {}: beyond loopback the control API needs a token that was made for it, and there is none",
+            bind.addr
+        );
+        return Err(CliError::new(ErrorCode::Usage, message)
+            .hint("make one with 'quelea token create', or listen on 127.0.0.1 or [::1] and use a tunnel"));
+    }
+    tracing::warn!(addr = %bind.addr, "the control API is plain HTTP beyond this machine: put TLS before it");
+    Ok(bind)
 }
 
 /// What a person, or a script that starts nodes, needs to know. On stdout; everything later goes to the log.
@@ -188,6 +207,7 @@ async fn greet(node: &Node, keep: &Keep) -> Result<(), CliError> {
     }
     if let Some(addr) = node.api_addr() {
         data_line(&format!("api:      http://{addr}"))?;
+        data_line("page:     'quelea ui' opens it")?;
     }
     if let Some(addr) = node.metrics_addr() {
         data_line(&format!("metrics:  http://{addr}/metrics"))?;

@@ -10,6 +10,7 @@ mod coverage;
 mod daemon;
 mod demo;
 mod dht;
+mod effective;
 mod events;
 mod exit;
 mod health;
@@ -27,40 +28,50 @@ mod service;
 mod stats;
 mod status;
 mod store;
+mod token;
+mod ui;
 mod verify;
 mod weights;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory as _, FromArgMatches as _};
 use quelea_wire::ErrorCode;
 
 use self::{
     args::{Cli, Command},
     exit::CliError,
 };
-use crate::telemetry::logging::{self, LogFormat};
+use crate::{
+    api::config::ConfigItem,
+    node::settings::Shown,
+    telemetry::logging::{self, LogFormat},
+};
 
 /// Runs the command that the process was started with.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let as_json = cli.global.json;
-    match dispatch(cli) {
+    match dispatch(cli, effective::of_daemon(&matches)) {
         Ok(code) => code,
         Err(error) => error.report(as_json),
     }
 }
 
-fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
+fn dispatch(cli: Cli, config: Vec<ConfigItem>) -> Result<ExitCode, CliError> {
     let format = match cli.global.log_format {
         args::LogFormat::Text => LogFormat::Text,
         args::LogFormat::Json => LogFormat::Json,
     };
     let quiet = !matches!(cli.command, Command::Daemon(_)) && cli.global.verbose == 0;
     // Commands other than the daemon show what they were asked for; their logs are for those who ask for them.
-    if !quiet || std::env::var_os("RUST_LOG").is_some() {
-        logging::init(format, cli.global.verbose).map_err(|e| CliError::new(ErrorCode::Usage, e.to_string()))?;
-    }
+    let logs = if !quiet || std::env::var_os("RUST_LOG").is_some() {
+        let logs = logging::init(format, cli.global.verbose);
+        Some(logs.map_err(|e| CliError::new(ErrorCode::Usage, e.to_string()))?)
+    } else {
+        None
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -68,7 +79,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
     let global = &cli.global;
     let result = runtime.block_on(async {
         match cli.command {
-            Command::Daemon(args) => Box::pin(daemon::run(global, *args)).await,
+            Command::Daemon(args) => Box::pin(daemon::run(global, *args, Shown { config, logs })).await,
             Command::Demo(args) => Box::pin(demo::run(global, args)).await,
             Command::Infer(args) => Box::pin(infer::run(global, *args)).await,
             Command::Receipt(command) => receipt::run(global, &command),
@@ -94,6 +105,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Ledger(command) => ledger::run(global, command).await,
             Command::Trust(args) => ledger::trust(global, &args).await,
             Command::Bench(command) => Box::pin(bench::run(global, command)).await,
+            Command::Ui(args) => ui::run(global, args).await,
+            Command::Token(command) => token::run(global, command).await,
         }
     });
     // Blocking work of a cancelled request may still run; nobody waits for it.

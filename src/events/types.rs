@@ -45,6 +45,55 @@ pub enum EventKind {
         /// Whether it was said by this node.
         own: bool,
     },
+    /// A request of this node's user was answered, or failed.
+    Job {
+        /// The model's short id, or `other`.
+        model: String,
+        /// How it ended, as the metrics have it.
+        outcome: &'static str,
+        /// Why it failed.
+        error: Option<&'static str>,
+        /// Tokens of the prompt.
+        input_tokens: u64,
+        /// Tokens of the answer.
+        output_tokens: u64,
+        /// From the request to the end.
+        duration_s: f64,
+    },
+    /// An IOU was signed, by this node or by a peer.
+    Ledger {
+        /// The other side.
+        peer: String,
+        /// `made` or `taken`.
+        note: &'static str,
+        /// Micro-credits.
+        amount: u64,
+    },
+    /// A lookup of this node's user in the DHT ended.
+    Dht {
+        /// `put`, `get`, `provide`, `providers`, `find_peer` or `find_node`.
+        query: &'static str,
+        /// Whether it found what it looked for.
+        ok: bool,
+        /// How long it took.
+        duration_s: f64,
+    },
+    /// A model came onto the disk, or went from it.
+    Storage {
+        /// `pulled` or `removed`.
+        change: &'static str,
+        /// The model's id.
+        model: String,
+    },
+    /// A warning or an error in the log.
+    Log {
+        /// `warn` or `error`.
+        level: &'static str,
+        /// The module that says it.
+        target: &'static str,
+        /// What it says, escaped.
+        message: String,
+    },
 }
 
 /// Layers of a model.
@@ -66,11 +115,22 @@ pub enum EventType {
     Model,
     /// See [`EventKind::Message`].
     Message,
+    /// See [`EventKind::Job`].
+    Job,
+    /// See [`EventKind::Ledger`].
+    Ledger,
+    /// See [`EventKind::Dht`].
+    Dht,
+    /// See [`EventKind::Storage`].
+    Storage,
+    /// See [`EventKind::Log`].
+    Log,
 }
 
 impl EventType {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Peer, Self::Model, Self::Message];
+    pub const ALL: [Self; 8] =
+        [Self::Peer, Self::Model, Self::Message, Self::Job, Self::Ledger, Self::Dht, Self::Storage, Self::Log];
 
     /// As it is written.
     #[must_use]
@@ -79,6 +139,11 @@ impl EventType {
             Self::Peer => "peer",
             Self::Model => "model",
             Self::Message => "message",
+            Self::Job => "job",
+            Self::Ledger => "ledger",
+            Self::Dht => "dht",
+            Self::Storage => "storage",
+            Self::Log => "log",
         }
     }
 }
@@ -102,6 +167,11 @@ impl EventKind {
             Self::Peer { .. } => EventType::Peer,
             Self::Model { .. } => EventType::Model,
             Self::Message { .. } => EventType::Message,
+            Self::Job { .. } => EventType::Job,
+            Self::Ledger { .. } => EventType::Ledger,
+            Self::Dht { .. } => EventType::Dht,
+            Self::Storage { .. } => EventType::Storage,
+            Self::Log { .. } => EventType::Log,
         }
     }
 }
@@ -145,6 +215,6 @@ mod tests {
         for kind in EventType::ALL {
             assert_eq!(kind.as_str().parse(), Ok(kind));
         }
-        assert!("ledger".parse::<EventType>().unwrap_err().contains("peer, model, message"));
+        assert!("weather".parse::<EventType>().unwrap_err().contains("peer, model, message"));
     }
 }

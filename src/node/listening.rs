@@ -1,6 +1,6 @@
 //! What a node serves over HTTP: the front of a masked one, metrics and health, and the control API.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use quelea_wire::ErrorCode;
 use tokio::{net::TcpListener, sync::watch};
@@ -8,9 +8,15 @@ use tokio::{net::TcpListener, sync::watch};
 use super::{
     Life, Node, StartError,
     settings::{Bind, Keep, Settings},
+    watching,
 };
 use crate::{
-    api, identity,
+    api::{
+        self,
+        access::{Access, Sessions, Tokens},
+        login::Door,
+    },
+    identity,
     masking::Front,
     telemetry::server::{self, TelemetryState},
 };
@@ -46,6 +52,21 @@ impl Node {
         let Keep::In { home, .. } = &settings.keep else { return Ok(()) };
         let Some(bind) = settings.api else { return Ok(()) };
         let masked = settings.masking.is_some();
+        let token = identity::load_or_create_token(&home.api_token()).map_err(StartError::identity)?;
+        let tokens =
+            Tokens::open(&home.tokens()).map_err(|e| StartError::new(ErrorCode::StorageFailed, e.to_string()))?;
+        let open = settings.api_open;
+        let listener = listen_tcp(bind, "--api-listen").await?;
+        let addr = listener.local_addr().map_err(|e| StartError::internal(e.to_string()))?;
+        self.api_addr = Some(addr);
+        let (tokens, sessions) = (Arc::new(tokens), Arc::new(Sessions::default()));
+        let access = Access::new(&token, tokens.clone(), sessions.clone(), addr).with(settings.api_hosts.clone(), open);
+        let door = Door { tokens, sessions, at: addr, open };
+        let shown = settings.shown.clone();
+        tokio::spawn(watching::keep_history(self.telemetry.clone(), stopping.clone()));
+        if let Some(tail) = shown.logs.clone() {
+            tokio::spawn(watching::tell_warnings(self.telemetry.clone(), tail, stopping.clone()));
+        }
         let state = api::ApiState::new(
             self.asker.clone(),
             self.services.clone(),
@@ -53,12 +74,10 @@ impl Node {
             self.telemetry.clone(),
             self.db.clone(),
             masked,
-        );
-        let token = identity::load_or_create_token(&home.api_token()).map_err(StartError::identity)?;
-        let listener = listen_tcp(bind, "--api-listen").await?;
-        let addr = listener.local_addr().map_err(|e| StartError::internal(e.to_string()))?;
-        self.api_addr = Some(addr);
-        self.servers.push(tokio::spawn(api::serve_tcp(listener, state.clone(), &token, stopped(stopping.clone()))));
+            door,
+        )
+        .with(shown.config, shown.logs);
+        self.servers.push(tokio::spawn(api::serve_tcp(listener, state.clone(), access, stopped(stopping.clone()))));
         match home.socket() {
             Ok(path) => {
                 let listener = api::bind_socket(&path).map_err(|e| {

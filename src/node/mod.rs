@@ -8,6 +8,7 @@ mod serving;
 pub(crate) mod settings;
 #[cfg(test)]
 mod tests;
+mod watching;
 
 use std::{
     net::SocketAddr,

@@ -9,6 +9,7 @@ use quelea_wire::Price;
 
 use crate::{
     address::PeerAddress,
+    api::config::ConfigItem,
     home::Home,
     inference::{
         serve::{LayerChoice, ServeEnds},
@@ -17,6 +18,7 @@ use crate::{
     ledger::DebtTerms,
     masking::settings::MaskingSettings,
     services::ServiceSettings,
+    telemetry::tail::LogTail,
     weights::shelf::UPLOAD,
 };
 
@@ -121,6 +123,21 @@ pub(crate) struct Settings {
     pub(crate) metrics: Option<Bind>,
     /// Where the control API is served besides the socket in the data directory.
     pub(crate) api: Option<Bind>,
+    /// Names besides `localhost` by which it is asked for.
+    pub(crate) api_hosts: Vec<String>,
+    /// Whether everybody who reaches it may do everything.
+    pub(crate) api_open: bool,
+    /// What the API shows of the process.
+    pub(crate) shown: Shown,
+}
+
+/// What the API shows of the process that the node runs in.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shown {
+    /// What it was started with.
+    pub(crate) config: Vec<ConfigItem>,
+    /// Its log, where it is kept.
+    pub(crate) logs: Option<LogTail>,
 }
 
 impl Settings {
@@ -157,6 +174,9 @@ impl Settings {
             upload: UPLOAD,
             metrics: None,
             api: None,
+            api_hosts: Vec::new(),
+            api_open: false,
+            shown: Shown::default(),
         }
     }
 }

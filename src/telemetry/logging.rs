@@ -5,7 +5,9 @@
 use std::io::IsTerminal as _;
 
 use tracing::Subscriber;
-use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+use tracing_subscriber::{EnvFilter, fmt::MakeWriter, layer::SubscriberExt as _, reload};
+
+use super::tail::{LogTail, SetFilter};
 
 /// The variable that wins over `-v`.
 const VARIABLE: &str = "RUST_LOG";
@@ -51,37 +53,60 @@ pub enum LogError {
 /// ours and libp2p's details.
 ///
 /// # Errors
-/// When `RUST_LOG` is malformed, or logging was set up before.
-pub fn init(format: LogFormat, verbosity: u8) -> Result<(), LogError> {
-    let filter = filter(std::env::var(VARIABLE).ok().as_deref(), verbosity)?;
+/// When `RUST_LOG` is malformed, or logging was set up before. The newest lines can be read from what is returned, and what is
+/// logged be changed.
+pub(crate) fn init(format: LogFormat, verbosity: u8) -> Result<LogTail, LogError> {
+    let variable = std::env::var(VARIABLE).ok();
+    let directives = directives(variable.as_deref(), verbosity);
+    let filter = parse(directives)?;
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
     let ansi = !no_color && std::io::stderr().is_terminal();
-    tracing::subscriber::set_global_default(subscriber(format, filter, ansi, std::io::stderr))
-        .map_err(|_already| LogError::AlreadySet)
+    let tail = LogTail::default();
+    let (subscriber, set) = subscriber(format, filter, ansi, std::io::stderr, tail.clone());
+    tracing::subscriber::set_global_default(subscriber).map_err(|_already| LogError::AlreadySet)?;
+    tail.set_with(directives, set);
+    Ok(tail)
 }
 
 /// `quelea` stands for all our crates: a directive holds for every target that starts with it.
-fn filter(variable: Option<&str>, verbosity: u8) -> Result<EnvFilter, LogError> {
-    let directives = match (variable.map(str::trim), verbosity) {
+fn directives(variable: Option<&str>, verbosity: u8) -> &str {
+    match (variable.map(str::trim), verbosity) {
         (Some(set), _) if !set.is_empty() => set,
         // gossipsub warns of each message that is wrong, identify of each that is too many: a stranger's would fill the disk.
         (_, 0) => "warn,libp2p_gossipsub=error,libp2p_identify=error,quelea=info",
         (_, 1) => "info,libp2p_gossipsub=error,libp2p_identify=error,quelea=debug",
         // Below debug these write a line for every packet.
         _ => "debug,quelea=trace,quinn=info,quinn_proto=info,yamux=info,hickory_proto=info,hyper=info",
-    };
+    }
+}
+
+fn parse(directives: &str) -> Result<EnvFilter, LogError> {
     EnvFilter::builder().parse(directives).map_err(|e| LogError::BadFilter(e.to_string()))
 }
 
-fn subscriber<W>(format: LogFormat, filter: EnvFilter, ansi: bool, writer: W) -> Box<dyn Subscriber + Send + Sync>
+fn subscriber<W>(
+    format: LogFormat,
+    filter: EnvFilter,
+    ansi: bool,
+    writer: W,
+    tail: LogTail,
+) -> (Box<dyn Subscriber + Send + Sync>, SetFilter)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(ansi);
-    match format {
-        LogFormat::Text => Box::new(builder.finish()),
-        LogFormat::Json => Box::new(builder.json().flatten_event(true).with_current_span(true).finish()),
-    }
+    let (filter, handle) = reload::Layer::new(filter);
+    let set = move |directives: &str| {
+        let filter = parse(directives).map_err(|error| error.to_string())?;
+        handle.reload(filter).map_err(|error| error.to_string())
+    };
+    // Innermost: what it leaves out is nobody's.
+    let filtered = tracing_subscriber::registry().with(filter).with(tail);
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(ansi);
+    let subscriber: Box<dyn Subscriber + Send + Sync> = match format {
+        LogFormat::Text => Box::new(filtered.with(lines)),
+        LogFormat::Json => Box::new(filtered.with(lines.json().flatten_event(true).with_current_span(true))),
+    };
+    (subscriber, Box::new(set))
 }
 
 #[cfg(test)]
@@ -107,7 +132,8 @@ mod tests {
     fn logged(format: LogFormat, variable: Option<&str>, verbosity: u8, ansi: bool) -> String {
         let sink = Sink::default();
         let for_writer = sink.clone();
-        let subscriber = subscriber(format, filter(variable, verbosity).unwrap(), ansi, move || for_writer.clone());
+        let filter = parse(directives(variable, verbosity)).unwrap();
+        let (subscriber, _) = subscriber(format, filter, ansi, move || for_writer.clone(), LogTail::default());
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!(target: "quelea::swarm", peers = 3, "ours info\u{1b}[31m");
             tracing::debug!(target: "quelea_engine", "ours debug");
@@ -153,8 +179,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_logged_can_be_changed_while_it_is() {
+        let tail = LogTail::default();
+        let (subscriber, set) = subscriber(LogFormat::Text, parse("warn").unwrap(), false, std::io::sink, tail.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!("before");
+            set("info").unwrap();
+            tracing::info!("after");
+            assert!(set("quelea=loud").unwrap_err().contains("quelea=debug"));
+        });
+        let said: Vec<String> = tail.after(0, 10).into_iter().map(|line| line.message).collect();
+        assert_eq!(said, ["after"]);
+    }
+
+    #[test]
     fn a_bad_variable_is_named() {
-        let error = filter(Some("quelea=loud"), 0).unwrap_err().to_string();
+        let error = parse(directives(Some("quelea=loud"), 0)).unwrap_err().to_string();
         assert!(error.contains("RUST_LOG") && error.contains("quelea=debug"), "{error}");
         assert!("xml".parse::<LogFormat>().unwrap_err().to_string().contains("text or json"));
         assert_eq!("json".parse::<LogFormat>().unwrap(), LogFormat::Json);

@@ -7,11 +7,14 @@
 //! - [`gossip`]: what gossip has judged and remembers.
 //! - [`ledger`]: what peers owe, in sums.
 //! - [`health`]: which components work; liveness and readiness.
+//! - `history`: the last hour of the most important figures.
+//! - `tail`: the newest log lines.
 //! - [`server`]: `/livez`, `/readyz`, `/health` and `/metrics`.
 
 pub mod front;
 pub mod gossip;
 pub mod health;
+pub(crate) mod history;
 mod instruments;
 pub mod ledger;
 mod libp2p_text;
@@ -21,6 +24,7 @@ mod node;
 pub(crate) mod process;
 pub mod server;
 pub mod stats;
+pub(crate) mod tail;
 
 pub use health::{Component, Status};
 pub(crate) use node::{Telemetry, way};

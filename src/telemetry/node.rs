@@ -2,17 +2,21 @@
 
 use std::{sync::Arc, time::Duration};
 
-use libp2p::multiaddr::{Multiaddr, Protocol};
+use libp2p::{
+    PeerId,
+    multiaddr::{Multiaddr, Protocol},
+};
 use quelea_engine::runner::{Output, Phase as JobPhase};
-use quelea_wire::{ErrorCode, ModelId};
+use quelea_wire::{ErrorCode, ModelId, time::unix_ms};
 
 use super::{
     health::{Component, Health, Status},
+    history::History,
     metrics::{BuildInfo, Finished, Metrics, MetricsError, Operation, Outcome, Phase, Where},
     stats::{NodeStats, Path, Transport},
 };
 use crate::{
-    events::EventBus,
+    events::{EventBus, EventKind},
     inference::{FinishReason, InferError, InferRequest, PromptForm, Summary},
 };
 
@@ -43,6 +47,8 @@ pub(crate) struct Telemetry {
     pub(crate) metrics: Metrics,
     /// What happens, for those who follow it.
     pub(crate) events: EventBus,
+    /// The last hour.
+    pub(crate) history: History,
 }
 
 impl Telemetry {
@@ -51,12 +57,18 @@ impl Telemetry {
         let health = Arc::new(Health::new(HEARTBEAT_MAX));
         let metrics = Metrics::new(&BuildInfo::default(), &stats, &health)?;
         metrics.declare_channels(&CHANNELS);
-        Ok(Self { stats, health, metrics, events: EventBus::default() })
+        Ok(Self { stats, health, metrics, events: EventBus::default(), history: History::default() })
     }
 
     /// A component works.
     pub(crate) fn ok(&self, component: Component, message: impl Into<String>) {
         self.health.set(component, Status::Ok, message);
+    }
+
+    /// A note was `made` for a peer, or `taken` from it.
+    pub(crate) fn note(&self, peer: PeerId, note: &'static str, amount: u64) {
+        self.metrics.ledger_entry("note", note);
+        self.events.emit(unix_ms(), EventKind::Ledger { peer: peer.to_string(), note, amount });
     }
 
     /// A stage of this node computed a batch.
@@ -123,6 +135,17 @@ impl Telemetry {
         let label = model.map_or_else(|| super::stats::OTHER_MODEL.to_owned(), ModelId::short);
         let model = self.stats.model(&label);
         let tokens = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        self.events.emit(
+            unix_ms(),
+            EventKind::Job {
+                model: label.clone(),
+                outcome: outcome.as_str(),
+                error: error_type,
+                input_tokens: summary.map_or(0, |s| tokens(s.prompt_ids.len())),
+                output_tokens: summary.map_or(0, |s| tokens(s.ids.len().saturating_sub(s.resumed_tokens))),
+                duration_s: duration.as_secs_f64(),
+            },
+        );
         self.metrics.finished(&Finished {
             operation,
             model: model.label(),

@@ -13,6 +13,7 @@
 //! | `ledger` | is what peers owe each other kept and said, whoever is killed |
 //! | `paid` | do payers and stages come to the same amount, whoever dies, and is nothing paid twice |
 //! | `overdue` | is who does not pay asked, refused credit and remembered, whenever the creditor is killed |
+//! | `access` | does the API let in who may, as far as they may, and nobody's page |
 //! | `lifecycle` | do daemons start, stop and come back as documented |
 //! | `bad_input` | is every mistake answered by a clear error and a documented exit code |
 //! | `bad_model` | are damaged and foreign model files refused in words |
@@ -40,6 +41,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say what they expect by failing loudly, helpers too")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a failed or skipped test says why")]
 
+mod access;
 mod advisories;
 mod agents;
 mod bad_input;

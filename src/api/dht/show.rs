@@ -24,6 +24,18 @@ pub(super) enum Show {
 }
 
 impl Show {
+    /// What was asked, in a word.
+    pub(super) fn query(&self) -> &'static str {
+        match self {
+            Self::Put { .. } => "put",
+            Self::Values { .. } => "get",
+            Self::Provided { .. } => "provide",
+            Self::Providers { .. } => "providers",
+            Self::Peer => "find_peer",
+            Self::Nodes { .. } => "find_node",
+        }
+    }
+
     /// The document of an answer. Peers that were found are dialled, or rather: their dials are waited for.
     pub(super) async fn answer(self, handle: &Handle, answer: Answer) -> Value {
         let mut shown = match (self, answer.found) {

@@ -6,7 +6,8 @@ use clap::{Args, ValueEnum};
 use libp2p::Multiaddr;
 
 use super::{
-    AuditArgs, ComputeArgs, DebtArgs, EndsArg, MaskingArgs, NatArgs, OfferArgs, PriceArgs, RendezvousArgs, WeightsArgs,
+    ApiArgs, AuditArgs, ComputeArgs, DebtArgs, EndsArg, MaskingArgs, NatArgs, OfferArgs, PriceArgs, RendezvousArgs,
+    WeightsArgs,
     values::{parse_duration, parse_size},
 };
 use crate::{
@@ -52,6 +53,8 @@ pub(crate) struct DaemonArgs {
     /// Where the control API is served besides the unix socket [default: 127.0.0.1:8469, or a free port]
     #[arg(long, value_name = "ADDR")]
     pub(crate) api_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) api_access: ApiArgs,
     /// Serve layers of this model: a GGUF file, a folder of safetensors, 'demo' for the embedded one, or a model id, of
     /// which the missing layers are pulled from peers
     #[arg(long, value_name = "FILE|ID|demo")]

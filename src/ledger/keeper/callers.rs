@@ -118,7 +118,7 @@ impl Keeper {
             Command::Failed { peer, amount, proven } => self.deal(peer, Dealing::Failed { amount, proven }),
             Command::Promise { peer, amount, due_at, reply } => {
                 let step = self.book.promise(now, peer, UNIT, amount, due_at);
-                self.issued(peer, &step);
+                self.issued(peer, amount, &step);
                 self.entry(peer, step, reply, NOTES);
                 self.look(peer);
             }
@@ -184,7 +184,7 @@ impl Keeper {
             }
             return;
         }
-        self.issued(peer, &step);
+        self.issued(peer, amount, &step);
         if step.is_ok() {
             self.deal(peer, Dealing::Transfer { amount });
             // By working for us it has paid back what it owed.
@@ -241,9 +241,9 @@ impl Keeper {
     }
 
     /// A note is on its way.
-    fn issued(&mut self, peer: PeerId, step: &Result<Outcome, Refusal>) {
+    fn issued(&mut self, peer: PeerId, amount: u64, step: &Result<Outcome, Refusal>) {
         if step.is_ok() {
-            self.telemetry.metrics.ledger_entry("note", "made");
+            self.telemetry.note(peer, "made", amount);
             self.lines.entry(peer).or_default().unacknowledged.get_or_insert_with(Instant::now);
         }
     }

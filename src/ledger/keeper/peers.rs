@@ -109,7 +109,7 @@ impl Keeper {
                 self.telemetry.metrics.ledger_limit_refused(why.as_str());
             }
             Event::NoteArrived { delta, own, hold, due_at, .. } => {
-                self.telemetry.metrics.ledger_entry("note", "taken");
+                self.telemetry.note(peer, "taken", delta);
                 let days = self.view(Side::Theirs, peer, hold).map(|view| view.due_days);
                 self.promised(peer, Promised { delta, own, due_at, days });
                 if hold != HoldId::NONE && !self.settled(peer, hold, delta) {

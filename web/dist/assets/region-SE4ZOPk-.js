@@ -1,0 +1,1 @@
+function e(e){return{role:`region`,"aria-label":e,tabindex:0}}export{e as t};
