@@ -136,7 +136,6 @@ impl Agents {
     }
 
     /// Lets agents call services from now on.
-    #[expect(dead_code, reason = "the seam that services are joined at")]
     pub(crate) fn join(&self, services: Services) {
         // The first one stays.
         let _ = self.services.set(services);

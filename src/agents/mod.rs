@@ -8,6 +8,7 @@
 //! | `spawn` | how it is started |
 //! | `sandbox` | one run from the daemon's side: deadlines, and answers to what the module asks |
 //! | `hands` | answers to what an agent asks: capabilities, allowance, quotas |
+//! | `offered` | what the sandbox does for other peers, and services that agents call |
 //! | `limits` | what a run may use |
 //! | `installed` | the agents that the operator installed: see [`crate::storage`] for where they lie |
 //!
@@ -17,6 +18,7 @@ mod frames;
 mod hands;
 pub(crate) mod installed;
 pub mod limits;
+pub(crate) mod offered;
 mod sandbox;
 mod spawn;
 #[doc(hidden)]

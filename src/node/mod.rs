@@ -30,7 +30,7 @@ pub use self::builder::{NodeBuilder, StartError};
 use self::settings::{Keep, Settings};
 use crate::{
     address::PeerAddress,
-    agents::{Sandbox, installed::Agents},
+    agents::{Sandbox, installed::Agents, offered},
     home::HomeLock,
     identity,
     inference::{
@@ -272,14 +272,17 @@ impl Node {
             tokio::spawn(provide::run(handle.clone(), puller.shelf.clone(), stopping.clone()));
         }
         bootstrap::spawn(&handle, &telemetry, bootstrap, notices, stopping.clone());
+        // Workers are this program itself.
+        let program = std::env::current_exe().map_err(|e| StartError::internal(e.to_string()))?;
+        let sandbox = Sandbox::new(program);
         let parts = services::Parts {
             handle: handle.clone(),
             ledger: plane.ledger().clone(),
             telemetry: telemetry.clone(),
             asker: asker.clone(),
             db: db.clone(),
-            more: Vec::new(),
-            runner: None,
+            more: offered::WebRead::named(&sandbox).into_iter().collect(),
+            runner: Some(Arc::new(offered::Contracts { sandbox: sandbox.clone(), telemetry: telemetry.clone() })),
         };
         let services = Services::start(parts, &settings.services).await?;
         tokio::spawn(services.clone().run(called));
@@ -287,9 +290,8 @@ impl Node {
             tokio::spawn(services::publish::run(services.clone(), stopping.clone()));
         }
 
-        // Workers are this program itself.
-        let program = std::env::current_exe().map_err(|e| StartError::internal(e.to_string()))?;
-        let agents = Agents::new(Sandbox::new(program), asker.clone(), db.clone(), telemetry.clone());
+        let agents = Agents::new(sandbox, asker.clone(), db.clone(), telemetry.clone());
+        agents.join(Arc::new(offered::Calling(services.clone())));
         let mut node = Self {
             handle,
             plane,

@@ -94,7 +94,8 @@ pub(super) fn define(linker: &mut Linker<Held>) -> Done<()> {
 
 fn blocks(linker: &mut Linker<Held>) -> Done<()> {
     linker.func_wrap(ENV, "alloc", |mut caller: Call<'_>, len: u64| {
-        pay_bytes(&mut caller, len)?;
+        // What there is no room for is not paid for.
+        pay_bytes(&mut caller, if len > ARENA_MAX as u64 { 0 } else { len })?;
         // 0 is "no room", which the kits know.
         Ok(caller.data_mut().guest.arena.alloc(len).unwrap_or(0))
     })?;
