@@ -4,7 +4,9 @@ use std::{
     collections::VecDeque,
     fmt::Write as _,
     future::poll_fn,
-    task::Poll,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -12,17 +14,23 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use quelea_wire::{Credits, ErrorCode};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},
-    time::timeout,
+    time::{Sleep, sleep, timeout},
 };
 
 use super::{ApiError, ApiState, Wishes, fields::Fields};
-use crate::inference::{EVENT_QUEUE, InferError, InferEvent, InferRequest, RouteHop, Summary};
+use crate::inference::{Asker, EVENT_QUEUE, InferError, InferEvent, InferRequest, RouteHop, Summary};
 
 /// Most choices of one request, those of all its prompts together.
 pub(super) const MAX_CHOICES: usize = 16;
 
 /// Most stop strings.
 const MAX_STOPS: usize = 4;
+
+/// For how long a choice waits for its turn where peers have no room for it, and between two attempts: they take some sessions of
+/// a coordinator at once, and those end.
+const WAIT: Duration = Duration::from_secs(30);
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LAST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Events that are kept while not all choices have begun.
 const MAX_HELD: usize = 4096;
@@ -94,9 +102,93 @@ fn logit_bias(fields: &mut Fields) -> Result<std::collections::BTreeMap<u32, f32
     bias.into_iter().map(|entry| one(entry).ok_or_else(wrong)).collect()
 }
 
+/// One choice.
+struct Choice {
+    /// Nothing while it waits for its turn, and when it is over.
+    events: Option<mpsc::Receiver<InferEvent>>,
+    /// What is asked again where there is no room; nothing when it has begun.
+    again: Option<Again>,
+}
+
+/// A choice that has not begun.
+struct Again {
+    asker: Arc<Asker>,
+    request: InferRequest,
+    since: Instant,
+    pause: Duration,
+    waits: Option<Pin<Box<Sleep>>>,
+}
+
+fn ask(asker: &Arc<Asker>, request: InferRequest) -> mpsc::Receiver<InferEvent> {
+    let (events, receiver) = mpsc::channel(EVENT_QUEUE);
+    let asker = asker.clone();
+    tokio::spawn(async move { asker.infer(request, events).await });
+    receiver
+}
+
+impl Choice {
+    fn begin(asker: &Arc<Asker>, request: InferRequest) -> Self {
+        let events = Some(ask(asker, request.clone()));
+        let (asker, since) = (asker.clone(), Instant::now());
+        Self { events, again: Some(Again { asker, request, since, pause: FIRST_PAUSE, waits: None }) }
+    }
+
+    /// Its next event; nothing when it is over.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<InferEvent>> {
+        loop {
+            if let Some(again) = &mut self.again
+                && let Some(waits) = &mut again.waits
+            {
+                if waits.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                again.waits = None;
+                self.events = Some(ask(&again.asker, again.request.clone()));
+            }
+            let Some(events) = &mut self.events else { return Poll::Ready(None) };
+            let Poll::Ready(event) = events.poll_recv(cx) else { return Poll::Pending };
+            let event = event.unwrap_or_else(|| {
+                let error = InferError::new(ErrorCode::Internal, "the request ended without a word");
+                InferEvent::Error { error }
+            });
+            if let InferEvent::Error { error } = &event {
+                self.events = None;
+                match &mut self.again {
+                    Some(again) if is_full(error) && again.since.elapsed() < WAIT => {
+                        again.wait();
+                        continue;
+                    }
+                    _ => {}
+                }
+            }
+            // From here on nothing is asked again.
+            self.again = None;
+            if matches!(event, InferEvent::Done { .. }) {
+                self.events = None;
+            }
+            return Poll::Ready(Some(event));
+        }
+    }
+}
+
+impl Again {
+    fn wait(&mut self) {
+        // Those that were refused together do not come back together.
+        let part = rand::random_range(0.5..1.0);
+        self.waits = Some(Box::pin(sleep(self.pause.mul_f64(part))));
+        self.pause = LAST_PAUSE.min(self.pause.saturating_mul(2));
+    }
+}
+
+/// Whether there was no room, and nothing was done.
+fn is_full(error: &InferError) -> bool {
+    let full = matches!(error.error_code(), ErrorCode::TooManySessions | ErrorCode::Overloaded | ErrorCode::NoKvPages);
+    full && !error.charged
+}
+
 /// Choices under way. Dropping it cancels them at every stage.
 pub(super) struct Asking {
-    choices: Vec<Option<mpsc::Receiver<InferEvent>>>,
+    choices: Vec<Choice>,
     /// Who is looked at first.
     turn: usize,
     /// Events that came while not all had begun.
@@ -113,13 +205,7 @@ impl Asking {
     pub(super) fn begin(state: &ApiState, requests: Vec<InferRequest>) -> Result<Self, ApiError> {
         let places = state.openai.places(requests.len())?;
         let routes = requests.iter().map(|_| None).collect();
-        let ask = |request| {
-            let (events, receiver) = mpsc::channel(EVENT_QUEUE);
-            let asker = state.asker.clone();
-            tokio::spawn(async move { asker.infer(request, events).await });
-            Some(receiver)
-        };
-        let choices = requests.into_iter().map(ask).collect();
+        let choices = requests.into_iter().map(|request| Choice::begin(&state.asker, request)).collect();
         let (started, opened) = (Instant::now(), None);
         Ok(Self { choices, turn: 0, held: VecDeque::new(), routes, started, opened, _places: places })
     }
@@ -127,9 +213,9 @@ impl Asking {
     /// Choices whose events come from a test.
     #[cfg(test)]
     pub(super) fn of(choices: Vec<mpsc::Receiver<InferEvent>>) -> Self {
-        let places = std::sync::Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
+        let places = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
         let routes = choices.iter().map(|_| None).collect();
-        let choices = choices.into_iter().map(Some).collect();
+        let choices = choices.into_iter().map(|events| Choice { events: Some(events), again: None }).collect();
         let (started, opened) = (Instant::now(), None);
         Self { choices, turn: 0, held: VecDeque::new(), routes, started, opened, _places: places }
     }
@@ -178,21 +264,12 @@ impl Asking {
             for step in 0..count {
                 let at = (self.turn + step) % count;
                 let Some(choice) = self.choices.get_mut(at) else { continue };
-                let Some(receiver) = choice else { continue };
-                match receiver.poll_recv(cx) {
+                match choice.poll(cx) {
                     Poll::Ready(Some(event)) => {
-                        if matches!(event, InferEvent::Done { .. } | InferEvent::Error { .. }) {
-                            *choice = None;
-                        }
                         self.turn = at + 1;
                         return Poll::Ready(Some((at, event)));
                     }
-                    Poll::Ready(None) => {
-                        *choice = None;
-                        self.turn = at + 1;
-                        let error = InferError::new(ErrorCode::Internal, "the request ended without a word");
-                        return Poll::Ready(Some((at, InferEvent::Error { error })));
-                    }
+                    Poll::Ready(None) => {}
                     Poll::Pending => open = true,
                 }
             }

@@ -230,21 +230,49 @@ async fn error_or_none(response: reqwest::Response) -> Option<u16> {
 async fn too_many_at_once_are_told_to_come_back() {
     let swarm = three().await;
     let client = Client::of(&swarm.boot);
-    // Readers that do not read: their answers stay under way.
-    let mut open = Vec::new();
-    for _ in 0..8 {
-        let response = client.post(CHAT, &long(json!({ "stream": true, "n": 16, "max_tokens": 200 }))).await;
-        if response.status() != StatusCode::OK {
-            assert!(open.len() >= 2, "the first ones are taken");
-            let (status, headers, error) = error(response).await;
-            assert!([429, 503].contains(&status), "{error}");
-            assert_eq!(headers["x-should-retry"], "true");
-            assert!(headers.contains_key("retry-after-ms"));
-            return;
-        }
-        open.push(response);
-    }
+    // Readers that do not read: their answers stay under way, or wait for their turn.
+    client.answer(CHAT, &chat(json!({ "max_tokens": 1 }))).await;
+    let body = long(json!({ "stream": true, "n": 16 }));
+    let open: Vec<_> = (0..8)
+        .map(|_| {
+            let (client, body) = (client.clone(), body.clone());
+            tokio::spawn(async move {
+                let response = client.post(CHAT, &body).await;
+                std::future::pending::<()>().await;
+                drop(response);
+            })
+        })
+        .collect();
+    until("all are there", async || {
+        let label = "http_route=\"/v1/chat/completions\"";
+        (swarm.boot.metric("quelea_http_requests_in_flight", label).await > 7.5).then_some(())
+    })
+    .await;
+    until("there is no place left", async || {
+        let response = client.chat(json!({ "max_tokens": 1 })).await;
+        (response.status() == StatusCode::TOO_MANY_REQUESTS).then_some(())
+    })
+    .await;
     let (status, headers, error) = error(client.chat(json!({})).await).await;
     assert_eq!((status, &error["code"]), (429, &json!("rate_limit_exceeded")));
     assert!(headers["retry-after"].to_str().unwrap().parse::<u32>().unwrap() >= 1);
+    assert_eq!(headers["x-should-retry"], "true");
+    open.iter().for_each(tokio::task::JoinHandle::abort);
+    for worker in &swarm.workers {
+        worker.until_sessions(0).await;
+    }
+    client.answer(CHAT, &chat(json!({}))).await;
+}
+
+#[tokio::test]
+async fn more_than_peers_take_at_once_wait_for_their_turn() {
+    // A worker takes 32 sessions of a coordinator.
+    const STREAMS: usize = 40;
+    let swarm = three().await;
+    let client = Client::of(&swarm.boot);
+    let body = long(json!({ "stream": true, "max_tokens": 40 }));
+    let asked = (0..STREAMS).map(|_| async { client.post(CHAT, &body).await.text().await.unwrap() });
+    let texts = futures::future::join_all(asked).await;
+    let finished = texts.iter().filter(|text| text.ends_with("data: [DONE]\n\n")).count();
+    assert_eq!(finished, STREAMS, "{:?}", texts.iter().find(|text| !text.ends_with("data: [DONE]\n\n")));
 }
