@@ -5,6 +5,7 @@
 //! | `GET /api/v1/id` | peer id and full addresses |
 //! | `GET /api/v1/status` | peers, spans, sessions, health |
 //! | `GET /api/v1/peers/bans`, `POST /api/v1/peers/ban`, `…/unban` | who is refused, and changes of that |
+//! | `POST /api/v1/shutdown` | ends the daemon; see `shutdown` |
 //! | `GET /api/v1/stats` | the node's counters |
 //! | `GET /api/v1/snapshot`, `/api/v1/timeseries` | the whole node at once, and its last hour; see `snapshot` |
 //! | `GET /api/v1/logs`, `POST /api/v1/logs/level` | the log; see `logs` |
@@ -53,6 +54,7 @@ mod plan;
 mod serve;
 mod services;
 pub(crate) mod shape;
+mod shutdown;
 mod snapshot;
 mod stats;
 pub(crate) mod store;
@@ -152,6 +154,7 @@ fn router(state: ApiState) -> Router {
         .route("/api/v1/id", get(id))
         .route("/api/v1/status", get(status))
         .route("/api/v1/stats", get(stats::stats))
+        .route("/api/v1/shutdown", post(shutdown::shutdown))
         .route("/api/v1/events", get(events::events))
         .route("/api/v1/snapshot", get(snapshot::snapshot))
         .route("/api/v1/timeseries", get(snapshot::timeseries))

@@ -3,6 +3,7 @@
 mod agent;
 mod bench;
 mod compute;
+mod config;
 mod coverage;
 mod daemon;
 mod debts;
@@ -10,6 +11,7 @@ mod dht;
 mod global;
 mod infer;
 mod ledger;
+mod local;
 mod masking;
 mod model;
 mod nat;
@@ -21,10 +23,13 @@ mod receipt;
 mod rendezvous;
 mod sampling;
 mod service;
+mod shell;
 mod store;
 mod swarm;
 mod thin;
+mod upkeep;
 mod values;
+mod watch;
 mod web;
 mod weights;
 
@@ -34,13 +39,15 @@ pub(crate) use self::{
     agent::{AgentCommand, InstallArgs, WebCommand},
     bench::{BenchChainArgs, BenchCommand, BenchLedgerArgs, BenchModelArgs, TransportArg},
     compute::{ComputeArgs, LogitsArgs},
+    config::{ConfigCommand, InitArgs, ProfileArg},
     coverage::CoverageArgs,
     daemon::{DaemonArgs, KadMode},
     debts::DebtArgs,
     dht::DhtCommand,
-    global::{Global, LogFormat},
+    global::{ColorArg, Global, LogFormat},
     infer::{InferArgs, RouteArg},
     ledger::{ExportFormat, IouCommand, LedgerCommand, TrustArgs},
+    local::{CompletionsArgs, ErrorsCommand, ManArgs, VersionArgs},
     masking::{MaskedArgs, MaskingArg, MaskingArgs},
     model::ModelCommand,
     nat::{NatArgs, NetcheckArgs, PingArgs},
@@ -52,21 +59,30 @@ pub(crate) use self::{
     rendezvous::RendezvousArgs,
     sampling::SamplingArgs,
     service::{CallArgs, OfferArgs, ServiceCommand},
+    shell::ShellArgs,
     store::StoreCommand,
     swarm::{BroadcastArgs, EventsArgs},
     thin::{EndsArg, ThinArgs},
+    upkeep::{CheckArgs, CheckFormat, CheckSubject, DebugCommand, LogLevelArgs, LogsArgs, MetricsArgs, ShutdownArgs},
     values::{parse_duration, parse_size},
+    watch::WatchArg,
     web::{ApiArgs, TokenCommand, UiArgs},
     weights::{PullArgs, WeightsArgs},
 };
 
-/// Exit codes, as `--help` shows them.
-const EXIT_CODES: &str = "Exit codes: 0 ok · 1 failed · 2 usage · 3 daemon unreachable · 4 access denied · 5 not found · \
+/// Where to begin, and the exit codes of every command.
+const AFTER_HELP: &str = "Examples:
+  quelea demo                                        three nodes in one process answer a question
+  quelea init && quelea daemon                       a node of your own
+  quelea infer \"What is a relay?\"                    ask the swarm through it
+  quelea status --watch                              what it does
+
+Exit codes: 0 ok · 1 failed · 2 usage · 3 daemon unreachable · 4 access denied · 5 not found · \
 6 timed out, no route or no capacity · 7 credit refused · 8 verification failed · 130 interrupted";
 
 /// A swarm node that runs language models across peers.
 #[derive(Debug, Parser)]
-#[command(name = "quelea", version, propagate_version = true, after_help = EXIT_CODES, max_term_width = 100)]
+#[command(name = "quelea", version, propagate_version = true, after_help = AFTER_HELP, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -95,8 +111,8 @@ pub(crate) enum Command {
         peer: Option<String>,
     },
     /// What the node is doing: peers, spans, sessions
-    #[command(after_help = "Examples:\n  quelea status\n  quelea status --json")]
-    Status,
+    #[command(after_help = "Examples:\n  quelea status\n  quelea status --watch\n  quelea status --json")]
+    Status(WatchArg),
     /// The peers this node is connected to, remembers, or refuses
     #[command(subcommand)]
     Peers(PeersCommand),
@@ -147,6 +163,43 @@ pub(crate) enum Command {
     /// Measure this machine
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// What is wrong with this node or its machine, and what to do about it: exit code 0 or 1
+    #[command(
+        after_help = "Examples:\n  quelea doctor\n  quelea doctor --json | jq '.items[] | select(.status != \"ok\")'"
+    )]
+    Doctor,
+    /// One question for whatever watches machines; exit codes as Nagios has them
+    Check(CheckArgs),
+    /// The node's metrics, as Prometheus scrapes them
+    Metrics(MetricsArgs),
+    /// The daemon's log
+    Logs(LogsArgs),
+    /// What the daemon logs
+    LogLevel(LogLevelArgs),
+    /// End the daemon, and wait for its end
+    Shutdown(ShutdownArgs),
+    /// What helps to find a fault
+    #[command(subcommand)]
+    Debug(DebugCommand),
+    /// The commands, one a line
+    Shell(ShellArgs),
+    /// What a daemon is started with: file, environment, profiles
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Make the identity, the token and a configuration file, and say what comes next
+    Init(InitArgs),
+    /// Where the node keeps what
+    #[command(after_help = "Examples:\n  quelea paths\n  quelea paths --json")]
+    Paths,
+    /// Which version this is
+    Version(VersionArgs),
+    /// What error codes mean
+    #[command(subcommand)]
+    Errors(ErrorsCommand),
+    /// Completions for a shell
+    Completions(CompletionsArgs),
+    /// The manual
+    Man(ManArgs),
 }
 #[cfg(test)]
 mod tests {

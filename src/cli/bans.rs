@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use comfy_table::{Table, presets};
 use quelea_behaviours::bans::Subject;
 use quelea_wire::{ErrorCode, time::unix_ms};
 use serde_json::{Value, json};
@@ -12,6 +11,7 @@ use super::{
     client::Daemon,
     exit::{CliError, Exit},
     output::{data_line, note, printable},
+    table::Listing,
 };
 
 pub(super) async fn ban(global: &Global, args: BanArgs) -> Result<ExitCode, CliError> {
@@ -57,8 +57,7 @@ pub(super) async fn bans(global: &Global) -> Result<ExitCode, CliError> {
     }
     let now = unix_ms() as f64 / 1e3;
     let text = |value: &Value| printable(value.as_str().unwrap_or("-"));
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["WHO", "LEFT", "BY", "REASON"]);
+    let mut table = Listing::new(["WHO", "LEFT", "BY", "REASON"]);
     for ban in bans {
         let left = (ban["until_at_s"].as_f64().unwrap_or(0.0) - now).max(0.0) as u64;
         table.add_row([text(&ban["subject"]), span(left), text(&ban["by"]), text(&ban["reason"])]);

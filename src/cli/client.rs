@@ -21,6 +21,8 @@ pub(super) struct Daemon {
     client: Client,
     base: String,
     token: Option<String>,
+    /// How long a document may take.
+    timeout: Option<Duration>,
     /// For messages.
     place: String,
 }
@@ -28,6 +30,11 @@ pub(super) struct Daemon {
 impl Daemon {
     /// The daemon that the global flags mean.
     pub(super) fn find(global: &Global) -> Result<Self, CliError> {
+        let found = Self::place(global)?;
+        Ok(Self { timeout: global.timeout, ..found })
+    }
+
+    fn place(global: &Global) -> Result<Self, CliError> {
         match global.api.as_deref() {
             Some(api) => match api.strip_prefix("unix:") {
                 Some(path) => Self::socket(PathBuf::from(path)),
@@ -40,7 +47,13 @@ impl Daemon {
     fn socket(path: PathBuf) -> Result<Self, CliError> {
         let place = path.display().to_string();
         let client = http::local().unix_socket(path).connect_timeout(CONNECT_TIMEOUT).build();
-        Ok(Self { client: client.map_err(internal)?, base: "http://localhost".into(), token: None, place })
+        Ok(Self {
+            client: client.map_err(internal)?,
+            base: "http://localhost".into(),
+            token: None,
+            timeout: None,
+            place,
+        })
     }
 
     fn http(global: &Global, url: &str) -> Result<Self, CliError> {
@@ -55,12 +68,12 @@ impl Daemon {
         let token = identity::load_token(&file).map_err(|e| CliError::new(ErrorCode::Unauthorized, e.to_string()))?;
         let client = http::local().connect_timeout(CONNECT_TIMEOUT).build().map_err(internal)?;
         let base = url.trim_end_matches('/').to_owned();
-        Ok(Self { client, place: base.clone(), base, token: Some(token.to_string()) })
+        Ok(Self { client, place: base.clone(), base, token: Some(token.to_string()), timeout: None })
     }
 
     /// `GET` of a JSON document.
     pub(super) async fn get(&self, route: &str) -> Result<Value, CliError> {
-        let request = self.client.get(format!("{}{route}", self.base)).timeout(ANSWER_TIMEOUT);
+        let request = self.client.get(format!("{}{route}", self.base)).timeout(self.timeout.unwrap_or(ANSWER_TIMEOUT));
         let response = self.send(request).await?;
         response.json().await.map_err(|e| self.lost(&e))
     }
@@ -70,8 +83,18 @@ impl Daemon {
         self.send(self.client.get(format!("{}{route}", self.base))).await
     }
 
-    /// `POST` of a JSON document; the answer's body follows as a stream.
+    /// `POST` of a JSON document, for another one.
     pub(super) async fn post(&self, route: &str, body: &impl serde::Serialize) -> Result<Response, CliError> {
+        let request = self.client.post(format!("{}{route}", self.base)).json(body);
+        self.send(match self.timeout {
+            Some(timeout) => request.timeout(timeout),
+            None => request,
+        })
+        .await
+    }
+
+    /// `POST` of a JSON document; the answer's body follows as a stream, which takes as long as it takes.
+    pub(super) async fn post_stream(&self, route: &str, body: &impl serde::Serialize) -> Result<Response, CliError> {
         self.send(self.client.post(format!("{}{route}", self.base)).json(body)).await
     }
 
@@ -103,6 +126,10 @@ impl Daemon {
 
     /// The connection to the daemon failed.
     pub(super) fn lost(&self, error: &reqwest::Error) -> CliError {
+        if error.is_timeout() && !error.is_connect() {
+            let message = format!("the daemon at {} has not answered in time", self.place);
+            return CliError::new(ErrorCode::DeadlineExceeded, message).hint("--timeout gives it longer, like 60s");
+        }
         let message = if error.is_connect() {
             format!("no daemon answers at {}", self.place)
         } else {
@@ -128,6 +155,10 @@ impl Lines<'_> {
         loop {
             if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.unread.drain(..=end).collect();
+                // The daemon shows that it is there.
+                if line.iter().all(u8::is_ascii_whitespace) {
+                    continue;
+                }
                 return serde_json::from_slice(&line).map(Some).map_err(|e| {
                     CliError::new(ErrorCode::Internal, format!("the daemon's answer is not understood: {e}"))
                 });

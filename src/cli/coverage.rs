@@ -42,7 +42,7 @@ pub(super) async fn run(global: &Global, args: CoverageArgs) -> Result<(), CliEr
 }
 
 /// A text inside a query, each byte that is not plain escaped.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }

@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{
     args::{self, DaemonArgs, Global},
     client::unusable,
+    config,
     exit::{CliError, Exit},
     output::data_line,
 };
@@ -26,10 +27,11 @@ use crate::{
         GRACE, Node, StartError,
         settings::{Bind, Keep, ServeSpec, Settings, Shown},
     },
+    telemetry::tail::LogTail,
 };
 
 /// Where the swarm finds the node unless said otherwise.
-const SWARM_PORT: u16 = 8468;
+pub(super) const SWARM_PORT: u16 = 8468;
 
 /// Where the control API and the metrics are served unless said otherwise.
 const API_PORT: u16 = 8469;
@@ -44,11 +46,21 @@ impl From<StartError> for CliError {
 }
 
 /// Runs a node until a signal, then drains it.
-pub(super) async fn run(global: &Global, args: DaemonArgs, shown: Shown) -> Result<ExitCode, CliError> {
+pub(super) async fn run(global: &Global, args: DaemonArgs, logs: Option<LogTail>) -> Result<ExitCode, CliError> {
+    if args.dry_run {
+        let home = Home::locate(global.data_dir.clone()).map_err(unusable)?;
+        let file = config::path_of(global, &home);
+        let shown = config::shown(global, &file, &args.effective, true);
+        settings(home, args)?;
+        data_line(&shown)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut interrupt = listen_for(SignalKind::interrupt())?;
     let mut terminate = listen_for(SignalKind::terminate())?;
-    let mut settings = settings(global, args)?;
-    settings.shown = shown;
+    let home = Home::new(global.data_dir.clone()).map_err(unusable)?;
+    let config = config::items(&config::path_of(global, &home), &args.effective);
+    let mut settings = settings(home, args)?;
+    settings.shown = Shown { config, logs };
     let home = settings.keep.clone();
     let node = tokio::select! {
         started = Node::start(settings) => started?,
@@ -59,15 +71,19 @@ pub(super) async fn run(global: &Global, args: DaemonArgs, shown: Shown) -> Resu
     node.count_panics();
     greet(&node, &home).await?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        error = reread_certificates(&node) => error?,
-    }
-    tracing::info!(grace_s = GRACE.as_secs(), "stopping; a second signal ends at once");
+    let grace = tokio::select! {
+        _ = interrupt.recv() => GRACE,
+        _ = terminate.recv() => GRACE,
+        grace = node.asked_to_stop() => grace,
+        error = reread_certificates(&node) => {
+            error?;
+            GRACE
+        }
+    };
+    tracing::info!(grace_s = grace.as_secs(), "stopping; a second signal ends at once");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tokio::select! {
-        () = node.shutdown(GRACE) => {
+        () = node.shutdown(grace) => {
             tracing::info!("stopped");
             Ok(ExitCode::SUCCESS)
         }
@@ -91,7 +107,7 @@ fn listen_for(kind: SignalKind) -> Result<tokio::signal::unix::Signal, CliError>
     signal(kind).map_err(|e| CliError::new(ErrorCode::Internal, format!("cannot listen for signals: {e}")))
 }
 
-fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
+fn settings(home: Home, args: DaemonArgs) -> Result<Settings, CliError> {
     let masking = super::masking::of_daemon(&args)?;
     if args.rendezvous.rendezvous.len() > MAX_POINTS {
         let message = format!("--rendezvous: at most {MAX_POINTS} points, not {}", args.rendezvous.rendezvous.len());
@@ -99,7 +115,6 @@ fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
             CliError::new(ErrorCode::Usage, message).hint("two or three that are run by different people serve")
         );
     }
-    let home = Home::new(global.data_dir.clone()).map_err(unusable)?;
     let api_home = home.clone();
     let keep = Keep::In {
         identity: args.identity.unwrap_or_else(|| home.identity_key()),
@@ -157,7 +172,7 @@ fn settings(global: &Global, args: DaemonArgs) -> Result<Settings, CliError> {
     })
 }
 
-fn listen_on(host: IpAddr, port: u16) -> Vec<Multiaddr> {
+pub(super) fn listen_on(host: IpAddr, port: u16) -> Vec<Multiaddr> {
     let ip = Multiaddr::from(host);
     [format!("/tcp/{port}"), format!("/udp/{port}/quic-v1")]
         .iter()

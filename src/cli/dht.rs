@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use comfy_table::{Table, presets};
 use quelea_wire::ErrorCode;
 use serde_json::{Value, json};
 
@@ -15,6 +14,7 @@ use super::{
     client::Daemon,
     exit::CliError,
     output::{data_bytes, data_line, note, printable},
+    table::Listing,
 };
 
 /// Bytes read of a value before it is certain that it is too long; the daemon says how long it may be.
@@ -96,7 +96,7 @@ fn read_value(given: &str) -> Result<Vec<u8>, CliError> {
 async fn lookup(global: &Global, what: &str, mut body: Value, timeout: Duration) -> Result<Value, CliError> {
     body["timeout_s"] = json!(timeout.as_secs_f64());
     let daemon = Daemon::find(global)?;
-    let mut lines = daemon.lines(daemon.post(&format!("/api/v1/dht/{what}"), &body).await?, LINE_MAX);
+    let mut lines = daemon.lines(daemon.post_stream(&format!("/api/v1/dht/{what}"), &body).await?, LINE_MAX);
     let mut said = Instant::now();
     while let Some(mut event) = lines.next::<Value>().await? {
         match event["event"].as_str() {
@@ -137,8 +137,8 @@ fn one_value(answer: &Value) -> Result<(), CliError> {
     data_bytes(&value)
 }
 
-fn all_values(answer: &Value) -> Table {
-    let mut table = table(["HOLDERS", "SEQUENCE", "EXPIRES", "VALUE"]);
+fn all_values(answer: &Value) -> Listing {
+    let mut table = Listing::new(["HOLDERS", "SEQUENCE", "EXPIRES", "VALUE"]);
     for item in list(&answer["items"]) {
         let expires = item["expires_s"].as_f64().map_or_else(|| "-".into(), |s| format!("{s:.0}s"));
         let value = item["value"].as_str().map_or_else(|| shown(&item["value_hex"]), printable);
@@ -147,8 +147,8 @@ fn all_values(answer: &Value) -> Table {
     table
 }
 
-fn peers(items: &Value) -> Table {
-    let mut table = table(["PEER", "REACHED", "ADDRESS"]);
+fn peers(items: &Value) -> Listing {
+    let mut table = Listing::new(["PEER", "REACHED", "ADDRESS"]);
     for item in list(items) {
         let reached = item["connected"].as_bool().map_or("-", |yes| if yes { "yes" } else { "no" });
         let addr = list(&item["addresses"]).first().map_or_else(|| "-".into(), shown);
@@ -175,18 +175,12 @@ fn stats(answer: &Value) -> String {
             lines.push(format!("{kind:<10} {} ok, {} failed ({:.1} %)", tally["ok"], tally["failed"], ratio * 100.0));
         }
     }
-    let mut buckets = table(["BUCKET", "PEERS"]);
+    let mut buckets = Listing::new(["BUCKET", "PEERS"]);
     for bucket in list(&answer["buckets"]) {
         buckets.add_row([bucket["bucket"].to_string(), bucket["peers"].to_string()]);
     }
     lines.push(buckets.to_string());
     lines.join("\n")
-}
-
-fn table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header);
-    table
 }
 
 /// Text as it is, numbers as numbers, nothing as a dash; safe for a terminal.

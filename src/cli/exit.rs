@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use quelea_wire::ErrorCode;
 use serde_json::json;
 
-use super::output::printable;
+use super::output::{look, printable};
 use crate::inference::CutOff;
 
 /// The documented exit codes.
@@ -127,7 +127,8 @@ impl CliError {
             let hint = self.hint.as_deref().map(|hint| format!("\nhint: {}", printable(hint))).unwrap_or_default();
             let go_on =
                 self.go_on.as_deref().map(|command| format!("\nit goes on with: {command}")).unwrap_or_default();
-            writeln!(stderr, "error: {} [{}]{hint}{go_on}", printable(&self.message), self.code)
+            let (red, plain) = if look().colour_of_errors { ("\u{1b}[1;31m", "\u{1b}[0m") } else { ("", "") };
+            writeln!(stderr, "{red}error:{plain} {} [{}]{hint}{go_on}", printable(&self.message), self.code)
         };
         // With stderr closed there is nobody left to tell; the exit code still says it.
         drop(shown);

@@ -37,7 +37,7 @@ pub(super) async fn run(global: &Global, args: HealthArgs) -> Result<ExitCode, C
 }
 
 /// The address in `daemon.json`.
-fn written_down(global: &Global) -> Result<String, String> {
+pub(super) fn written_down(global: &Global) -> Result<String, String> {
     let path = home(global).map_err(|e| e.message)?.daemon_json();
     let text = std::fs::read_to_string(&path).map_err(|e| format!("no daemon runs here: {}: {e}", path.display()))?;
     let value: Value = serde_json::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?;

@@ -169,7 +169,7 @@ fn events_of(
 
 async fn through_daemon(daemon: &Daemon, request: &InferRequest, show: &Show) -> Result<ExitCode, CliError> {
     let asked = tokio::select! {
-        response = daemon.post("/api/v1/infer", request) => response?,
+        response = daemon.post_stream("/api/v1/infer", request) => response?,
         () = interrupted() => return Ok(ExitCode::from(Exit::Interrupted as u8)),
     };
     let mut lines = daemon.lines(asked, LINE_MAX);

@@ -2,7 +2,6 @@
 
 use std::{fmt::Write as _, process::ExitCode};
 
-use comfy_table::{CellAlignment, Table, presets};
 use libp2p::PeerId;
 use quelea_wire::{ErrorCode, time::unix_ms};
 use serde_json::{Value, json};
@@ -12,6 +11,8 @@ use super::{
     client::Daemon,
     exit::{CliError, Exit},
     output::{data, data_line, note, printable},
+    table::Listing,
+    watch::{self, Shown},
 };
 
 /// Entries that an export asks for: more than are ever kept of a hundred accounts.
@@ -22,7 +23,7 @@ const ID_MIN: usize = 8;
 
 pub(super) async fn run(global: &Global, command: LedgerCommand) -> Result<ExitCode, CliError> {
     match command {
-        LedgerCommand::Balance => balance(global).await,
+        LedgerCommand::Balance(watch) => watch::show(global, watch, async || balance(global).await).await,
         LedgerCommand::List { peer, number } => list(global, peer, number).await,
         LedgerCommand::Show { id } => show(global, &id).await,
         LedgerCommand::Limit { peer, amount: None, earned: false } => limit_of(global, peer).await,
@@ -53,26 +54,18 @@ fn text(value: &Value) -> String {
     printable(value.as_str().unwrap_or("-"))
 }
 
-async fn balance(global: &Global) -> Result<ExitCode, CliError> {
+async fn balance(global: &Global) -> Result<Shown, CliError> {
     let answer = Daemon::find(global)?.get("/api/v1/ledger").await?;
     if global.json {
-        data_line(&answer.to_string())?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(answer.to_string().into());
     }
     let accounts = items(&answer);
+    let (mut data, mut note) = (String::new(), String::new());
     if accounts.is_empty() {
-        note("no accounts yet: nobody owes anybody anything");
+        note.push_str("no accounts yet: nobody owes anybody anything");
     } else {
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING).set_header([
-            "PEER",
-            "OWES US",
-            "OVERDUE",
-            "HELD",
-            "MAY OWE",
-            "WE MAY OWE",
-            "STATE",
-        ]);
+        let mut table =
+            Listing::new(["PEER", "OWES US", "OVERDUE", "HELD", "MAY OWE", "WE MAY OWE", "STATE"]).right(1..6);
         for account in accounts {
             let granted = if account["granted"].is_null() { "-".into() } else { credits(&account["granted"]) };
             let line = if account["synced"] == true { "synced" } else { "away" };
@@ -85,21 +78,12 @@ async fn balance(global: &Global) -> Result<ExitCode, CliError> {
             let [owed, overdue, held, limit] = amounts;
             table.add_row([text(&account["peer_id"]), owed, overdue, held, limit, granted, state]);
         }
-        for column in 1..6 {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-        data_line(&table.to_string())?;
+        let _ = writeln!(data, "{table}");
     }
     let totals = &answer["totals"];
-    data_line(&format!(
-        "owed to us: {}   we owe: {}   held: {}",
-        credits(&totals["owed"]),
-        credits(&totals["owing"]),
-        credits(&totals["held"])
-    ))?;
-    Ok(ExitCode::SUCCESS)
+    let (owed, owing, held) = (credits(&totals["owed"]), credits(&totals["owing"]), credits(&totals["held"]));
+    let _ = write!(data, "owed to us: {owed}   we owe: {owing}   held: {held}");
+    Ok(Shown { data, note })
 }
 
 async fn entries(global: &Global, peer: Option<PeerId>, limit: usize) -> Result<Value, CliError> {
@@ -124,8 +108,7 @@ async fn list(global: &Global, peer: Option<PeerId>, number: usize) -> Result<Ex
         note("no entries yet");
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["ID", "WHEN", "WHAT", "PEER", "CREDITS", "TOTAL", "DUE", "ACK"]);
+    let mut table = Listing::new(["ID", "WHEN", "WHAT", "PEER", "CREDITS", "TOTAL", "DUE", "ACK"]);
     for entry in items(&answer) {
         let id: String = text(&entry["id"]).chars().take(ID_MIN).collect();
         let acknowledged = match entry["acknowledged"].as_bool() {
@@ -351,17 +334,8 @@ pub(super) async fn trust(global: &Global, args: &TrustArgs) -> Result<ExitCode,
         return Ok(ExitCode::SUCCESS);
     }
     let decimals = |value: &Value| format!("{:.3}", value.as_f64().unwrap_or(0.0));
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header([
-        "PEER",
-        "TRUST",
-        "CONDUCT",
-        "COMMERCE",
-        "MAY OWE",
-        "REPAID",
-        "OVERDUE",
-        "DEFAULT SINCE",
-    ]);
+    let mut table =
+        Listing::new(["PEER", "TRUST", "CONDUCT", "COMMERCE", "MAY OWE", "REPAID", "OVERDUE", "DEFAULT SINCE"]);
     for peer in peers {
         let limit = if peer["limit"].is_null() { "-".into() } else { credits(&peer["limit"]) };
         let numbers = ["trust", "conduct", "commerce"].map(|field| decimals(&peer[field]));
@@ -372,8 +346,7 @@ pub(super) async fn trust(global: &Global, args: &TrustArgs) -> Result<ExitCode,
     }
     data_line(&table.to_string())?;
     if args.peer.is_some() {
-        let mut events = Table::new();
-        events.load_style(presets::NOTHING).set_header(["WHEN", "DEALING", "CREDITS", "BEFORE", "AFTER"]);
+        let mut events = Listing::new(["WHEN", "DEALING", "CREDITS", "BEFORE", "AFTER"]);
         let all = peers.iter().flat_map(|peer| peer["events"].as_array().map_or(&[][..], Vec::as_slice));
         let mut some = false;
         for event in all {

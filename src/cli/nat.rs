@@ -27,7 +27,7 @@ pub(super) async fn ping(global: &Global, args: PingArgs) -> Result<ExitCode, Cl
         "deadline_ms": millis(args.deadline),
         "interval_ms": millis(args.interval),
     });
-    let mut lines = daemon.lines(daemon.post("/api/v1/ping", &request).await?, LINE_MAX);
+    let mut lines = daemon.lines(daemon.post_stream("/api/v1/ping", &request).await?, LINE_MAX);
     let mut end = Value::Null;
     while let Some(line) = lines.next::<Value>().await? {
         show(global, &line)?;

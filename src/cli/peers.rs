@@ -1,8 +1,7 @@
 //! `quelea peers`, `quelea bootstrap` and `quelea id PEER`.
 
-use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
-use comfy_table::{Table, presets};
 use quelea_wire::{ErrorCode, time::unix_ms};
 use serde_json::{Value, json};
 
@@ -10,40 +9,27 @@ use super::{
     args::{BootstrapCommand, Global, PeerSort, PeersCommand},
     bans,
     client::Daemon,
-    exit::{CliError, Exit},
+    exit::CliError,
     infer::short,
-    output::{data, data_line, note, printable},
+    output::{data_line, note, printable},
+    table::Listing,
+    watch::{self, Shown},
 };
-
-/// Between two looks of `--watch`.
-const WATCH_EVERY: Duration = Duration::from_secs(2);
-
-/// Empties a terminal.
-const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
 
 pub(super) async fn run(global: &Global, command: PeersCommand) -> Result<ExitCode, CliError> {
     let daemon = Daemon::find(global)?;
     match command {
-        PeersCommand::List { sort, relayed, protocol, watch } => loop {
-            let mut answer = daemon.get("/api/v1/peers").await?;
-            arrange(&mut answer, sort, relayed, protocol.as_deref());
-            if global.json {
-                data_line(&answer.to_string())?;
-            } else {
-                if watch && std::io::stdout().is_terminal() {
-                    data(CLEAR)?;
+        PeersCommand::List { sort, relayed, protocol, watch } => {
+            let look = async || {
+                let mut answer = daemon.get("/api/v1/peers").await?;
+                arrange(&mut answer, sort, relayed, protocol.as_deref());
+                if global.json {
+                    return Ok(answer.to_string().into());
                 }
-                data_line(&connected(&answer))?;
-                note(&summary(&answer));
-            }
-            if !watch {
-                break;
-            }
-            tokio::select! {
-                () = tokio::time::sleep(WATCH_EVERY) => {}
-                _ = tokio::signal::ctrl_c() => return Ok(ExitCode::from(Exit::Interrupted as u8)),
-            }
-        },
+                Ok(Shown { data: connected(&answer), note: summary(&answer) })
+            };
+            return watch::show(global, watch, look).await;
+        }
         PeersCommand::Known => {
             let answer = daemon.get("/api/v1/peers/known").await?;
             if global.json {
@@ -154,8 +140,7 @@ fn arrange(answer: &mut Value, sort: PeerSort, relayed: bool, protocol: Option<&
 }
 
 fn connected(answer: &Value) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["PEER", "AGENT", "PATH", "RTT", "STREAMS", "TX/RX", "DIR", "UP"]);
+    let mut table = Listing::new(["PEER", "AGENT", "PATH", "RTT", "STREAMS", "TX/RX", "DIR", "UP"]);
     for peer in list(&answer["items"]) {
         let (sent, received) = (size(&peer["sent_bytes"]), size(&peer["received_bytes"]));
         table.add_row([
@@ -179,8 +164,7 @@ fn summary(answer: &Value) -> String {
 }
 
 fn known(answer: &Value) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["PEER", "AGENT", "FOUND", "SEEN", "CONDUCT", "ADDRESS"]);
+    let mut table = Listing::new(["PEER", "AGENT", "FOUND", "SEEN", "CONDUCT", "ADDRESS"]);
     for peer in list(&answer["items"]) {
         let seen = if peer["connected"] == true { "now".to_owned() } else { ago(&peer["last_seen_at_s"]) };
         let addr = list(&peer["addresses"]).first().map_or("-".to_owned(), shown);

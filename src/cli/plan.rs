@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use comfy_table::{Table, presets};
 use quelea_wire::{Credits, ErrorCode};
 
 use super::{
@@ -11,6 +10,7 @@ use super::{
     exit::{CliError, Exit},
     infer::{absolute, short},
     output::{data_line, document, note, printable},
+    table::Listing,
 };
 use crate::{
     home::Home,
@@ -34,14 +34,14 @@ pub(super) async fn run(global: &Global, args: PlanArgs) -> Result<ExitCode, Cli
         _ if !args.bootstrap.is_empty() => as_passing_peer(&args, global.data_dir.clone()).await?,
         _ => {
             let answer =
-                Daemon::find(global)?.post("/api/v1/plan", &request(&args)).await.map_err(|error| {
-                    match error.code {
+                Daemon::find(global)?.post_stream("/api/v1/plan", &request(&args)).await.map_err(
+                    |error| match error.code {
                         ErrorCode::DaemonUnreachable => {
                             error.hint("start one with 'quelea daemon', or pass --bootstrap MULTIADDR")
                         }
                         _ => error,
-                    }
-                })?;
+                    },
+                )?;
             answer.json().await.map_err(|e| {
                 CliError::new(ErrorCode::Internal, format!("the daemon's answer is not understood: {e}"))
             })?
@@ -145,10 +145,9 @@ fn figures(plan: &PlanView) -> String {
 /// A plan's figures, and a row for each stage.
 fn chain(title: &str, plan: &PlanView) -> Result<(), CliError> {
     data_line(&format!("{:<13} {}", format!("{title}:"), figures(plan)))?;
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table
-        .set_header(["  PEER", "LAYERS", "WEIGHTS", "COMPUTE", "WAIT", "WAY", "B/TOKEN", "B/PROMPT", "PRICE", "SPEED"]);
+    let mut table = Listing::new([
+        "  PEER", "LAYERS", "WEIGHTS", "COMPUTE", "WAIT", "WAY", "B/TOKEN", "B/PROMPT", "PRICE", "SPEED",
+    ]);
     for hop in &plan.hops {
         let sure = if hop.one_way_measured { "" } else { "?" };
         let source = match hop.source {
@@ -169,8 +168,6 @@ fn chain(title: &str, plan: &PlanView) -> Result<(), CliError> {
             source.into(),
         ]);
     }
-    for line in table.lines() {
-        data_line(line.trim_end())?;
-    }
+    data_line(&table.to_string())?;
     data_line(&format!("  and {:.2} ms back", plan.back_ms))
 }

@@ -6,7 +6,6 @@ use std::{
     process::ExitCode,
 };
 
-use comfy_table::{Table, presets};
 use libp2p::PeerId;
 use quelea_service::{CallId, MAX_INPUT, Name};
 use quelea_wire::{Credits, ErrorCode};
@@ -20,6 +19,7 @@ use super::{
     exit::{CliError, Exit},
     infer::interrupted,
     output::{data_bytes, data_line, note, printable},
+    table::Listing,
 };
 use crate::{
     inference::InferError,
@@ -224,7 +224,7 @@ async fn call(global: &Global, daemon: &Daemon, args: CallArgs) -> Result<(), Cl
         "timeout_s": args.timeout.as_secs_f64(),
         "call_id": args.call_id.map(|id| id.to_string()),
     });
-    let mut lines = daemon.lines(daemon.post("/api/v1/services/call", &body).await?, LINE_MAX);
+    let mut lines = daemon.lines(daemon.post_stream("/api/v1/services/call", &body).await?, LINE_MAX);
     let streams = std::io::stderr().is_terminal() && !global.json;
     let mut streamed = false;
     while let Some(mut event) = lines.next::<Value>().await? {
@@ -296,7 +296,7 @@ fn read_input(given: &str) -> Result<Vec<u8>, CliError> {
     Ok(input)
 }
 
-fn own(items: &Value) -> Table {
+fn own(items: &Value) -> Listing {
     let mut table = table(["SERVICE", "OFFERED", "CREDITS", "RUNNING", "ANSWERED", "FAILED", "EARNED", "WHAT IT DOES"]);
     for item in list(items) {
         let offered = if item["enabled"] == true { "yes" } else { "no" };
@@ -314,7 +314,7 @@ fn own(items: &Value) -> Table {
     table
 }
 
-fn offers(items: &Value) -> Table {
+fn offers(items: &Value) -> Listing {
     let mut table = table(["SERVICE", "PEER", "VERSION", "CREDITS", "RUNNING", "WAITING", "TAKES", "WHAT IT DOES"]);
     for item in list(items) {
         let took = item["took_s"].as_f64().map_or_else(|| "-".into(), |took| format!("{took:.3}s"));
@@ -332,10 +332,8 @@ fn offers(items: &Value) -> Table {
     table
 }
 
-fn table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header);
-    table
+fn table<const N: usize>(header: [&str; N]) -> Listing {
+    Listing::new(header)
 }
 
 fn credits(micro: &Value) -> String {

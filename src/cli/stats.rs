@@ -2,10 +2,9 @@
 
 use std::process::ExitCode;
 
-use comfy_table::{Table, presets};
 use serde_json::Value;
 
-use super::{args::Global, client::Daemon, exit::CliError, output::data_line};
+use super::{args::Global, client::Daemon, exit::CliError, output::data_line, table::Listing};
 use crate::text::escaped;
 
 pub(super) async fn run(global: &Global) -> Result<ExitCode, CliError> {
@@ -48,8 +47,7 @@ fn table(title: &str, rows: &Value) -> Result<(), CliError> {
         |row: &&&serde_json::Map<String, Value>| row.values().any(|value| value.as_u64().is_some_and(|n| n > 0));
     let busy: Vec<_> = rows.iter().filter(counts).collect();
     let Some(first) = busy.first() else { return data_line(&format!("\n{title}: none")) };
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(first.keys().map(|key| key.to_uppercase()));
+    let mut table = Listing::new(first.keys().map(|key| key.to_uppercase()));
     for row in &busy {
         table.add_row(row.values().map(|value| value.as_str().map_or_else(|| value.to_string(), escaped)));
     }

@@ -2,15 +2,16 @@
 
 use std::process::ExitCode;
 
-use comfy_table::{Table, presets};
 use serde_json::Value;
 
 use super::{
-    args::Global,
+    args::{Global, WatchArg},
     client::Daemon,
     exit::CliError,
     infer::short,
     output::{data_line, printable},
+    table::Listing,
+    watch,
 };
 
 pub(super) async fn id(global: &Global) -> Result<ExitCode, CliError> {
@@ -26,16 +27,21 @@ pub(super) async fn id(global: &Global) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn status(global: &Global) -> Result<ExitCode, CliError> {
-    let answer = Daemon::find(global)?.get("/api/v1/status").await?;
-    if global.json {
-        data_line(&answer.to_string())?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    data_line(&format!("peer id   {}", text(&answer["peer_id"])))?;
-    data_line(&format!("health    {}", text(&answer["health"]["status"])))?;
+pub(super) async fn status(global: &Global, watch: WatchArg) -> Result<ExitCode, CliError> {
+    let daemon = Daemon::find(global)?;
+    let look = async || {
+        let answer = daemon.get("/api/v1/status").await?;
+        Ok(if global.json { answer.to_string() } else { readable(&answer) }.into())
+    };
+    watch::show(global, watch, look).await
+}
+
+fn readable(answer: &Value) -> String {
+    let mut lines = Vec::new();
+    lines.push(format!("peer id   {}", text(&answer["peer_id"])));
+    lines.push(format!("health    {}", text(&answer["health"]["status"])));
     for addr in list(&answer["addresses"]) {
-        data_line(&format!("listen    {}", text(addr)))?;
+        lines.push(format!("listen    {}", text(addr)));
     }
     for served in list(&answer["serves"]) {
         let price = match (served["price_decode"].as_u64(), served["price_prefill"].as_u64()) {
@@ -44,7 +50,7 @@ pub(super) async fn status(global: &Global) -> Result<ExitCode, CliError> {
             }
             _ => String::new(),
         };
-        data_line(&format!(
+        lines.push(format!(
             "serving   layers {} of {} ({}), {} session(s), {} of {} KV pages free, {} kept for prompts that begin alike{price}",
             text(&served["layers"]),
             printable(text(&served["name"])),
@@ -53,15 +59,14 @@ pub(super) async fn status(global: &Global) -> Result<ExitCode, CliError> {
             served["kv_pages_free"],
             served["kv_pages_total"],
             served["kv_pages_cached"]
-        ))?;
+        ));
     }
-    data_line(&format!("peers     {} connected, {} known", answer["peers_connected"], answer["peers_known"]))?;
+    lines.push(format!("peers     {} connected, {} known", answer["peers_connected"], answer["peers_known"]));
     let peers = list(&answer["peers"]);
     if peers.is_empty() {
-        return Ok(ExitCode::SUCCESS);
+        return lines.join("\n");
     }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["PEER", "AGENT", "RTT", "ADDRESS", "UP"]);
+    let mut table = Listing::new(["PEER", "AGENT", "RTT", "ADDRESS", "UP"]);
     for peer in peers {
         let rtt = peer["rtt_s"].as_f64().map_or_else(|| "-".into(), |s| format!("{:.1}ms", s * 1e3));
         let addr = list(&peer["addresses"]).first().map_or("-", |addr| text(addr));
@@ -69,8 +74,8 @@ pub(super) async fn status(global: &Global) -> Result<ExitCode, CliError> {
         let agent = printable(peer["agent"].as_str().unwrap_or("-"));
         table.add_row([short(text(&peer["peer_id"])), agent, rtt, addr.to_owned(), up]);
     }
-    data_line(&table.to_string())?;
-    Ok(ExitCode::SUCCESS)
+    lines.push(table.to_string());
+    lines.join("\n")
 }
 
 fn text(value: &Value) -> &str {

@@ -12,7 +12,7 @@ use super::{
     args::{Global, StoreCommand},
     client::{Daemon, home, unusable},
     exit::CliError,
-    output::data_line,
+    output::{confirmed, data_line},
 };
 use crate::{api::store::explain, home::LockError, storage};
 
@@ -52,6 +52,7 @@ async fn restore(global: &Global, file: PathBuf, db: Option<PathBuf>) -> Result<
         return Err(CliError::new(ErrorCode::Usage, "a daemon runs on this data directory")
             .hint("stop it, restore, and start it again"));
     };
+    confirmed(global, &format!("put {} in the place of {}?", file.display(), database.display()))?;
     let (from, to) = (file.clone(), database.clone());
     let restored = tokio::task::spawn_blocking(move || storage::restore(&from, &to)).await;
     drop(lock);

@@ -3,7 +3,7 @@
 mod bootstrap;
 mod builder;
 mod listening;
-mod ports;
+pub(crate) mod ports;
 mod serving;
 pub(crate) mod settings;
 #[cfg(test)]
@@ -421,6 +421,11 @@ impl Node {
     /// When none of them can be reached.
     pub(crate) async fn wait_for_bootstrap(&self, peers: &[crate::address::PeerAddress]) -> Result<(), InferError> {
         bootstrap::reach(&self.handle, peers).await
+    }
+
+    /// Waits until somebody asks over the API that the node ends: how long what is under way has.
+    pub(crate) async fn asked_to_stop(&self) -> Duration {
+        self.telemetry.health.asked_to_stop().await
     }
 
     /// Counts panics of any thread from now on, besides what the process does about them.

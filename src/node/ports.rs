@@ -11,7 +11,7 @@ use std::{
 use libp2p::{Multiaddr, multiaddr::Protocol};
 
 /// Tries to take `addr` for a moment.
-pub(super) fn check_free(addr: &Multiaddr) -> Result<(), String> {
+pub(crate) fn check_free(addr: &Multiaddr) -> Result<(), String> {
     let mut parts = addr.iter();
     let ip = match parts.next() {
         Some(Protocol::Ip4(ip)) => IpAddr::V4(ip),

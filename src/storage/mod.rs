@@ -40,6 +40,9 @@ use redb::{Database, ReadTransaction, ReadableDatabase as _};
 use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use agents::{AgentLine, AgentRefusal, AgentRow, AgentWrite, KV_KEY, KV_VALUE};
+/// The schema that this version writes.
+pub(crate) const SCHEMA: u64 = migrations::CURRENT;
+
 pub use backup::{BackupError, copy, restore};
 pub(crate) use dht::{DhtSaved, DhtWrite};
 pub(crate) use ledger::{LedgerBatch, LedgerRows};

@@ -14,6 +14,7 @@ use std::{
 };
 
 use serde::Serialize;
+use tokio::sync::watch;
 
 /// The longest message kept for a component, in bytes: one screen line or two.
 const MESSAGE_MAX: usize = 512;
@@ -98,6 +99,8 @@ pub struct Health {
     last_beat: AtomicU64,
     heartbeat_max: Duration,
     draining: AtomicBool,
+    /// How long what is under way has, once somebody asked over the API that the node ends.
+    stop: watch::Sender<Option<Duration>>,
     states: Mutex<[State; Component::ALL.len()]>,
 }
 
@@ -111,6 +114,7 @@ impl Health {
             last_beat: AtomicU64::new(0),
             heartbeat_max,
             draining: AtomicBool::new(false),
+            stop: watch::Sender::new(None),
             states: Mutex::new(std::array::from_fn(|_| state.clone())),
         }
     }
@@ -137,6 +141,21 @@ impl Health {
     /// From now on the node is not ready: it finishes what it has and stops.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whoever runs the node is to end it; what is under way has so long. The first word counts.
+    pub fn ask_to_stop(&self, grace: Duration) {
+        self.stop.send_if_modified(|asked| asked.replace(asked.unwrap_or(grace)).is_none());
+    }
+
+    /// Waits until somebody asks that the node ends.
+    pub async fn asked_to_stop(&self) -> Duration {
+        let mut stop = self.stop.subscribe();
+        match stop.wait_for(Option::is_some).await.map(|grace| *grace) {
+            Ok(Some(grace)) => grace,
+            // The sender is ours: this cannot be.
+            _ => std::future::pending().await,
+        }
     }
 
     /// A picture of this moment.

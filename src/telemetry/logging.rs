@@ -2,8 +2,6 @@
 //!
 //! `RUST_LOG` wins over `-v`, because whoever sets it knows what they want to see.
 
-use std::io::IsTerminal as _;
-
 use tracing::Subscriber;
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter, layer::SubscriberExt as _, reload};
 
@@ -15,7 +13,7 @@ const VARIABLE: &str = "RUST_LOG";
 /// How lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people; coloured on a terminal unless `NO_COLOR` is set.
+    /// For people; coloured where that is wanted.
     #[default]
     Text,
     /// One JSON object a line.
@@ -50,17 +48,15 @@ pub enum LogError {
 }
 
 /// Sets logging up for the process. `verbosity` counts the `-v`s: 0 shows what the node does, 1 its details, 2 everything of
-/// ours and libp2p's details.
+/// ours and libp2p's details. `ansi` colours text.
 ///
 /// # Errors
 /// When `RUST_LOG` is malformed, or logging was set up before. The newest lines can be read from what is returned, and what is
 /// logged be changed.
-pub(crate) fn init(format: LogFormat, verbosity: u8) -> Result<LogTail, LogError> {
+pub(crate) fn init(format: LogFormat, verbosity: u8, ansi: bool) -> Result<LogTail, LogError> {
     let variable = std::env::var(VARIABLE).ok();
     let directives = directives(variable.as_deref(), verbosity);
     let filter = parse(directives)?;
-    let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
-    let ansi = !no_color && std::io::stderr().is_terminal();
     let tail = LogTail::default();
     let (subscriber, set) = subscriber(format, filter, ansi, std::io::stderr, tail.clone());
     tracing::subscriber::set_global_default(subscriber).map_err(|_already| LogError::AlreadySet)?;

@@ -16,6 +16,8 @@
 //! | `access` | does the API let in who may, as far as they may, and nobody's page |
 //! | `lifecycle` | do daemons start, stop and come back as documented |
 //! | `bad_input` | is every mistake answered by a clear error and a documented exit code |
+//! | `cli` | does every command take the same flags, end with the documented code, and read the same configuration |
+//! | `terminal` | do the shell and the commands of whoever keeps a node running work through a pipe |
 //! | `bad_model` | are damaged and foreign model files refused in words |
 //! | `advisories` | do published attacks on the libraries beneath come to nothing |
 //! | `bans` | is a banned peer out until it is forgiven |
@@ -49,6 +51,7 @@ mod bad_model;
 mod bans;
 mod chaos;
 mod cheats;
+mod cli;
 mod demo;
 mod dht;
 mod failover;
@@ -76,6 +79,7 @@ mod services;
 mod speculate;
 mod store;
 mod swarm;
+mod terminal;
 mod thin;
 mod thin_links;
 mod watch;

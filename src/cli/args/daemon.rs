@@ -6,10 +6,11 @@ use clap::{Args, ValueEnum};
 use libp2p::Multiaddr;
 
 use super::{
-    ApiArgs, AuditArgs, ComputeArgs, DebtArgs, EndsArg, MaskingArgs, NatArgs, OfferArgs, PriceArgs, RendezvousArgs,
-    WeightsArgs,
+    ApiArgs, AuditArgs, ComputeArgs, DebtArgs, EndsArg, MaskingArgs, NatArgs, OfferArgs, PriceArgs, ProfileArg,
+    RendezvousArgs, WeightsArgs,
     values::{parse_duration, parse_size},
 };
+use crate::cli::config::Setting;
 use crate::{
     address::{PeerAddress, parse_multiaddr, parse_peer_address},
     inference::serve::LayerChoice,
@@ -18,6 +19,7 @@ use crate::{
 const DAEMON_EXAMPLES: &str = "Examples:
   quelea daemon                                          a node others can start from
   quelea daemon -b /ip4/203.0.113.7/tcp/8468/p2p/12D3…   join a swarm
+  quelea daemon --profile lan --dry-run                  what it would be started with, and whether that is right
   quelea daemon --model model.gguf --layers 0..8 -b …    serve the first eight layers
   quelea daemon --model demo --layers auto --memory 2G   serve what is thinnest and fits
   quelea daemon --masking --external /dns4/www.example.org/tcp/443/tls/ws \\
@@ -26,6 +28,15 @@ const DAEMON_EXAMPLES: &str = "Examples:
 #[derive(Debug, Args)]
 #[command(after_help = DAEMON_EXAMPLES)]
 pub(crate) struct DaemonArgs {
+    /// Settings for a usual case, where nothing else sets them; 'quelea config profiles' shows them
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub(crate) profile: Option<ProfileArg>,
+    /// Look whether the settings are right, show them, and end
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// All settings, and where each comes from.
+    #[arg(skip)]
+    pub(crate) effective: Vec<Setting>,
     /// Port for TCP and QUIC; 0 takes a free one [default: 8468; with --masking 443]
     #[arg(short, long)]
     pub(crate) port: Option<u16>,

@@ -3,6 +3,8 @@
 use clap::{Args, Subcommand, ValueEnum};
 use libp2p::PeerId;
 
+use super::WatchArg;
+
 /// An amount as people write it: credits with at most six decimals.
 pub(super) fn credits(text: &str) -> Result<u64, String> {
     let (whole, part) = text.split_once('.').unwrap_or((text, ""));
@@ -22,8 +24,10 @@ pub(super) fn credits(text: &str) -> Result<u64, String> {
 )]
 pub(crate) enum LedgerCommand {
     /// What each peer owes this node, and the other way round
-    #[command(after_help = "Examples:\n  quelea ledger balance\n  quelea ledger balance --json | jq .totals")]
-    Balance,
+    #[command(
+        after_help = "Examples:\n  quelea ledger balance\n  quelea ledger balance --watch\n  quelea ledger balance --json | jq .totals"
+    )]
+    Balance(WatchArg),
     /// The newest signed entries
     #[command(after_help = "Examples:\n  quelea ledger list\n  quelea ledger list --peer 12D3KooW… -n 200")]
     List {
@@ -36,7 +40,7 @@ pub(crate) enum LedgerCommand {
     },
     /// One entry, whole
     #[command(
-        after_help = "Examples:\n  quelea ledger show 3f9a…     the beginning of its id, as 'ledger list --json' has it"
+        after_help = "Examples:\n  quelea ledger show 3f9a…     the beginning of its id, as 'ledger list --json' has it\n  quelea ledger show 3f9a0c51 --json"
     )]
     Show {
         /// The beginning of its id, eight hex digits at least
@@ -82,7 +86,9 @@ pub(crate) enum LedgerCommand {
         reference: String,
     },
     /// Let a peer off what it owes; that earns it no trust
-    #[command(after_help = "Examples:\n  quelea ledger forgive 12D3KooW… 0.5")]
+    #[command(
+        after_help = "Examples:\n  quelea ledger forgive 12D3KooW… 0.5\n  quelea ledger forgive 12D3KooW… 0.5 --json"
+    )]
     Forgive {
         /// Whom
         peer: PeerId,
@@ -112,7 +118,9 @@ pub(crate) enum LedgerCommand {
         format: ExportFormat,
     },
     /// Check every stored signature, and that all entries add up to the counters
-    #[command(after_help = "Examples:\n  quelea ledger verify   exits with 8 if something is wrong")]
+    #[command(
+        after_help = "Examples:\n  quelea ledger verify   exits with 8 if something is wrong\n  quelea ledger verify --json"
+    )]
     Verify,
 }
 
@@ -134,7 +142,9 @@ pub(crate) enum IouCommand {
         due_days: u16,
     },
     /// Discharge what the peer owes: the same as 'quelea ledger redeem'
-    #[command(after_help = "Examples:\n  quelea ledger iou redeem 12D3KooW… 0.5")]
+    #[command(
+        after_help = "Examples:\n  quelea ledger iou redeem 12D3KooW… 0.5\n  quelea ledger iou redeem 12D3KooW… 0.5 --json"
+    )]
     Redeem {
         /// Who paid
         peer: PeerId,

@@ -5,6 +5,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use quelea_behaviours::bans::Subject;
 
+use super::WatchArg;
+
 /// The peers this node is connected to, remembers, or refuses.
 #[derive(Debug, Subcommand)]
 pub(crate) enum PeersCommand {
@@ -22,9 +24,8 @@ pub(crate) enum PeersCommand {
         /// Only those that speak this protocol: its whole id, or a part of it between slashes, like 'shard'
         #[arg(long, value_name = "P")]
         protocol: Option<String>,
-        /// Show them again every two seconds, until interrupted
-        #[arg(long)]
-        watch: bool,
+        #[command(flatten)]
+        watch: WatchArg,
     },
     /// Every peer this node remembers, the connected ones first
     #[command(after_help = "Examples:\n  quelea peers known\n  quelea peers known --json")]

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use comfy_table::{Table, presets};
 use quelea_engine::{Hparams, Manifest, Outline};
 use quelea_wire::{ErrorCode, ModelId};
 use serde_json::{Value, json};
@@ -16,7 +15,8 @@ use crate::{
         args::Global,
         client::{Daemon, unusable},
         exit::CliError,
-        output::{data_line, note, printable},
+        output::{confirmed, data_line, note, printable},
+        table::Listing,
     },
     home::Home,
     inference::models::{open_gguf, unusable as bad_model},
@@ -140,6 +140,7 @@ pub(in crate::cli) fn kept(global: &Global, id: &str) -> Result<Option<Kept>, Cl
 pub(in crate::cli) async fn rm(global: &Global, id: &str) -> Result<(), CliError> {
     let store = store(global, None)?;
     let id = named(&store, id)?;
+    confirmed(global, &format!("remove model {id} from this disk?"))?;
     match Daemon::find(global) {
         Ok(daemon) => match daemon.post("/api/v1/models/rm", &json!({ "model": id.to_string() })).await {
             Err(error) if error.code == ErrorCode::DaemonUnreachable => at_rest(store, id).await?,
@@ -164,8 +165,7 @@ pub(in crate::cli) async fn ps(global: &Global) -> Result<(), CliError> {
     }
     let mib = |value: &Value| format!("{} MiB", value.as_u64().unwrap_or(0) >> 20);
     let text = |value: &Value| printable(value.as_str().unwrap_or_default());
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["MODEL", "NAME", "LAYERS", "WEIGHTS", "KV USED", "KV", "SESSIONS"]);
+    let mut table = Listing::new(["MODEL", "NAME", "LAYERS", "WEIGHTS", "KV USED", "KV", "SESSIONS"]);
     let items = answer["items"].as_array().map_or(&[][..], Vec::as_slice);
     for item in items {
         table.add_row([
@@ -186,8 +186,7 @@ pub(in crate::cli) async fn ps(global: &Global) -> Result<(), CliError> {
 /// Models as a table.
 fn table(models: &[Value]) -> String {
     let text = |value: &Value| printable(value.as_str().unwrap_or_default());
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["MODEL", "NAME", "TYPE", "LAYERS", "ON DISK", "STATE"]);
+    let mut table = Listing::new(["MODEL", "NAME", "TYPE", "LAYERS", "ON DISK", "STATE"]);
     for model in models {
         let bytes = |key: &str| model[key].as_u64().unwrap_or(0);
         let layers: Vec<&str> = model["layers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();

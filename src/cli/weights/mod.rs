@@ -127,7 +127,7 @@ async fn by_id(global: &Global, args: &PullArgs, id: ModelId) -> Result<Value, C
 async fn through_daemon(global: &Global, args: &PullArgs, id: ModelId) -> Result<Value, CliError> {
     let wanted = json!({ "model": id.to_string(), "parts": args.layers.to_string() });
     let daemon = Daemon::find(global)?;
-    let mut answer = daemon.lines(daemon.post("/api/v1/models/pull", &wanted).await?, LINE_MAX);
+    let mut answer = daemon.lines(daemon.post_stream("/api/v1/models/pull", &wanted).await?, LINE_MAX);
     let (progress, seen) = watch::channel(Progress::default());
     let drawing = tokio::spawn(draw(seen));
     let mut last = None;

@@ -1,6 +1,7 @@
 //! One `quelea` process: what it prints, its signals, and its end.
 
 use std::{
+    io::{Seek as _, Write as _},
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -62,31 +63,48 @@ impl Process {
 
     /// The same with more of an environment.
     pub fn spawn_with<S: AsRef<str>>(args: &[S], env: &[(&str, &str)]) -> Self {
-        Self::spawn_command(Command::new(QUELEA), args, env)
+        Self::spawn_command(Command::new(QUELEA), args, env, Stdio::null())
+    }
+
+    /// The same with this on stdin.
+    pub fn spawn_fed<S: AsRef<str>>(args: &[S], input: &str) -> Self {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(input.as_bytes()).and_then(|()| file.rewind()).unwrap();
+        Self::spawn_command(Command::new(QUELEA), args, &[], file.into())
     }
 
     /// The same within a limit of memory.
     pub fn spawn_within<S: AsRef<str>>(limit: &MemoryLimit, args: &[S]) -> Self {
         let mut shell = Command::new("sh");
         shell.arg("-c").arg(limit.enter() + "exec \"$0\" \"$@\"").arg(QUELEA);
-        Self::spawn_command(shell, args, &[])
+        Self::spawn_command(shell, args, &[], Stdio::null())
     }
 
     /// The same where a file may be no longer than a block.
     pub fn spawn_in_little_room<S: AsRef<str>>(args: &[S]) -> Self {
         let mut shell = Command::new("sh");
         shell.arg("-c").arg("trap '' XFSZ; ulimit -f 1; exec \"$0\" \"$@\"").arg(QUELEA);
-        Self::spawn_command(shell, args, &[])
+        Self::spawn_command(shell, args, &[], Stdio::null())
     }
 
-    fn spawn_command<S: AsRef<str>>(mut command: Command, args: &[S], env: &[(&str, &str)]) -> Self {
+    fn spawn_command<S: AsRef<str>>(mut command: Command, args: &[S], env: &[(&str, &str)], stdin: Stdio) -> Self {
         let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
-        for variable in ["QUELEA_DATA_DIR", "QUELEA_API", "XDG_DATA_HOME", "RUST_LOG", "HF_TOKEN", "HF_ENDPOINT"] {
+        for variable in [
+            "QUELEA_DATA_DIR",
+            "QUELEA_API",
+            "QUELEA_CONFIG",
+            "XDG_DATA_HOME",
+            "RUST_LOG",
+            "NO_COLOR",
+            "FORCE_COLOR",
+            "HF_TOKEN",
+            "HF_ENDPOINT",
+        ] {
             command.env_remove(variable);
         }
         command.args(&args).env("HOME", env!("CARGO_TARGET_TMPDIR")).kill_on_drop(true);
         command.envs(env.iter().copied());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
         let stdout = Output::of(child.stdout.take().unwrap());
