@@ -2,6 +2,7 @@
 
 mod agent;
 mod bench;
+mod chat;
 mod compute;
 mod config;
 mod coverage;
@@ -23,7 +24,6 @@ mod receipt;
 mod rendezvous;
 mod sampling;
 mod service;
-mod shell;
 mod store;
 mod swarm;
 mod thin;
@@ -38,6 +38,7 @@ use clap::{Parser, Subcommand};
 pub(crate) use self::{
     agent::{AgentCommand, InstallArgs, WebCommand},
     bench::{BenchChainArgs, BenchCommand, BenchLedgerArgs, BenchModelArgs, TransportArg},
+    chat::{ChatArgs, ShellArgs},
     compute::{ComputeArgs, LogitsArgs},
     config::{ConfigCommand, InitArgs, ProfileArg},
     coverage::CoverageArgs,
@@ -59,7 +60,6 @@ pub(crate) use self::{
     rendezvous::RendezvousArgs,
     sampling::SamplingArgs,
     service::{CallArgs, OfferArgs, ServiceCommand},
-    shell::ShellArgs,
     store::StoreCommand,
     swarm::{BroadcastArgs, EventsArgs},
     thin::{EndsArg, ThinArgs},
@@ -97,6 +97,8 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Ask a model that the swarm holds
     Infer(Box<InferArgs>),
+    /// Talk with a model
+    Chat(ChatArgs),
     /// What a session's stages signed for, and whether it holds
     #[command(subcommand)]
     Receipt(ReceiptCommand),

@@ -10,7 +10,8 @@ use std::{
 use quelea_wire::ErrorCode;
 use reedline::{
     ColumnarMenu, Completer, Emacs, FileBackedHistory, KeyCode, KeyModifiers, MenuBuilder as _, Prompt, PromptEditMode,
-    PromptHistorySearch, Reedline, ReedlineEvent, ReedlineMenu, Signal, default_emacs_keybindings,
+    PromptHistorySearch, Reedline, ReedlineEvent, ReedlineMenu, Signal, ValidationResult, Validator,
+    default_emacs_keybindings,
 };
 
 use super::{
@@ -58,6 +59,15 @@ impl Prompt for Words {
     }
 }
 
+/// Whether there is more to come.
+struct More(fn(&str) -> bool);
+
+impl Validator for More {
+    fn validate(&self, line: &str) -> ValidationResult {
+        if (self.0)(line) { ValidationResult::Incomplete } else { ValidationResult::Complete }
+    }
+}
+
 /// A line on a terminal.
 pub(super) struct Editor {
     reedline: Reedline,
@@ -90,6 +100,12 @@ impl Editor {
             }
         }
         Self { reedline, prompt: Words(prompt) }
+    }
+
+    /// Goes on to another line while this says that there is more to come.
+    pub(super) fn continued(mut self, incomplete: fn(&str) -> bool) -> Self {
+        self.reedline = self.reedline.with_validator(Box::new(More(incomplete)));
+        self
     }
 
     pub(super) fn read(&mut self) -> Result<Entered, CliError> {

@@ -6,6 +6,7 @@ mod args;
 mod bans;
 mod bench;
 mod broadcast;
+mod chat;
 mod check;
 mod client;
 mod config;
@@ -129,6 +130,7 @@ async fn dispatch(cli: Cli, logs: Option<LogTail>) -> Result<ExitCode, CliError>
         Command::Daemon(args) => Box::pin(daemon::run(global, *args, logs)).await,
         Command::Demo(args) => Box::pin(demo::run(global, args)).await,
         Command::Infer(args) => Box::pin(infer::run(global, *args)).await,
+        Command::Chat(args) => Box::pin(chat::run(global, args)).await,
         Command::Receipt(command) => receipt::run(global, &command),
         Command::Verify(args) => Box::pin(verify::run(global, args)).await,
         Command::Plan(args) => Box::pin(plan::run(global, *args)).await,

@@ -17,7 +17,7 @@
 //! | `lifecycle` | do daemons start, stop and come back as documented |
 //! | `bad_input` | is every mistake answered by a clear error and a documented exit code |
 //! | `cli` | does every command take the same flags, end with the documented code, and read the same configuration |
-//! | `terminal` | do the shell and the commands of whoever keeps a node running work through a pipe |
+//! | `terminal` | do conversations, the shell, and the commands of whoever keeps a node running work through a pipe |
 //! | `bad_model` | are damaged and foreign model files refused in words |
 //! | `advisories` | do published attacks on the libraries beneath come to nothing |
 //! | `bans` | is a banned peer out until it is forgiven |

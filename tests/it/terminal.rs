@@ -1,4 +1,4 @@
-//! What people sit before, without a terminal: the shell, and the commands of whoever keeps a node running.
+//! What people sit before, without a terminal: conversations, the shell, and the commands of whoever keeps a node running.
 
 use std::fs;
 
@@ -13,6 +13,47 @@ async fn fed(daemon: &Daemon, args: &[&str], input: &str) -> Ended {
 
 fn items(document: &Value) -> &[Value] {
     document["items"].as_array().unwrap()
+}
+
+#[tokio::test]
+async fn a_conversation_goes_on_from_what_was_said() {
+    let daemon = Launch::new().serve(DEMO, "all").start().await;
+    let room = tempdir();
+    let saved = room.path().join("talk.json");
+    let file = saved.to_str().unwrap();
+    let ask = ["chat", "demo", "--temperature", "0", "--max-tokens", "12"];
+    let input = format!("What is a relay?\n\"\"\"And\nwhat else?\"\"\"\n/save {file}\n/cost\n/quit\nnever said\n");
+    let ended = fed(&daemon, &ask, &input).await.expect(0);
+    let said = ended.says(&["total duration:", "route:", "prompt eval:", "eval:", "tokens/s", "2 answer(s)"]);
+    let talk: Value = serde_json::from_str(&fs::read_to_string(&saved).unwrap()).unwrap();
+    let messages = talk["messages"].as_array().unwrap();
+    assert_eq!((&talk["schema"], messages.len()), (&"quelea.chat/v1".into(), 4), "{talk}");
+    assert_eq!(messages[2]["content"], "And\nwhat else?");
+    let answers: Vec<&str> = [1, 3].map(|at| messages[at]["content"].as_str().unwrap()).into();
+    assert_eq!(said.stdout, format!("{}\n{}\n", answers[0], answers[1]));
+    assert!(answers.iter().all(|answer| !answer.is_empty()), "{talk}");
+
+    // Loaded again, the last answer is the same: the same messages are before it.
+    let input = format!("/load {file}\n/regenerate\n");
+    let again = fed(&daemon, &[&ask[..], &["--json"]].concat(), &input).await.expect(0);
+    let turn: Value = serde_json::from_str(again.stdout.trim()).unwrap();
+    assert_eq!((&turn["schema"], &turn["message"]["content"]), (&"quelea.chat.turn/v1".into(), &answers[1].into()));
+    assert!(turn["prompt_ids"].as_array().unwrap().len() > 20, "the whole conversation was sent: {turn}");
+
+    // One question, one answer; and without a daemon a word on what to do.
+    let one = daemon.command(&["chat", "demo", "What is a relay?", "--temperature", "0", "--max-tokens", "12"]).await;
+    assert_eq!(one.expect(0).stdout, format!("{}\n", answers[0]));
+    let nowhere = room.path().join("none");
+    quelea(&["chat", "demo", "hi", "--data-dir", nowhere.to_str().unwrap()]).await.expect(3).says(&["quelea daemon"]);
+}
+
+#[tokio::test]
+async fn mistakes_in_a_conversation_do_not_end_it() {
+    let daemon = Launch::new().serve(DEMO, "all").start().await;
+    let input = "/modle x\n/params temperature=hot\n/load nowhere.json\nhi\n";
+    let ended = fed(&daemon, &["chat", "--max-tokens", "2"], input).await.expect(2);
+    let ended = ended.says(&["did you mean /model?", "no number that fits", "nowhere.json", "eval:"]);
+    assert!(!ended.stdout.trim().is_empty(), "the question was answered");
 }
 
 #[tokio::test]
