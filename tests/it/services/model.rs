@@ -81,7 +81,7 @@ async fn serve(stream: TcpStream, counts: Arc<Counts>) {
         stream.read_line(&mut line).await.unwrap();
         match line.trim().split_once(':') {
             Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
-                length = value.trim().parse().unwrap()
+                length = value.trim().parse().unwrap();
             }
             Some((name, value)) if name.eq_ignore_ascii_case("authorization") => {
                 counts.keys.lock().unwrap().push(value.trim().into());
