@@ -111,6 +111,7 @@ pub(super) const TABLE: &[(&str, &str, Need)] = &[
     ("GET", "/api/v1/models/ps", READ_OR_INFER),
     ("POST", "/api/v1/models/pull", ADMIN),
     ("POST", "/api/v1/models/rm", ADMIN),
+    ("POST", "/api/v1/shutdown", ADMIN),
     ("POST", "/api/v1/store/backup", ADMIN),
     ("POST", "/api/v1/broadcast", ADMIN),
     ("POST", "/api/v1/dht/put", ADMIN),
