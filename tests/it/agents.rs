@@ -5,6 +5,8 @@ mod modules;
 mod run;
 mod walls;
 
+pub use self::run::shout;
+
 use std::{path::PathBuf, sync::OnceLock};
 
 use quelea::agents::{Job, Limits, Run, Sandbox};

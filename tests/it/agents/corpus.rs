@@ -15,11 +15,12 @@ use crate::harness::until;
 /// How long a module may compute here, so that the many that use all of it take no hour.
 const DEADLINE: Duration = Duration::from_millis(300);
 
-/// What is allowed after the deadline, besides what a process takes to be there and to be gone.
-const LATE: Duration = Duration::from_millis(100);
+/// What is allowed after the deadline, besides what a process takes to be there and to be gone: in the documented run, on a
+/// machine that has nothing else to do, and in the suite, where all tests share two processors.
+const LATE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(3)];
 
 /// Reading and compiling, which has a deadline of its own.
-const COMPILING: Duration = Duration::from_millis(5_050);
+const COMPILING: Duration = Duration::from_secs(5);
 
 /// Resident memory of workers, by process, as high as it was seen. One thread looks without a pause.
 struct Watch {
@@ -70,7 +71,8 @@ fn workers() -> Vec<(u32, u64)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_modules_are_stopped_in_time_and_within_their_memory() {
-    let runs: u32 = std::env::var("QUELEA_CORPUS_RUNS").map_or(1, |runs| runs.parse().unwrap());
+    let documented: Option<u32> = std::env::var("QUELEA_CORPUS_RUNS").ok().map(|runs| runs.parse().unwrap());
+    let (runs, allowed) = (documented.unwrap_or(1), LATE[usize::from(documented.is_none())]);
     let limits = Limits { deadline_ms: 300, ..Limits::default() };
     // What a worker has before it is given anything.
     let watch = Watch::start();
@@ -98,8 +100,9 @@ async fn hostile_modules_are_stopped_in_time_and_within_their_memory() {
             // From the moment at which there is a process: how long the system takes to start one on a busy machine is
             // not the module's doing.
             let late = run.took.saturating_sub(run.compiled_in).saturating_sub(DEADLINE);
-            let (over, most) = if run.compiled_in.is_zero() { (run.took, COMPILING + LATE) } else { (late, LATE) };
-            if over > most || run.compiled_in > COMPILING {
+            let (over, most) =
+                if run.compiled_in.is_zero() { (run.took, COMPILING + allowed) } else { (late, allowed) };
+            if over > most || run.compiled_in > COMPILING + allowed {
                 wrong.push(format!("{}: compiled in {:?}, {took:?} in all", hostile.name, run.compiled_in));
             }
             if late > slowest.0 && !run.compiled_in.is_zero() {

@@ -334,7 +334,7 @@ fn start() -> Vec<Hostile> {
         ),
         with(
             "a start function that takes all memory",
-            &[TIMEOUT],
+            &[TIMEOUT, OUT_OF_FUEL],
             r#"(module (memory 1) (func $s (loop $l (drop (memory.grow (i32.const 1)))
                (memory.fill (i32.const 0) (i32.const 1) (i32.mul (memory.size) (i32.const 65536))) (br $l)))
                (start $s) (func (export "run")))"#,

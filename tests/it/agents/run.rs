@@ -6,7 +6,7 @@ use super::{compute, module, modules::IMPORTS};
 use crate::harness::{Launch, quelea, tempdir};
 
 /// Gives its input back, in capital letters.
-fn shout() -> Vec<u8> {
+pub fn shout() -> Vec<u8> {
     module(&format!(
         r#"(module {IMPORTS} (func (export "run") (result i32) (local $p i64) (local $i i64) (local $c i32)
             (local.set $p (call $alloc (call $input_length)))

@@ -33,6 +33,12 @@ async fn one_node_calls_every_service_of_another_and_the_books_agree() {
     assert!(output(&hash).contains("ba7816bf8f01cfea"), "{hash}");
     let value = call("compute", r#"{"op":"eval","expression":"2*(3+4)^2"}"#).await;
     assert!(output(&value).contains(r#""value":98.0"#), "{value}");
+    // A contract that nobody has seen before, priced by what it took.
+    let contract = json!({ "op": "run", "module_hex": hex::encode(crate::agents::shout()), "input": "quelea" });
+    let contract = call("compute", &contract.to_string()).await;
+    assert!(output(&contract).contains(r#""output":"QUELEA""#), "{contract}");
+    let fuel = i128::from(contract["paid"].as_i64().unwrap());
+    assert!((1..1000).contains(&fuel), "{contract}");
     let local = call("llm_local", "hi").await;
     assert_eq!((output(&local), &local["paid"]), ("You said: hi".into(), &json!(30_000)));
     let prompt = call("llm_prompt", r#"{"prompt":"hi","max_tokens":9}"#).await;
@@ -45,9 +51,9 @@ async fn one_node_calls_every_service_of_another_and_the_books_agree() {
     let direct = caller.command(&asked).await.expect(0).json();
     assert_eq!(answer["text"], direct["text"], "the swarm's own words");
 
-    let all = 1000 + 2 * 1000 + 30_000 + 50_000 + 20_000;
+    let all = 1000 + 2 * 1000 + fuel + 30_000 + 50_000 + 20_000;
     assert_eq!(at_rest(&[&provider, &caller]).await, [all, -all]);
-    assert_eq!(settled_once(&caller).await, 6);
+    assert_eq!(settled_once(&caller).await, 7);
     let listed = provider.command(&["service", "list", "--json"]).await.expect(0).json();
     let earned: i64 = listed["items"].as_array().unwrap().iter().map(|item| item["earned"].as_i64().unwrap()).sum();
     assert_eq!(i128::from(earned), all, "{listed}");
@@ -57,7 +63,7 @@ async fn one_node_calls_every_service_of_another_and_the_books_agree() {
         async |input: &str| caller.command(&["service", "call", "compute", input, "--peer", provider.peer()]).await;
     failing("nonsense").await.expect(2).says(&["QUE-8002", "not JSON"]);
     failing(r#"{"op":"eval","expression":"1/0"}"#).await.expect(2).says(&["no finite value"]);
-    failing(r#"{"op":"run","module":"00"}"#).await.expect(5).says(&["no submitted contracts"]);
+    failing(r#"{"op":"run","module_hex":"00"}"#).await.expect(2).says(&["QUE-8002"]);
     drop(model);
     let gone = caller.command(&["service", "call", "llm_local", "hi", "--peer", provider.peer()]).await;
     gone.expect(1).says(&["QUE-8005", "cannot be reached"]);
@@ -118,7 +124,9 @@ async fn what_is_set_is_kept_unless_the_flags_say_otherwise() {
         let listed = daemon.command(&["service", "list", "--json"]).await.expect(0).json();
         daemon.stop().await;
         let items = listed["items"].as_array().unwrap().iter();
-        let changed = |item: &&Value| item["enabled"] == true || item["price"] != 1000 && item["price"] != 20_000;
+        // The seeds of echo and compute, of a page, and of the swarm.
+        let seeds = [1000, 10_000, 20_000];
+        let changed = |item: &&Value| item["enabled"] == true || seeds.iter().all(|seed| item["price"] != *seed);
         items.filter(changed).map(|i| format!("{} {} {}", i["name"], i["enabled"], i["price"])).collect()
     };
     assert!(set(&[]).await.is_empty(), "nothing is offered by itself");
