@@ -10,7 +10,7 @@
 //! | `hands` | answers to what an agent asks: capabilities, allowance, quotas |
 //! | `offered` | what the sandbox does for other peers, and services that agents call |
 //! | `limits` | what a run may use |
-//! | `installed` | the agents that the operator installed: see [`crate::storage`] for where they lie |
+//! | `installed` | the agents that the operator installed: see `storage` for where they lie |
 //!
 //! A module is bytes and the BLAKE3 of them. No manifest, no compiled code and no path is ever taken from anybody.
 

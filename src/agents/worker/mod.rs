@@ -2,7 +2,7 @@
 //!
 //! It is started by the daemon with an empty environment and three pipes, gives everything up that it does not need, says that it
 //! is ready, takes one job, answers, and ends. It has no key, no file and no socket: what a module asks for goes through the
-//! pipe to the daemon, which decides. See [`lockdown`] for the walls and [`gate`] for what is refused unread.
+//! pipe to the daemon, which decides. See `lockdown` for the walls and `gate` for what is refused unread.
 
 mod abi;
 mod arena;
