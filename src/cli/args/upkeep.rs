@@ -12,7 +12,7 @@ use super::values::parse_duration;
 )]
 pub(crate) struct CheckArgs {
     /// What is looked at
-    #[arg(value_enum)]
+    #[arg(value_enum, ignore_case = true)]
     pub(crate) subject: CheckSubject,
     /// Of 'model': a GGUF file, a model id, or 'demo'
     #[arg(long, value_name = "MODEL", default_value = "demo")]
