@@ -24,6 +24,7 @@
 
 #![forbid(unsafe_code)]
 
+mod accept;
 mod address;
 pub mod agents;
 mod api;

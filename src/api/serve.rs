@@ -1,6 +1,6 @@
 //! The HTTP server over TCP: bounds on connections and on how long a request's head may take, for whoever reaches it.
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::Future, net::SocketAddr, time::Duration};
 
 use axum::{Router, body::Body, extract::ConnectInfo, http::Request};
 use hyper::{body::Incoming, server::conn::http1, service::Service as _};
@@ -10,9 +10,10 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
-    task::JoinSet,
+    sync::watch,
 };
+
+use crate::accept::{Bounds, accept};
 
 /// Connections at once: all streams of events, and as many others. Further ones wait in the system's queue.
 const CONNECTIONS_MAX: usize = 512;
@@ -27,44 +28,11 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 /// never do.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The pause after a failed accept: usually there are no file descriptors left, and trying again at once would spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 /// Serves the routes until `shutdown` is done.
 pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let (stop, stopping) = watch::channel(());
-    let mut connections = JoinSet::new();
-    let accept = async {
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            // Ended ones would pile up otherwise.
-            while connections.try_join_next().is_some() {}
-            match listener.accept().await {
-                Ok((stream, from)) => {
-                    let served = connection(stream, from, router.clone(), stopping.clone());
-                    connections.spawn(async move {
-                        served.await;
-                        drop(place);
-                    });
-                }
-                Err(error) if is_of_one_connection(&error) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept connections to the control API");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    };
-    tokio::select! {
-        () = accept => {}
-        () = shutdown => {}
-    }
-    drop(stop);
-    let finish = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(FINISH_TIMEOUT, finish).await.is_err() {
-        connections.shutdown().await;
-    }
+    let bounds = Bounds { name: "control API", connections: CONNECTIONS_MAX, finish: FINISH_TIMEOUT };
+    accept(listener, bounds, shutdown, |stream, from, stopping| connection(stream, from, router.clone(), stopping))
+        .await;
 }
 
 async fn connection(stream: TcpStream, from: SocketAddr, router: Router, mut stopping: watch::Receiver<()>) {
@@ -92,10 +60,4 @@ async fn connection(stream: TcpStream, from: SocketAddr, router: Router, mut sto
     if let Err(error) = outcome {
         tracing::debug!(%error, "a connection to the control API ended in an error");
     }
-}
-
-/// An accept that failed because of the one connection, not of the listener.
-fn is_of_one_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }

@@ -4,7 +4,7 @@
 //! or network; it holds up when it is reached by others: a bound on connections, on the time a request's head may take, and
 //! on a connection's life.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -20,14 +20,14 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
-    task::JoinSet,
+    sync::watch,
 };
 
 use super::{
     health::Health,
     metrics::{CONTENT_TYPE, Metrics},
 };
+use crate::accept::{Bounds, accept};
 
 /// Connections served at once. A supervisor, a few scrapers and a person with a browser; further ones wait in the
 /// system's queue.
@@ -46,9 +46,6 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The largest request head, in bytes: far beyond what scrapers send, and hyper's smallest buffer.
 const HEAD_BYTES_MAX: usize = 8192;
-
-/// The pause after a failed accept: usually there are no file descriptors left, and trying again at once would spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the routes show.
 #[derive(Clone, Debug)]
@@ -108,39 +105,8 @@ fn ok_or_unavailable(ok: bool) -> StatusCode {
 /// Serves the routes until `shutdown` is done, then finishes answers under way for at most two seconds.
 pub async fn serve(listener: TcpListener, state: TelemetryState, shutdown: impl Future<Output = ()>) {
     let router = router(state);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let (stop, stopping) = watch::channel(());
-    let mut connections = JoinSet::new();
-    let accept = async {
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            // Ended ones would pile up otherwise.
-            while connections.try_join_next().is_some() {}
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let served = connection(stream, router.clone(), stopping.clone());
-                    connections.spawn(async move {
-                        served.await;
-                        drop(place);
-                    });
-                }
-                Err(error) if is_of_one_connection(&error) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept connections to the metrics address");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    };
-    tokio::select! {
-        () = accept => {}
-        () = shutdown => {}
-    }
-    drop(stop);
-    let finish = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(FINISH_TIMEOUT, finish).await.is_err() {
-        connections.shutdown().await;
-    }
+    let bounds = Bounds { name: "metrics address", connections: CONNECTIONS_MAX, finish: FINISH_TIMEOUT };
+    accept(listener, bounds, shutdown, |stream, _, stopping| connection(stream, router.clone(), stopping)).await;
 }
 
 async fn connection(stream: TcpStream, router: Router, mut stopping: watch::Receiver<()>) {
@@ -169,10 +135,4 @@ async fn connection(stream: TcpStream, router: Router, mut stopping: watch::Rece
     if let Err(error) = outcome {
         tracing::debug!(%error, "a connection to the metrics address ended in an error");
     }
-}
-
-/// An accept that failed because of the one connection, not of the listener.
-fn is_of_one_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }

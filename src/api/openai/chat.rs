@@ -10,12 +10,12 @@ use axum::{
 use serde_json::{Map, Value, json};
 
 use super::{
-    ApiError, ApiState, Wishes,
+    ApiError, ApiState,
     answer::{Pieces, chat_logprobs, finish_reason, usage},
     asking::{Asking, Common, last_headers},
-    body,
+    begun,
     fields::Fields,
-    models, open_for_work,
+    models,
     stream::{self, About, KEEP_ALIVE, Kind},
     tools::{Calls, Piece, Tools},
 };
@@ -44,10 +44,7 @@ pub(super) async fn chat(
     headers: HeaderMap,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    open_for_work(&state)?;
-    let wishes = Wishes::of(&headers)?;
-    let mut fields = Fields::parse(&body(bytes)?)?;
-    let model = fields.model()?;
+    let (wishes, mut fields, model) = begun(&state, &headers, bytes)?;
     let messages = messages(&mut fields)?;
     for (name, why) in UNSUPPORTED {
         if fields.take(name).is_some() {

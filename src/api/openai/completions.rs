@@ -9,12 +9,12 @@ use axum::{
 use serde_json::Value;
 
 use super::{
-    ApiError, ApiState, Wishes,
+    ApiError, ApiState,
     asking::{Common, MAX_CHOICES},
-    body,
+    begun,
     chat::{MAX_TOP, answer},
     fields::Fields,
-    models, open_for_work,
+    models,
     stream::{About, Kind},
 };
 use crate::inference::{InferRequest, PromptForm};
@@ -34,10 +34,7 @@ pub(super) async fn completions(
     headers: HeaderMap,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    open_for_work(&state)?;
-    let wishes = Wishes::of(&headers)?;
-    let mut fields = Fields::parse(&body(bytes)?)?;
-    let model = fields.model()?;
+    let (wishes, mut fields, model) = begun(&state, &headers, bytes)?;
     let prompts = inputs(&mut fields, "prompt", MAX_CHOICES)?;
     if fields.take("suffix").is_some_and(|suffix| suffix != "") {
         return Err(ApiError::unsupported("suffix", "suffix is not supported: models here write what follows a text"));

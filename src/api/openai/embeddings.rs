@@ -11,12 +11,11 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 
 use super::{
-    ApiError, ApiState, Wishes,
+    ApiError, ApiState,
     asking::{last_headers, route_header},
-    body,
+    begun,
     completions::{Input, inputs},
-    fields::Fields,
-    models, open_for_work,
+    models,
 };
 use crate::inference::{InferRequest, PromptForm};
 
@@ -31,10 +30,7 @@ pub(super) async fn embeddings(
     headers: HeaderMap,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    open_for_work(&state)?;
-    let wishes = Wishes::of(&headers)?;
-    let mut fields = Fields::parse(&body(bytes)?)?;
-    let model = fields.model()?;
+    let (wishes, mut fields, model) = begun(&state, &headers, bytes)?;
     let inputs = inputs(&mut fields, "input", MAX_INPUTS)?;
     let base64 = match fields.text("encoding_format")?.as_deref() {
         None | Some("float") => false,

@@ -197,6 +197,19 @@ fn open_for_work(state: &ApiState) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// What every request for work begins with: its headers' wishes, its body's fields, and the model that it names.
+fn begun(
+    state: &ApiState,
+    headers: &HeaderMap,
+    bytes: Result<Bytes, BytesRejection>,
+) -> Result<(Wishes, fields::Fields, String), ApiError> {
+    open_for_work(state)?;
+    let wishes = Wishes::of(headers)?;
+    let mut fields = fields::Fields::parse(&body(bytes)?)?;
+    let model = fields.model()?;
+    Ok((wishes, fields, model))
+}
+
 /// What a request's headers ask for, besides what its body does.
 #[derive(Debug, Clone, Copy, Default)]
 struct Wishes {
