@@ -211,6 +211,11 @@ impl Home {
         self.dir.join("sessions")
     }
 
+    /// The folder of rows that stages have no memory for; its files have no names.
+    pub fn rows(&self) -> PathBuf {
+        self.dir.join("rows")
+    }
+
     /// The folder of what stages have signed for that lied.
     pub fn claims(&self) -> PathBuf {
         self.dir.join("claims")

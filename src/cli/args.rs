@@ -39,7 +39,7 @@ pub(crate) use self::{
     agent::{AgentCommand, InstallArgs, WebCommand},
     bench::{BenchChainArgs, BenchCommand, BenchLedgerArgs, BenchModelArgs, TransportArg},
     chat::{ChatArgs, ShellArgs},
-    compute::{ComputeArgs, LogitsArgs},
+    compute::{ComputeArgs, LogitsArgs, ReplayArgs},
     config::{ConfigCommand, InitArgs, ProfileArg},
     coverage::CoverageArgs,
     daemon::{DaemonArgs, KadMode},

@@ -161,6 +161,7 @@ fn settings(home: Home, args: DaemonArgs) -> Result<Settings, CliError> {
         models: None,
         sessions: None,
         models_quota: args.weights.models_quota,
+        replay: args.replay.settings(),
         upload: args.weights.upload_limit,
         announce_ttl: args.announce_ttl,
         compute: args.compute.options(),

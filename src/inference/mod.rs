@@ -89,6 +89,7 @@ pub use self::{
     },
 };
 
+pub(crate) use self::stage::{Disk, LogBudget};
 #[cfg(test)]
 pub(crate) use self::{coordinator::paying::Stint, stage::mischief::Mischief};
 

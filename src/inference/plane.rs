@@ -32,7 +32,7 @@ use super::{
     links::Links,
     rebalance::Coming,
     serve::Served,
-    stage::{Signer, StageTable},
+    stage::{LogBudget, Signer, StageTable},
 };
 use crate::{
     ledger::Ledger,
@@ -135,6 +135,15 @@ pub(crate) struct Plane {
     requests: AtomicUsize,
 }
 
+/// How stages of this node work for others.
+pub(crate) struct Terms {
+    pub(crate) price: Price,
+    /// Micro-credits that a session may leave uncovered, where that was said.
+    pub(crate) exposure: Option<u64>,
+    /// Where rows are kept that may have to be handed on again.
+    pub(crate) logs: LogBudget,
+}
+
 /// A request that is being answered.
 pub(super) struct ActiveRequest<'a>(&'a AtomicUsize);
 
@@ -145,15 +154,14 @@ impl Drop for ActiveRequest<'_> {
 }
 
 impl Plane {
-    /// Stages sign as `keypair`, and work for `price`.
+    /// Stages sign as `keypair`, and work on these `terms`.
     pub(crate) fn new(
         ledger: Ledger,
         handle: Handle,
         network: NetworkId,
         telemetry: Telemetry,
         keypair: Keypair,
-        price: Price,
-        exposure: Option<u64>,
+        terms: Terms,
     ) -> Arc<Self> {
         let signer = Signer::spawn(keypair.clone(), network, telemetry.metrics.clone());
         Arc::new(Self {
@@ -161,11 +169,11 @@ impl Plane {
             network,
             telemetry,
             links: Links::default(),
-            stages: StageTable::new(signer, ledger.clone()),
+            stages: StageTable::new(signer, ledger.clone(), terms.logs),
             experience: Experience::beside_ledger(ledger.reputes()),
             ledger,
-            price,
-            exposure,
+            price: terms.price,
+            exposure: terms.exposure,
             keypair,
             #[cfg(test)]
             stint: Default::default(),

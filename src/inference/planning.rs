@@ -124,10 +124,14 @@ impl Asker {
                     }
                     Err(no) => return Err(no_route(ends, &no)),
                 },
-                // What is known has to do: the caller has waited already.
+                // What is known does, if it can: the caller has waited already. Whoever was left behind by the first look
+                // may be all that is left now.
                 Some(error) => match wanted.plan(&self.plane.handle, &found).await {
                     Ok(planned) => planned,
-                    Err(_) => return Err(InferError::clone(error)),
+                    Err(_) => match discover::find(&self.plane.handle, wanted, &mut found).await {
+                        Ok(planned) => planned,
+                        Err(_) => return Err(InferError::clone(error)),
+                    },
                 },
             };
             let prediction = Some(report::prediction(&query, &planned));

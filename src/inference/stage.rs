@@ -3,7 +3,7 @@
 //! The rules are [`quelea_shard::session::Session`]'s; this file owns the sessions, does what the machine says, and
 //! holds what it needs for that: a cache in the stage's runner, the links to the next peer, the coordinator's ear.
 //! [`admission`] decides who is taken, [`mod@compute`] moves batches through the engine, [`mod@log`] keeps what was handed
-//! on, and [`failover`] hands it on again.
+//! on, on disk ([`spill`]) where memory is short, and [`failover`] hands it on again.
 
 mod admission;
 mod compute;
@@ -13,6 +13,7 @@ mod log;
 pub(crate) mod mischief;
 mod paid;
 mod signing;
+mod spill;
 mod turnover;
 
 use std::{
@@ -43,10 +44,11 @@ use self::{
     admission::{REACH_NEXT, opened},
     compute::{BatchMeta, compute, hand_on},
     failover::Out,
-    log::{Log, LogBudget},
+    log::Log,
     paid::{Account, Spent, Waiting},
     turnover::Turnover,
 };
+pub(crate) use self::{log::LogBudget, spill::Disk};
 use super::{
     fair::{self, Claim},
     plane::{Plane, engine_code},
@@ -203,14 +205,14 @@ impl Tables {
 pub(super) struct StageTable {
     tables: Mutex<Tables>,
     groups: RandomState,
-    /// Memory of what sessions have handed on.
+    /// Room for what sessions have handed on.
     logs: LogBudget,
 }
 
 impl StageTable {
-    /// No sessions; what they commit to goes to `signer`, and what they cost to `ledger`.
-    pub(super) fn new(signer: Signer, ledger: Ledger) -> Self {
-        Self { tables: Mutex::new(Tables::new(signer, ledger)), groups: RandomState::new(), logs: LogBudget::default() }
+    /// No sessions; what they commit to goes to `signer`, what they cost to `ledger`, and what they hand on is kept in `logs`.
+    pub(super) fn new(signer: Signer, ledger: Ledger, logs: LogBudget) -> Self {
+        Self { tables: Mutex::new(Tables::new(signer, ledger)), groups: RandomState::new(), logs }
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {
@@ -238,6 +240,11 @@ impl StageTable {
     /// Bytes of what sessions have handed on.
     pub(super) fn log_bytes(&self) -> usize {
         self.logs.taken()
+    }
+
+    /// Bytes of it on disk.
+    pub(super) fn log_bytes_on_disk(&self) -> u64 {
+        self.logs.on_disk()
     }
 
     /// Sessions that are open.
@@ -320,6 +327,7 @@ impl StageTable {
             }
         }
         plane.telemetry.stats.log_bytes.set(u64::try_from(self.log_bytes()).unwrap_or(u64::MAX));
+        plane.telemetry.stats.log_bytes_on_disk.set(self.log_bytes_on_disk());
         plane.telemetry.stats.shard_sessions.set(u64::try_from(tables.entries.len()).unwrap_or(u64::MAX));
     }
 

@@ -38,7 +38,7 @@ use crate::{
         auditor::Auditor,
         claims::Claims,
         models::Models,
-        plane::{INBOUND_QUEUE, Plane},
+        plane::{INBOUND_QUEUE, Plane, Terms},
         prefix,
         session_log::SessionLogs,
     },
@@ -236,8 +236,14 @@ impl Node {
             network,
             telemetry.clone(),
             keypair.clone(),
-            settings.price,
-            settings.exposure,
+            Terms {
+                price: settings.price,
+                exposure: settings.exposure,
+                logs: settings
+                    .replay
+                    .room(&settings.keep)
+                    .map_err(|e| StartError::internal(format!("no thread for rows: {e}")))?,
+            },
         );
         tokio::spawn(plane.clone().run(streams));
         let own = Arc::default();

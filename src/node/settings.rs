@@ -1,6 +1,6 @@
 //! What a node is started with, checked and typed.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use libp2p::Multiaddr;
 use quelea_behaviours::{KadMode, RelayServer};
@@ -12,6 +12,7 @@ use crate::{
     api::config::ConfigItem,
     home::Home,
     inference::{
+        Disk, LogBudget,
         serve::{LayerChoice, ServeEnds},
         session_log::SessionLogs,
     },
@@ -45,6 +46,32 @@ impl Keep {
     /// Everything at its usual place in `home`.
     pub(crate) fn in_home(home: Home) -> Self {
         Self::In { identity: home.identity_key(), db: home.database(), home }
+    }
+}
+
+/// Room for what stages have handed on, should somebody need it again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Replay {
+    /// Bytes in memory: by default 32,768 rows of 2,048 values, for all sessions.
+    pub(crate) memory: u64,
+    /// Bytes on disk, of a node that has a data directory.
+    pub(crate) disk: u64,
+}
+
+impl Default for Replay {
+    fn default() -> Self {
+        Self { memory: 256 << 20, disk: 4 << 30 }
+    }
+}
+
+impl Replay {
+    /// The room for it; on disk only where a data directory is kept.
+    pub(crate) fn room(self, keep: &Keep) -> io::Result<LogBudget> {
+        let disk = match keep {
+            Keep::In { home, .. } if self.disk > 0 => Some(Disk::start(home.rows(), self.disk)?),
+            _ => None,
+        };
+        Ok(LogBudget::new(usize::try_from(self.memory).unwrap_or(usize::MAX), disk))
     }
 }
 
@@ -117,6 +144,8 @@ pub(crate) struct Settings {
     pub(crate) sessions: Option<SessionLogs>,
     /// Bytes that all models on disk may take.
     pub(crate) models_quota: Option<u64>,
+    /// Bytes of memory, and of the data directory's disk, for rows that may have to be handed on again.
+    pub(crate) replay: Replay,
     /// Bytes of weights that peers get per second.
     pub(crate) upload: u64,
     /// Where metrics and health are served.
@@ -171,6 +200,7 @@ impl Settings {
             models: None,
             sessions: None,
             models_quota: None,
+            replay: Replay::default(),
             upload: UPLOAD,
             metrics: None,
             api: None,

@@ -232,7 +232,7 @@ pub(super) fn observe(meter: &Meter, build: &BuildInfo, stats: &Arc<NodeStats>, 
     super::ledger::observe(meter, stats);
 
     type Plain = fn(&NodeStats) -> u64;
-    let plain: [(&'static str, &'static str, Plain); 10] = [
+    let plain: [(&'static str, &'static str, Plain); 11] = [
         ("quelea_peers_known", "Peers this node remembers", |s| s.peers_known.get()),
         ("quelea_peers_banned", "Peers and address ranges that are banned", |s| s.peers_banned.get()),
         ("quelea_relay_reservations", "Relays that keep a place for this node", |s| s.relay_reservations.get()),
@@ -240,7 +240,10 @@ pub(super) fn observe(meter: &Meter, build: &BuildInfo, stats: &Arc<NodeStats>, 
         ("quelea_shard_sessions", "Shard sessions open on this node's stage", |s| s.shard_sessions.get()),
         ("quelea_shard_results", "Sessions over chains whose results this node waits for", |s| s.shard_results.get()),
         ("quelea_shard_links", "Shard links that this node keeps to others", |s| s.shard_links.get()),
-        ("quelea_failover_log_bytes", "Bytes of rows kept for sessions that may lose a stage", |s| s.log_bytes.get()),
+        ("quelea_failover_log_bytes", "Bytes of rows kept in memory for sessions that may lose a stage", |s| {
+            s.log_bytes.get()
+        }),
+        ("quelea_failover_log_disk_bytes", "Bytes of such rows on disk, encrypted", |s| s.log_bytes_on_disk.get()),
         ("quelea_rendezvous_registrations", "Registrations that this node holds as a rendezvous point", |s| {
             s.rendezvous_registrations.get()
         }),

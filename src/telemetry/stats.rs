@@ -200,6 +200,8 @@ pub struct NodeStats {
     pub shard_links: Gauge,
     /// Bytes of what open sessions have handed on.
     pub log_bytes: Gauge,
+    /// Bytes of them on disk.
+    pub log_bytes_on_disk: Gauge,
     /// Registrations that this node holds as a rendezvous point.
     pub rendezvous_registrations: Gauge,
     /// Records in the DHT's store, values and provider records.

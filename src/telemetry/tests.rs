@@ -194,6 +194,7 @@ fn the_scrape_holds_the_catalogue_and_no_more_labels() {
         ("quelea_shard_results", "gauge"),
         ("quelea_shard_links", "gauge"),
         ("quelea_failover_log_bytes", "gauge"),
+        ("quelea_failover_log_disk_bytes", "gauge"),
         ("quelea_failover_recoveries_total", "counter"),
         ("quelea_failover_replayed_rows_total", "counter"),
         ("quelea_commitments_total", "counter"),

@@ -5,6 +5,9 @@ use std::num::NonZeroUsize;
 use clap::Args;
 use quelea_engine::{BackendError, Device, Isa, KvFormat, MAX_ROWS, MAX_THREADS, StageOptions, UnknownDevice};
 
+use super::{parse_size, values::parse_size_or_0};
+use crate::node::settings::Replay;
+
 /// On what models are computed, and how.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub(crate) struct ComputeArgs {
@@ -24,6 +27,24 @@ impl ComputeArgs {
     pub(crate) fn options(self) -> StageOptions {
         let Self { device, threads, kv } = self;
         StageOptions { device, threads, kv, isa: None }
+    }
+}
+
+/// Room for what is computed, should a stage be lost that it was handed on to.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct ReplayArgs {
+    /// Memory for what was handed on in all sessions, should a stage be lost
+    #[arg(help_heading = COMPUTE, long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
+    replay_memory: u64,
+    /// Disk for what has no room there, encrypted and gone with its session; 0 for none
+    #[arg(help_heading = COMPUTE, long, value_name = "SIZE", default_value = "4G", value_parser = parse_size_or_0)]
+    replay_disk: u64,
+}
+
+impl ReplayArgs {
+    /// As a node wants it.
+    pub(crate) fn settings(self) -> Replay {
+        Replay { memory: self.replay_memory, disk: self.replay_disk }
     }
 }
 

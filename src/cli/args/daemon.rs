@@ -7,7 +7,7 @@ use libp2p::Multiaddr;
 
 use super::{
     ApiArgs, AuditArgs, ComputeArgs, DebtArgs, EndsArg, MaskingArgs, NatArgs, OfferArgs, PriceArgs, ProfileArg,
-    RendezvousArgs, WeightsArgs,
+    RendezvousArgs, ReplayArgs, WeightsArgs,
     values::{parse_duration, parse_size},
 };
 use crate::cli::config::Setting;
@@ -96,6 +96,8 @@ pub(crate) struct DaemonArgs {
     pub(crate) audit: AuditArgs,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
+    #[command(flatten)]
+    pub(crate) replay: ReplayArgs,
     #[command(flatten)]
     pub(crate) weights: WeightsArgs,
     #[command(flatten)]

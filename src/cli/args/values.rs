@@ -15,6 +15,12 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let number: u64 = digits.parse().map_err(|_| format!("{text:?} is not a size; write it like 2G or 500M"))?;
     number.checked_mul(factor).filter(|n| *n > 0).ok_or_else(|| format!("{text:?} is out of range"))
 }
+
+/// As [`parse_size`], or none.
+pub(crate) fn parse_size_or_0(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { parse_size(text) }
+}
+
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: f64 = digits.parse().map_err(|_| format!("{text:?} is not a time; write it like 10s or 500ms"))?;

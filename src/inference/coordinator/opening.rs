@@ -1,14 +1,31 @@
 //! Opening a session at every stage, and finding where it begins: behind the rows that all of them have from before.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use libp2p::{Multiaddr, PeerId};
 use quelea_shard::frame::{Accept, BLOCK_ROWS, Ends, Frame, Open, Prefix, Trim};
 use quelea_wire::{ErrorCode, SpanRange};
 use tokio::time::{Instant, timeout_at};
 
-use super::{CHUNKS, ChainSession, lost_hop};
+use super::{
+    CHUNKS, ChainSession, lost_hop,
+    wait::{PROBE_EVERY, PROBE_TIMEOUT},
+};
 use crate::inference::{generate::SLOW_CALLER, links::FromStage, types::InferError};
+
+/// Who has said anything since all were asked. A stage may take its time to reach the next one; but one that says nothing at
+/// all is not waited for.
+struct Roll {
+    asked: bool,
+    due: Instant,
+    heard: HashSet<PeerId>,
+}
+
+impl Roll {
+    fn begin() -> Self {
+        Self { asked: false, due: Instant::now() + PROBE_EVERY, heard: HashSet::new() }
+    }
+}
 
 impl ChainSession {
     pub(super) fn send_opens(&self, local: PeerId) -> Result<(), InferError> {
@@ -61,15 +78,15 @@ impl ChainSession {
 
     /// Waits until every stage has accepted, and has as many rows from before as all others: that many.
     pub(super) async fn accepted(&mut self, deadline: Instant) -> Result<u32, InferError> {
-        let mut kept = HashMap::new();
+        let (mut kept, mut roll) = (HashMap::new(), Roll::begin());
         while let Some(silent) = self.waits_for(|peer| kept.contains_key(&peer)) {
-            match self.next_frame(silent, deadline, "does not accept the session").await? {
+            match self.next_frame(&mut roll, silent, deadline, "does not accept the session").await? {
                 (peer, Frame::Accept(accept)) => drop(kept.insert(peer, self.plausible(peer, &accept)?)),
                 (peer, frame) => self.event(peer, FromStage::Frame(Box::new(frame)))?,
             }
         }
         let start = kept.values().copied().min().unwrap_or(0);
-        self.trim_to(start, kept, deadline).await?;
+        self.trim_to(start, kept, deadline, roll).await?;
         Ok(start)
     }
 
@@ -80,13 +97,15 @@ impl ChainSession {
         start: u32,
         mut kept: HashMap<PeerId, u32>,
         deadline: Instant,
+        mut roll: Roll,
     ) -> Result<(), InferError> {
         for stage in self.stages.iter().filter(|stage| kept.get(&stage.hop.peer).is_some_and(|rows| *rows > start)) {
             let trim = Trim { session: self.id, epoch: self.epoch, keep_rows: start };
             stage.control.sender.send(trim).map_err(|e| lost_hop(&stage.hop, &e.to_string()))?;
         }
         while let Some(silent) = self.waits_for(|peer| kept.get(&peer).is_none_or(|rows| *rows <= start)) {
-            match self.next_frame(silent, deadline, "does not go back to the rows that all stages have").await? {
+            let what = "does not go back to the rows that all stages have";
+            match self.next_frame(&mut roll, silent, deadline, what).await? {
                 (peer, Frame::State(state)) if state.pos == start => drop(kept.insert(peer, start)),
                 (peer, frame) => self.event(peer, FromStage::Frame(Box::new(frame)))?,
             }
@@ -99,19 +118,32 @@ impl ChainSession {
         self.stages.iter().map(|stage| stage.hop.peer).find(|peer| !done(*peer))
     }
 
-    /// The next frame of any stage; whoever is waited for is named when none comes in time.
+    /// The next frame of any stage; whoever is waited for is named when none comes in time, and whoever does not answer
+    /// when it is asked how it stands.
     async fn next_frame(
         &mut self,
-        silent: PeerId,
+        roll: &mut Roll,
+        awaited: PeerId,
         deadline: Instant,
         what: &str,
     ) -> Result<(PeerId, Frame), InferError> {
         loop {
-            match timeout_at(deadline, self.events.recv()).await {
-                Ok(Some((peer, FromStage::Frame(frame)))) => return Ok((peer, *frame)),
+            match timeout_at(deadline.min(roll.due), self.events.recv()).await {
+                Ok(Some((peer, FromStage::Frame(frame)))) => {
+                    roll.heard.insert(peer);
+                    return Ok((peer, *frame));
+                }
                 Ok(Some((peer, lost))) => self.event(peer, lost)?,
                 Ok(None) => return Err(InferError::new(ErrorCode::Internal, "the session's events have ended")),
-                Err(_) => return Err(self.about(silent, ErrorCode::HopSilent, what)),
+                Err(_) if Instant::now() >= deadline => return Err(self.about(awaited, ErrorCode::HopSilent, what)),
+                Err(_) if roll.asked => match self.waits_for(|peer| roll.heard.contains(&peer)) {
+                    Some(silent) => return Err(self.about(silent, ErrorCode::HopSilent, "does not answer")),
+                    None => *roll = Roll::begin(),
+                },
+                Err(_) => {
+                    self.probe();
+                    *roll = Roll { asked: true, due: Instant::now() + PROBE_TIMEOUT, heard: HashSet::new() };
+                }
             }
         }
     }

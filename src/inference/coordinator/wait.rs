@@ -14,7 +14,7 @@ use super::{ChainSession, Expected, FIRST_EPOCH, lost_hop};
 use crate::inference::{links::FromStage, types::InferError};
 
 /// Between two times that the stages are asked how they stand, while a result is waited for.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
+pub(super) const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// How long a stage may take to say so. With the time until it is asked, silence is noticed within 2.5 s.
 pub(super) const PROBE_TIMEOUT: Duration = Duration::from_millis(1500);

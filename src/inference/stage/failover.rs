@@ -15,7 +15,8 @@ use super::{
     Entry, Held, Plane,
     admission::{REACH_NEXT, reach, watch_next},
     compute::form,
-    log::Log,
+    log::{Kept, Log},
+    spill::Away,
 };
 
 /// How far a session has handed rows on.
@@ -172,7 +173,14 @@ pub(super) fn resumed(plane: &Arc<Plane>, coordinator: PeerId, f: Resume) {
 pub(super) fn replay(plane: &Arc<Plane>, runtime: &Handle, key: (PeerId, SessionId), epoch: u32) {
     let plane = plane.clone();
     runtime.spawn(async move {
-        while let Some((link, batch)) = next_kept(&plane, key, epoch) {
+        while let Some(next) = next_kept(&plane, key, epoch) {
+            let (link, batch) = match next {
+                Next::Batch(link, batch) => (link, batch),
+                Next::OnDisk(block) => {
+                    fetch(&plane, key, block).await;
+                    continue;
+                }
+            };
             let rows = u64::from(batch.rows);
             if link.send_in_turn(batch).await.is_err() {
                 let why = link.end().map_or_else(String::new, |end| end.to_string());
@@ -183,8 +191,25 @@ pub(super) fn replay(plane: &Arc<Plane>, runtime: &Handle, key: (PeerId, Session
     });
 }
 
+/// What a replay does next.
+enum Next {
+    Batch(DataSender, Batch),
+    /// The rows have to be fetched first.
+    OnDisk(Away),
+}
+
+/// Fetches a block of rows for a session, if there still is one.
+async fn fetch(plane: &Plane, key: (PeerId, SessionId), block: Away) {
+    let which = block.clone();
+    // What panics has fetched nothing.
+    let values = tokio::task::spawn_blocking(move || which.fetch()).await.ok().flatten();
+    if let Some(held) = plane.stages.lock().entries.get_mut(&key).and_then(|entry| entry.held.as_mut()) {
+        held.log.fetched(block, values);
+    }
+}
+
 /// The next rows to be handed on of what is kept; `None` when there are none now, and the session is live or waits.
-fn next_kept(plane: &Plane, key: (PeerId, SessionId), epoch: u32) -> Option<(DataSender, Batch)> {
+fn next_kept(plane: &Plane, key: (PeerId, SessionId), epoch: u32) -> Option<Next> {
     let mut tables = plane.stages.lock();
     let entry = tables.entries.get_mut(&key).filter(|e| e.machine.open().epoch == epoch)?;
     let Entry { machine, held: Some(held), .. } = entry else { return None };
@@ -198,7 +223,10 @@ fn next_kept(plane: &Plane, key: (PeerId, SessionId), epoch: u32) -> Option<(Dat
         tables.done(key, step);
         return None;
     }
-    let data = log.read(out.next_pos, out.until, batch_rows(log));
+    let data = match log.read(out.next_pos, out.until, batch_rows(log)) {
+        Kept::Rows(data) => data,
+        Kept::OnDisk(block) => return Some(Next::OnDisk(block)),
+    };
     let rows = u16::try_from(data.len() / log.width()).unwrap_or(u16::MAX);
     if rows == 0 {
         out.state = if out.until == u32::MAX { Handing::Live } else { Handing::Paused };
@@ -219,7 +247,7 @@ fn next_kept(plane: &Plane, key: (PeerId, SessionId), epoch: u32) -> Option<(Dat
     };
     *next_seq = next_seq.saturating_add(1);
     out.next_pos = out.next_pos.saturating_add(u32::from(rows));
-    Some((bulk.clone(), batch))
+    Some(Next::Batch(bulk.clone(), batch))
 }
 
 /// Rows of a batch of a replay.

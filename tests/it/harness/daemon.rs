@@ -231,8 +231,13 @@ pub struct Swarm {
 
 /// Starts a swarm that holds these spans of `model`.
 pub async fn swarm(model: &str, spans: &[&str]) -> Swarm {
+    swarm_of(model, spans, &[]).await
+}
+
+/// The same of workers that are started with more arguments.
+pub async fn swarm_of(model: &str, spans: &[&str], args: &[&str]) -> Swarm {
     let boot = Launch::new().start().await;
-    let launches = spans.iter().map(|span| Launch::new().bootstrap(&boot).serve(model, span));
+    let launches = spans.iter().map(|span| Launch::new().bootstrap(&boot).serve(model, span).args(args));
     let workers = join_all(launches.map(|launch| async move { launch.start().await })).await;
     Swarm { boot, workers }
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 pub use self::{
     ask::Asking,
-    daemon::{Daemon, Launch, Swarm, draining, streaming, swarm},
+    daemon::{Daemon, Launch, Swarm, draining, streaming, swarm, swarm_of},
     limit::MemoryLimit,
     model::{digits, long_model},
     process::{Ended, Process, quelea},
