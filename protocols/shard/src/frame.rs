@@ -237,12 +237,14 @@ impl Frame {
             Self::Voucher(_) | Self::Receipt(_) => true,
             _ => false,
         };
+        let by_trace = matches!(self, Self::Open(open) if open.trace.is_some());
         let bit = |needed: bool, bit: u64| if needed { bit } else { 0 };
         bit(by_prefix, protocol::PREFIX)
             | bit(by_failover, protocol::FAILOVER)
             | bit(by_thin, protocol::THIN)
             | bit(by_bf16, protocol::BF16)
             | bit(by_pay, protocol::PAY)
+            | bit(by_trace, protocol::TRACE)
     }
 }
 

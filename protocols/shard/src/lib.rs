@@ -24,7 +24,7 @@
 //! | 0x01 | Hello | all | opener, first | version u16, stream kind u8, features u64 |
 //! | 0x02 | HelloAck | all | acceptor, first | version u16, features u64 |
 //! | 0x03 | Reject | all | either, last | code u16 |
-//! | 0x10 | Open | control | coordinator | session \[16\], epoch u32, model \[32\], profile u16, span u16 u16, width u32, max_rows u32, step_deadline_ms u32, idle_ms u32, prev peer, next peer, next_addrs, *prefix: keys, reuse u8*, *thin: takes_tokens u8, gives_logits u16*, *pay: hold \[16\], price_decode u64, price_prefill u64* |
+//! | 0x10 | Open | control | coordinator | session \[16\], epoch u32, model \[32\], profile u16, span u16 u16, width u32, max_rows u32, step_deadline_ms u32, idle_ms u32, prev peer, next peer, next_addrs, *prefix: keys, reuse u8*, *thin: takes_tokens u8, gives_logits u16*, *pay: hold \[16\], price_decode u64, price_prefill u64*, *trace: traceparent \[55\]* |
 //! | 0x11 | Accept | control | stage | session, epoch, kv_pages_free u32, *prefix: kept_rows u32* |
 //! | 0x12 | Refuse | control | stage | session, epoch, code u16, detail; retry_after_ms u32 if not 0 |
 //! | 0x13 | Trim | control | coordinator | session, epoch, keep_rows u32 |
@@ -57,9 +57,10 @@
 //! | 0 | prefix | the last fields of Open and Accept, which are there or not at all, and Keep |
 //! | 1 | rewind | the flag of Rows by which rows go back behind the last ones |
 //! | 2 | failover | a session outlives the loss of a stage: Stalled, Reroute, Rerouted, Resume, Commit |
-//! | 3 | thin | the first stage embeds, the last has the head: the last field of Open, Tokens, Logits |
+//! | 3 | thin | the first stage embeds, the last has the head: a field of Open, Tokens, Logits |
 //! | 4 | bf16 | sessions of the profile `exact-bf16`, whose rows are Rows16 |
-//! | 5 | pay | stages are paid: the last field of Open, Voucher, Receipt |
+//! | 5 | pay | stages are paid: the last field of Open but one, Voucher, Receipt |
+//! | 6 | trace | the last field of Open |
 //!
 //! What a feature adds is sent only where both ends have said that they know it; otherwise it ends the stream.
 //!
@@ -84,6 +85,13 @@
 //! Voucher how much it owes by now, before it gives more rows than the stage computes uncovered, and the stage says at the
 //! end with Receipt what it has done. Both are signed, and are the ledger's; here they are bytes. Where an Open has *pay*, the
 //! fields before it are there, too: a count of 0 keys, and three zeros for ends that are none.
+//!
+//! # Traces
+//!
+//! A coordinator that traces a request may say in Open which of its spans a stage's work belongs to: W3C's `traceparent`,
+//! version 00, 55 bytes of text, read strictly ([`quelea_wire::TraceParent`]). Where an Open has *trace*, the fields before it are
+//! there, too: 32 zeros where nothing is paid. A stage owes it nothing, and nothing else of a trace travels: no `tracestate`,
+//! and no baggage.
 //!
 //! # When a stage is lost
 //!

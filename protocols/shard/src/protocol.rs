@@ -39,8 +39,11 @@ pub const BF16: u64 = 16;
 /// Feature bit: stages are paid. Open has its last field, and there are Voucher and Receipt.
 pub const PAY: u64 = 32;
 
+/// Feature bit: Open may say which trace a session is part of, in its last field.
+pub const TRACE: u64 = 64;
+
 /// The feature bits of this build.
-pub const FEATURES: u64 = PREFIX | REWIND | FAILOVER | THIN | BF16 | PAY;
+pub const FEATURES: u64 = PREFIX | REWIND | FAILOVER | THIN | BF16 | PAY | TRACE;
 
 /// How long a greeting may take: several round trips through a slow relay.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(5);

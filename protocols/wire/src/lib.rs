@@ -18,8 +18,10 @@ mod price;
 pub mod rate;
 mod span;
 pub mod time;
+mod trace;
 
 pub use error_code::{ErrorCode, UnknownErrorCode};
 pub use ids::{ModelId, NetworkId, ParseIdError, Profile};
 pub use price::{Credits, ParseCreditsError, Price, WorkedRows};
 pub use span::{MAX_LAYERS, SpanError, SpanRange};
+pub use trace::{NotATraceParent, TraceParent};

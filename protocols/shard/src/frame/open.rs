@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use libp2p::{Multiaddr, PeerId};
-use quelea_wire::{ModelId, Profile, SpanRange};
+use quelea_wire::{ModelId, Profile, SpanRange, TraceParent};
 
 use super::{
     DecodeError, MAX_DEADLINE_MS, SessionId,
@@ -61,11 +61,23 @@ pub struct Open {
     pub ends: Ends,
     /// What its rows are paid by, if they are. Only with [`PAY`](crate::protocol::PAY).
     pub pay: Option<Pay>,
+    /// The coordinator's span that this session is part of, where it traces the request. Only with
+    /// [`TRACE`](crate::protocol::TRACE). It is the coordinator's word, and says nothing of the session.
+    pub trace: Option<TraceParent>,
 }
 
 impl Open {
-    pub(super) const MAX_LEN: usize =
-        SESSION + 32 + 2 + 2 * 2 + 4 * 4 + 2 * (1 + MAX_PEER) + MAX_ADDRS_LEN + Prefix::MAX_LEN + Ends::LEN + Pay::LEN;
+    pub(super) const MAX_LEN: usize = SESSION
+        + 32
+        + 2
+        + 2 * 2
+        + 4 * 4
+        + 2 * (1 + MAX_PEER)
+        + MAX_ADDRS_LEN
+        + Prefix::MAX_LEN
+        + Ends::LEN
+        + Pay::LEN
+        + TraceParent::LEN;
 
     /// The form of rows of the residual stream in this session.
     #[must_use]
@@ -97,9 +109,13 @@ impl Open {
         put_peer(out, Some(&self.prev));
         put_peer(out, Some(&self.next));
         put_addrs(out, &self.next_addrs);
-        self.prefix.put(out, self.ends != Ends::default() || self.pay.is_some());
-        self.ends.put(out, self.pay.is_some());
-        Pay::put(self.pay.as_ref(), out);
+        let (paid, traced) = (self.pay.is_some(), self.trace.is_some());
+        self.prefix.put(out, self.ends != Ends::default() || paid || traced);
+        self.ends.put(out, paid || traced);
+        Pay::put(self.pay.as_ref(), out, traced);
+        if let Some(trace) = &self.trace {
+            out.extend_from_slice(&trace.to_bytes());
+        }
     }
 
     pub(super) fn take(c: &mut Cursor<'_>) -> Result<Self, DecodeError> {
@@ -136,8 +152,17 @@ impl Open {
             prefix: Prefix::take(c)?,
             ends: Ends::take(c)?,
             pay: Pay::take(c)?,
+            trace: take_trace(c)?,
         })
     }
+}
+
+/// The last field of Open, where there is one.
+fn take_trace(c: &mut Cursor<'_>) -> Result<Option<TraceParent>, DecodeError> {
+    if c.is_empty() {
+        return Ok(None);
+    }
+    TraceParent::from_bytes(c.bytes(TraceParent::LEN)?).map(Some).map_err(|_| DecodeError::Field("trace"))
 }
 
 /// Writes those of `addrs` that may be sent.

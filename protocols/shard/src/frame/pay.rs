@@ -23,8 +23,11 @@ pub struct Pay {
 impl Pay {
     pub(super) const LEN: usize = 16 + 8 + 8;
 
-    /// The last field of Open, and nothing where nothing is paid.
-    pub(super) fn put(of: Option<&Self>, out: &mut Vec<u8>) {
+    /// Nothing where nothing is paid, unless another field follows: then all zeros, which are no hold.
+    pub(super) fn put(of: Option<&Self>, out: &mut Vec<u8>, followed: bool) {
+        if of.is_none() && followed {
+            out.extend_from_slice(&[0; Self::LEN]);
+        }
         if let Some(Self { hold, price_decode, price_prefill }) = of {
             out.extend_from_slice(hold);
             out.extend_from_slice(&price_decode.to_le_bytes());
@@ -37,10 +40,14 @@ impl Pay {
             return Ok(None);
         }
         let pay = Self { hold: c.array()?, price_decode: c.u64()?, price_prefill: c.u64()? };
-        if pay.hold == [0; 16] {
+        if pay.hold != [0; 16] {
+            return Ok(Some(pay));
+        }
+        // Without a field behind it nothing would not be there.
+        if c.is_empty() || pay.price_decode != 0 || pay.price_prefill != 0 {
             return Err(DecodeError::Field("hold"));
         }
-        Ok(Some(pay))
+        Ok(None)
     }
 }
 

@@ -55,7 +55,7 @@ async fn what_a_feature_adds_is_neither_sent_nor_taken_without_it() {
     let on_control = |frame: &Frame| matches!(frame.origin(), Origin::Coordinator | Origin::Stage);
     let added = samples().into_iter().map(|(_, frame)| frame).filter(|frame| frame.features() != 0);
     let added: Vec<_> = added.filter(on_control).collect();
-    assert_eq!(added.len(), 15);
+    assert_eq!(added.len(), 17);
     for frame in added {
         let (mut a, b) = greeted(StreamKind::Control, 10_000).await;
         let role = if frame.origin() == Origin::Coordinator { Role::Coordinator } else { Role::Stage };

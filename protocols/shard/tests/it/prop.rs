@@ -8,8 +8,9 @@ use quelea_shard::{
         self, BlockKey, CRITICAL, DecodeError, Ends, Fault, Frame, Keep, MAX_ADDRS, MAX_BODY, MAX_DETAIL, MAX_KEYS,
         MAX_TOP_LOGITS, Open, Prefix, TopLogits,
     },
+    protocol,
 };
-use quelea_wire::ErrorCode;
+use quelea_wire::{ErrorCode, TraceParent};
 
 use crate::support::{
     frames::{any_frame, samples},
@@ -281,5 +282,39 @@ fn an_open_that_pays_nothing_says_nothing_of_it() {
     for cut in 1..32 {
         assert_eq!(Frame::decode(0x10, &with[..with.len() - cut]), Err(DecodeError::Truncated));
     }
-    assert_eq!(Frame::decode(0x10, &[&with[..], &[0]].concat()), Err(DecodeError::Trailing));
+    // What goes on is a trace.
+    assert_eq!(Frame::decode(0x10, &[&with[..], &[0]].concat()), Err(DecodeError::Truncated));
+}
+
+#[test]
+fn an_open_that_is_not_traced_says_nothing_of_it() {
+    let (_, frame) = samples().into_iter().find(|(name, _)| *name == "open_trace").expect("a sample");
+    let Frame::Open(traced) = frame else { panic!("an Open") };
+    assert_eq!(Frame::from(traced.clone()).features(), protocol::TRACE);
+    let body = |open: Open| encode(&[open.into()])[frame::HEADER..].to_vec();
+    let (with, plain) = (body(traced.clone()), body(Open { trace: None, ..traced }));
+    // No keys, no ends, nothing that pays, and then 55 bytes of text.
+    let before = [&plain[..], &[0; 36]].concat();
+    assert_eq!(with[..before.len()], before);
+    let text = &with[before.len()..];
+    assert_eq!(text, format!("00-{}-{}-01", "4b".repeat(16), "b7".repeat(8)).as_bytes());
+    assert_eq!(Frame::decode(0x10, &before), Err(DecodeError::Field("hold")), "zeros that nothing follows");
+    for cut in 1..TraceParent::LEN {
+        assert_eq!(Frame::decode(0x10, &with[..with.len() - cut]), Err(DecodeError::Truncated));
+    }
+    assert_eq!(Frame::decode(0x10, &[&with[..], &[b'-']].concat()), Err(DecodeError::Trailing));
+    let mut price = before.clone();
+    *price.last_mut().expect("zeros") = 1;
+    assert_eq!(Frame::decode(0x10, &[&price[..], text].concat()), Err(DecodeError::Field("hold")));
+    // Any byte of it changed is another trace of the same length, or no frame at all.
+    for at in 0..TraceParent::LEN {
+        for byte in 0..=u8::MAX {
+            let mut changed = with.clone();
+            changed[before.len() + at] = byte;
+            match Frame::decode(0x10, &changed) {
+                Ok(Some(Frame::Open(open))) => assert!(open.trace.is_some()),
+                other => assert_eq!(other, Err(DecodeError::Field("trace")), "{byte} at {at}"),
+            }
+        }
+    }
 }

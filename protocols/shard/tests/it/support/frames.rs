@@ -3,7 +3,7 @@
 use libp2p::{Multiaddr, PeerId};
 use proptest::{collection::vec, option, prelude::*};
 use quelea_shard::{frame::*, link::Batch};
-use quelea_wire::{ErrorCode, ModelId, Profile, SpanRange};
+use quelea_wire::{ErrorCode, ModelId, Profile, SpanRange, TraceParent};
 
 use super::{peer, session};
 
@@ -39,7 +39,9 @@ pub fn samples() -> Vec<(&'static str, Frame)> {
         prefix: Prefix::default(),
         ends: Ends::default(),
         pay: None,
+        trace: None,
     };
+    let trace = TraceParent::new([0x4b; 16], [0xb7; 8], true);
     let pay = Pay { hold: [0x77; 16], price_decode: 1200, price_prefill: 0x0102_0304_0506_0708 };
     let keys = vec![BlockKey([0x11; 16]), BlockKey([0x22; 16]), BlockKey([0x33; 16])];
     let mut fragment = Vec::new();
@@ -91,7 +93,12 @@ pub fn samples() -> Vec<(&'static str, Frame)> {
         ),
         (
             "open_logits_pay",
-            Open { ends: Ends { takes_tokens: false, gives_logits: 40 }, pay: Some(pay), ..open }.into(),
+            Open { ends: Ends { takes_tokens: false, gives_logits: 40 }, pay: Some(pay), ..open.clone() }.into(),
+        ),
+        ("open_trace", Open { trace, ..open.clone() }.into()),
+        (
+            "open_prefix_pay_trace",
+            Open { prefix: Prefix { keys: keys.clone(), reuse: 1 }, pay: Some(pay), trace, ..open }.into(),
         ),
         ("voucher", Voucher { session: s, epoch, envelope: vec![0x55; 6] }.into()),
         ("receipt", Receipt { session: s, epoch, envelope: vec![0x66; 7] }.into()),
@@ -185,6 +192,13 @@ fn any_pay() -> impl Strategy<Value = Option<Pay>> {
     }))
 }
 
+fn any_trace() -> impl Strategy<Value = Option<TraceParent>> {
+    any::<Option<([u8; 16], [u8; 8], bool)>>().prop_map(|of| {
+        let (trace, span, sampled) = of?;
+        TraceParent::new(trace, span, sampled)
+    })
+}
+
 fn any_signed() -> impl Strategy<Value = Frame> {
     (any_session(), vec(any::<u8>(), 1..=MAX_SIGNED), any::<bool>()).prop_map(
         |((session, epoch), envelope, voucher)| {
@@ -208,7 +222,7 @@ fn any_open() -> impl Strategy<Value = Frame> {
         1..=MAX_WIDTH,
         [1..=u32::MAX, 1..=u32::MAX, 1..=u32::MAX],
         [any_peer(), any_peer()],
-        (vec(addr, 0..=MAX_ADDRS), any_prefix(), any_ends(), any_pay()),
+        (vec(addr, 0..=MAX_ADDRS), any_prefix(), any_ends(), any_pay(), any_trace()),
     )
         .prop_map(
             |(
@@ -219,7 +233,7 @@ fn any_open() -> impl Strategy<Value = Frame> {
                 width,
                 numbers,
                 [prev, next],
-                (next_addrs, prefix, ends, pay),
+                (next_addrs, prefix, ends, pay, trace),
             )| {
                 let [max_rows, step_deadline_ms, idle_ms] = numbers;
                 let span = SpanRange::new(start, start + layers).expect("within the longest model");
@@ -240,6 +254,7 @@ fn any_open() -> impl Strategy<Value = Frame> {
                     prefix,
                     ends,
                     pay,
+                    trace,
                 }
                 .into()
             },
