@@ -56,11 +56,15 @@ ONLY_IN_MODULE = {
     "clap_mangen": ["src/cli/"],
     "reedline": ["src/cli/"],
     "toml_edit": ["src/cli/config/"],
-    "reqwest": ["src/cli/", "src/http.rs", "src/hub/", "src/services/builtin/upstream", "src/telemetry/tests.rs"],
+    # In traces: OTLP's transport is a client that this program makes.
+    "reqwest": ["src/cli/", "src/http.rs", "src/hub/", "src/services/builtin/upstream", "src/telemetry/tests.rs", "src/telemetry/traces/"],
     "llguidance": ["src/inference/follow.rs"],
     "toktrie": ["src/inference/follow.rs"],
     "prometheus": ["src/telemetry/"],
     "opentelemetry": ["src/telemetry/"],
+    "opentelemetry_sdk": ["src/telemetry/"],
+    "opentelemetry-http": ["src/telemetry/traces/"],
+    "opentelemetry-otlp": ["src/telemetry/traces/"],
 }
 
 

@@ -9,6 +9,7 @@
 //! | `GET /api/v1/stats` | the node's counters |
 //! | `GET /api/v1/snapshot`, `/api/v1/timeseries` | the whole node at once, and its last hour; see `snapshot` |
 //! | `GET /api/v1/logs`, `POST /api/v1/logs/level` | the log; see `logs` |
+//! | `GET /api/v1/traces`, `/api/v1/traces/{id}` | where the time of this node's newest requests went; see `traces` |
 //! | `GET /api/v1/config` | what the node was started with |
 //! | `/api/v1/login*`, `/api/v1/session`, `/api/v1/tokens*` | getting in; see `login` and `access` |
 //! | `GET /api/v1/events` | a stream of events (SSE), with replay; see [`events`] |
@@ -58,6 +59,7 @@ mod shutdown;
 mod snapshot;
 mod stats;
 pub(crate) mod store;
+mod traces;
 
 use std::{future::Future, io, path::Path, sync::Arc};
 
@@ -65,13 +67,13 @@ use axum::{
     Json, Router,
     body::{Body, Bytes},
     extract::{DefaultBodyLimit, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use futures::{StreamExt, stream};
-use quelea_wire::ErrorCode;
+use quelea_wire::{ErrorCode, TraceParent};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::{
@@ -158,6 +160,8 @@ fn router(state: ApiState) -> Router {
         .route("/api/v1/events", get(events::events))
         .route("/api/v1/snapshot", get(snapshot::snapshot))
         .route("/api/v1/timeseries", get(snapshot::timeseries))
+        .route("/api/v1/traces", get(traces::list))
+        .route("/api/v1/traces/{id}", get(traces::one))
         .route("/api/v1/logs", get(logs::logs))
         .route("/api/v1/logs/level", post(logs::level))
         .route("/api/v1/config", get(config::config))
@@ -289,9 +293,18 @@ async fn status(State(state): State<ApiState>) -> Json<Value> {
     }))
 }
 
-async fn infer(State(state): State<ApiState>, body: Bytes) -> Response {
-    let request: InferRequest = match parse(&body) {
-        Ok(request) => request,
+/// The caller's own span, by W3C's `traceparent`. As that has it, a malformed one is none, and so are two.
+fn trace_of(headers: &HeaderMap) -> Option<TraceParent> {
+    let mut given = headers.get_all("traceparent").iter();
+    match (given.next(), given.next()) {
+        (Some(one), None) => TraceParent::from_bytes(one.as_bytes()).ok(),
+        _ => None,
+    }
+}
+
+async fn infer(State(state): State<ApiState>, headers: HeaderMap, body: Bytes) -> Response {
+    let request = match parse::<InferRequest>(&body) {
+        Ok(request) => InferRequest { trace: trace_of(&headers), ..request },
         Err(error) => return refuse(&error),
     };
     if state.telemetry.health.report().draining {

@@ -27,6 +27,7 @@ mod service;
 mod store;
 mod swarm;
 mod thin;
+mod traces;
 mod upkeep;
 mod values;
 mod watch;
@@ -63,6 +64,7 @@ pub(crate) use self::{
     store::StoreCommand,
     swarm::{BroadcastArgs, EventsArgs},
     thin::{EndsArg, ThinArgs},
+    traces::{TraceArgs, TraceCommand},
     upkeep::{CheckArgs, CheckFormat, CheckSubject, DebugCommand, LogLevelArgs, LogsArgs, MetricsArgs, ShutdownArgs},
     values::{parse_duration, parse_size},
     watch::WatchArg,
@@ -174,6 +176,9 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// The node's metrics, as Prometheus scrapes them
     Metrics(MetricsArgs),
+    /// Where the time of this node's requests went
+    #[command(subcommand)]
+    Trace(TraceCommand),
     /// The daemon's log
     Logs(LogsArgs),
     /// What the daemon logs

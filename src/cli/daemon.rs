@@ -166,6 +166,7 @@ fn settings(home: Home, args: DaemonArgs) -> Result<Settings, CliError> {
         announce_ttl: args.announce_ttl,
         compute: args.compute.options(),
         metrics: Some(bind(args.metrics_listen, METRICS_PORT)),
+        traces: args.traces.settings()?,
         api: Some(reaches_who_may(bind(args.api_listen, API_PORT), &api_home, args.api_access.insecure_no_auth)?),
         api_hosts: args.api_access.api_host,
         api_open: args.api_access.insecure_no_auth,

@@ -37,6 +37,7 @@ mod status;
 mod store;
 mod table;
 mod token;
+mod trace;
 mod ui;
 mod upkeep;
 mod verify;
@@ -155,6 +156,7 @@ async fn dispatch(cli: Cli, logs: Option<LogTail>) -> Result<ExitCode, CliError>
         Command::Doctor => Box::pin(doctor::run(global)).await,
         Command::Check(args) => check::run(global, args).await,
         Command::Metrics(args) => upkeep::metrics(global, &args).await,
+        Command::Trace(command) => trace::run(global, command).await.map(|()| ExitCode::SUCCESS),
         Command::Logs(args) => upkeep::logs(global, &args).await,
         Command::LogLevel(args) => upkeep::log_level(global, &args).await,
         Command::Shutdown(args) => upkeep::shutdown(global, &args).await,

@@ -14,7 +14,10 @@ use super::{
     pipeline::Pipeline,
     types::{FinishReason, HopReport, InferError, InferRequest, RouteHop, Summary},
 };
-use crate::weights::fetch::blocking;
+use crate::{
+    telemetry::{metrics::Operation, say_what_came, traces::Span},
+    weights::fetch::blocking,
+};
 
 /// A text's vector, and what it took.
 pub(crate) struct Embedded {
@@ -31,16 +34,19 @@ impl Asker {
         let telemetry = &self.plane.telemetry;
         let _active = self.plane.begin_request();
         let mut model = None;
-        let embedded = self.embedded(request, started, &mut model).await;
+        let mut span = telemetry.embedding_span(request);
+        let embedded = self.embedded(request, started, &mut model, &mut span).await;
         match &embedded {
             Ok(embedded) => {
                 if let Some(model) = &model {
                     telemetry.embedding_done(model, &embedded.summary);
                 }
+                say_what_came(&mut span, &embedded.summary);
             }
             Err(error) => {
                 tracing::info!(%error, "embedding failed");
                 telemetry.embedding_failed(model.as_ref(), error, started.elapsed());
+                span.fail(error.code.clone(), error.error_code().meaning());
             }
         }
         embedded
@@ -51,17 +57,22 @@ impl Asker {
         request: &InferRequest,
         started: Instant,
         model: &mut Option<ModelId>,
+        span: &mut Span,
     ) -> Result<Embedded, InferError> {
         let ends = self.models.ends(&request.model).await?;
         *model = Some(ends.file.id);
+        span.of_model(Operation::Embeddings.as_str(), &ends.file.name, &ends.file.id.to_string());
+        let trace = span.within();
         let prompt = generate::prompt_ids(&ends, request)?;
         let rows = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
-        let (mut pipeline, _) = self.open_for_rows(&ends, request, &prompt, rows.saturating_add(1)).await?;
+        let (mut pipeline, _) = self.open_for_rows(&ends, request, &prompt, rows.saturating_add(1), &trace).await?;
         let route = match &pipeline {
             Pipeline::Chain(remote) => remote.chain.route(),
             Pipeline::Local(_) => Vec::new(),
         };
+        let running = trace.start("pipeline.prefill");
         let run = run(&mut pipeline, &prompt).await;
+        running.ended(&run);
         let drawn = pipeline.take_drawn();
         let charged = |error: InferError| {
             self.note_failure(&error);

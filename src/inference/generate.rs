@@ -117,7 +117,7 @@ pub(crate) async fn generate(
     begun: &mut Begun,
     mut speculator: Speculator,
 ) -> Result<Summary, InferError> {
-    let Asked { request, follow, events, started } = asked;
+    let Asked { request, follow, events, started, trace } = asked;
     let whole = begun.whole();
     let Begun { prompt, said: ids, log, .. } = begun;
     let resumed = ids.len();
@@ -146,9 +146,15 @@ pub(crate) async fn generate(
     // An answer may have been cut off after its last token.
     let mut finish = picker.is_complete().then_some(FinishReason::Stop).or(ended(&text, ids.len()));
     let mut logits = match finish {
-        None => pipeline.prefill(&whole).await?,
+        None => {
+            let span = trace.start("pipeline.prefill");
+            let logits = pipeline.prefill(&whole).await;
+            span.ended(&logits);
+            logits?
+        }
         Some(_) => Logits::default(),
     };
+    let mut decoding = trace.start("pipeline.decode");
     let prompt_time = prefill_started.elapsed();
     let rewinds = pipeline.rewinds();
     let finish_reason = loop {
@@ -191,6 +197,8 @@ pub(crate) async fn generate(
         computed = ids.len();
     };
     speculator.judged(guesses.len(), right);
+    decoding.set("gen_ai.usage.output_tokens", i64::try_from(ids.len() - resumed).unwrap_or(i64::MAX));
+    drop(decoding);
     if first_token.is_some() {
         pipeline.keep(ends, &[prompt.as_slice(), ids.get(..computed).unwrap_or_default()].concat());
     }
@@ -200,11 +208,12 @@ pub(crate) async fn generate(
         send(events, InferEvent::Text { text: rest, id, logprobs: None }).await?;
     }
 
+    let closing = trace.start("pipeline.close");
     let total = started.elapsed();
     let ttft = first_token.map_or(total, |at| at.duration_since(started));
     let after_first = total.saturating_sub(ttft).as_secs_f64();
     let later_tokens = ids.len().saturating_sub(resumed + 1);
-    Ok(Summary {
+    let summary = Summary {
         model: ends.file.id.to_string(),
         profile: pipeline.profile().to_string(),
         thin: pipeline.is_thin(),
@@ -231,7 +240,9 @@ pub(crate) async fn generate(
         tokens_per_s: (later_tokens > 0 && after_first > 0.0).then(|| count(later_tokens) / after_first),
         prompt_tokens_per_s: count(whole.len()) / prompt_time.as_secs_f64().max(1e-9),
         ids: std::mem::take(ids),
-    })
+    };
+    drop(closing);
+    Ok(summary)
 }
 
 async fn send(events: &mpsc::Sender<InferEvent>, event: InferEvent) -> Result<(), InferError> {

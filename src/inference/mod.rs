@@ -65,6 +65,11 @@ use quelea_announce::SignedAnnouncement;
 use quelea_wire::{ErrorCode, ModelId};
 use tokio::sync::mpsc;
 
+use crate::telemetry::{
+    operation, say_what_came,
+    traces::{Span, Within},
+};
+
 use self::{
     auditor::{Auditor, Drawn},
     follow::Follow,
@@ -103,6 +108,8 @@ pub(crate) struct Asked<'a> {
     follow: Option<Follow>,
     events: &'a mpsc::Sender<InferEvent>,
     started: Instant,
+    /// Where its trace goes on.
+    trace: Within,
 }
 
 /// Answers requests of this node's user.
@@ -125,8 +132,9 @@ impl Asker {
         let telemetry = &self.plane.telemetry;
         let _active = self.plane.begin_request();
         let mut model = None;
+        let mut span = telemetry.request_span(&request);
         let running = tokio::select! {
-            result = self.answer(&request, &events, started, &mut model) => result,
+            result = self.answer(&request, &events, started, &mut model, &mut span) => result,
             () = events.closed() => Err(InferError::new(ErrorCode::Cancelled, "the caller has gone away")),
         };
         let end = match running {
@@ -134,14 +142,18 @@ impl Asker {
                 if let Some(model) = &model {
                     telemetry.request_done(&request, model, &summary);
                 }
+                say_what_came(&mut span, &summary);
                 InferEvent::Done { summary: Box::new(summary) }
             }
             Err(error) => {
                 tracing::info!(%error, "request failed");
                 telemetry.request_failed(&request, model.as_ref(), &error, started.elapsed());
+                span.fail(error.code.clone(), error.error_code().meaning());
                 InferEvent::Error { error }
             }
         };
+        // Before its caller knows: who then looks finds it.
+        drop(span);
         let _ = events.send(end).await;
     }
 
@@ -151,12 +163,14 @@ impl Asker {
         events: &mpsc::Sender<InferEvent>,
         started: Instant,
         model: &mut Option<ModelId>,
+        span: &mut Span,
     ) -> Result<Summary, InferError> {
         let earlier = self.earlier(request).await?;
         let asked = earlier.as_ref().map(|earlier| earlier.asked(request));
         let request = asked.as_ref().unwrap_or(request);
         let ends = self.models.ends_for(&request.model, request.route == Route::Local).await?;
         *model = Some(ends.file.id);
+        span.of_model(operation(request).as_str(), &ends.file.name, &ends.file.id.to_string());
         generate::check(&ends, request)?;
         let mut begun = match earlier {
             Some(earlier) => Begun::again(earlier, &ends.file.id)?,
@@ -164,7 +178,7 @@ impl Asker {
         };
         let follow = Follow::of(&ends, request, &begun.said).await?;
         let mut drawn = None;
-        let asked = Asked { request, follow, events, started };
+        let asked = Asked { request, follow, events, started, trace: span.within() };
         let answered = self.answer_from(&ends, asked, &mut begun, &mut drawn).await;
         let summary = begun.end(&ends, request, answered).await?;
         if let Some(drawn) = drawn {
@@ -183,7 +197,7 @@ impl Asker {
         let (request, events) = (asked.request, asked.events);
         let (rows, max_rows) = (begun.whole(), generate::max_rows(ends, request, begun.prompt.len()));
         let (mut pipeline, predicted) = match request.route {
-            Route::Auto | Route::Swarm => self.open_again(ends, request, begun, max_rows).await?,
+            Route::Auto | Route::Swarm => self.open_again(ends, &asked, begun, max_rows).await?,
             Route::Local => {
                 let runner = ends.whole().await?;
                 let name = ends.profile(request.profile)?;

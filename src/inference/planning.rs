@@ -29,6 +29,7 @@ use super::{
     thin::Thin,
     types::{HopReport, InferError, InferRequest, PlanRequest, Prediction, Route, Speculate},
 };
+use crate::telemetry::traces::Within;
 
 /// Chains that are tried for one request before its first token.
 const TRIES: usize = 4;
@@ -55,8 +56,9 @@ impl Asker {
         request: &InferRequest,
         prompt: &[u32],
         max_rows: u32,
+        trace: &Within,
     ) -> Result<(Pipeline, Option<Prediction>), InferError> {
-        self.open_to(ends, request, prompt, max_rows, For::Answer).await
+        self.open_to(ends, request, (prompt, max_rows), trace, For::Answer).await
     }
 
     /// As [`Asker::open`], to have all rows of the prompt back.
@@ -66,16 +68,17 @@ impl Asker {
         request: &InferRequest,
         prompt: &[u32],
         max_rows: u32,
+        trace: &Within,
     ) -> Result<(Pipeline, Option<Prediction>), InferError> {
-        self.open_to(ends, request, prompt, max_rows, For::Rows).await
+        self.open_to(ends, request, (prompt, max_rows), trace, For::Rows).await
     }
 
     async fn open_to(
         &self,
         ends: &Arc<Ends>,
         request: &InferRequest,
-        prompt: &[u32],
-        max_rows: u32,
+        (prompt, max_rows): (&[u32], u32),
+        trace: &Within,
         wanted: For,
     ) -> Result<(Pipeline, Option<Prediction>), InferError> {
         let all_rows = wanted == For::Rows;
@@ -108,6 +111,7 @@ impl Asker {
                 local,
                 why: false,
             };
+            let mut planning = trace.start("pipeline.plan");
             let planned = match &first_error {
                 None => match discover::find(&self.plane.handle, wanted, &mut found).await {
                     Ok(planned) => planned,
@@ -122,7 +126,11 @@ impl Asker {
                         query = Thin::in_query(thin, query);
                         continue;
                     }
-                    Err(no) => return Err(no_route(ends, &no)),
+                    Err(no) => {
+                        let error = no_route(ends, &no);
+                        planning.fail(error.code.clone(), error.error_code().meaning());
+                        return Err(error);
+                    }
                 },
                 // What is known does, if it can: the caller has waited already. Whoever was left behind by the first look
                 // may be all that is left now.
@@ -136,6 +144,8 @@ impl Asker {
             };
             let prediction = Some(report::prediction(&query, &planned));
             let hops = planned.chosen.chain();
+            planning.set("quelea.stages", i64::try_from(hops.len()).unwrap_or(i64::MAX));
+            drop(planning);
             if let Some(served) = self.serves_alone(&hops, ends) {
                 let local = LocalLayers::new(ends, &served.runner, name, kept_of, max_rows, request.step_timeout())?;
                 return Ok((Pipeline::Local(Box::new(local)), prediction));
@@ -171,8 +181,12 @@ impl Asker {
                 most_rows: most_rows(request, prompt.len(), max_rows),
                 receipt: request.receipt,
                 draws: self.auditor.draws(ends),
+                trace: trace.clone(),
             };
-            match ChainSession::open(self.plane.clone(), hops, spec).await {
+            let opening = trace.start("pipeline.open");
+            let opened = ChainSession::open(self.plane.clone(), hops, spec).await;
+            opening.ended(&opened);
+            match opened {
                 Ok(chain) => {
                     let limit = request.step_timeout();
                     let remote = match outer {

@@ -9,7 +9,7 @@ use quelea_wire::{ErrorCode, ModelId};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Asker,
+    Asked, Asker,
     models::Ends,
     pipeline::Pipeline,
     sampling::Text,
@@ -129,14 +129,14 @@ impl Asker {
     pub(super) async fn open_again(
         &self,
         ends: &Arc<Ends>,
-        request: &InferRequest,
+        asked: &Asked<'_>,
         begun: &Begun,
         max_rows: u32,
     ) -> Result<(Pipeline, Option<Prediction>), InferError> {
         let (rows, deadline) = (begun.whole(), Instant::now() + NOTICED);
         let mut unreached = None;
         loop {
-            let error = match self.open(ends, request, &rows, max_rows).await {
+            let error = match self.open(ends, asked.request, &rows, max_rows, &asked.trace).await {
                 Ok(opened) => return Ok(opened),
                 Err(error) => error,
             };

@@ -55,7 +55,7 @@ use super::{
     prefix,
     serve::Served,
 };
-use crate::ledger::Ledger;
+use crate::{ledger::Ledger, telemetry::traces::Span};
 
 /// Sessions of one coordinator. A user has a few requests at once; an API node some dozens.
 pub(super) const MAX_PER_COORDINATOR: usize = 32;
@@ -136,6 +136,8 @@ struct Entry {
     since: Instant,
     /// What it costs.
     account: Account,
+    /// Its trace here.
+    span: Span,
 }
 
 impl Entry {
@@ -148,6 +150,16 @@ impl Entry {
             busy: self.machine.in_flight() > 0,
             quiet: now.duration_since(self.machine.active()),
         }
+    }
+
+    /// Says of the span what the session came to.
+    fn traced_to_its_end(&mut self, in_order: bool) {
+        let totals = self.machine.totals();
+        let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.span.set("quelea.rows", whole(totals.rows_out));
+        self.span.set("quelea.compute_us", whole(totals.compute_us));
+        self.span.set("quelea.queue_us", whole(totals.queue_us));
+        self.span.set("quelea.closed_in_order", in_order);
     }
 
     /// What time alone does to the session now.
@@ -471,6 +483,7 @@ impl Tables {
             if entry.held.is_some() {
                 self.turnover.ended(entry.since.elapsed());
             }
+            entry.traced_to_its_end(in_order);
             let open = entry.machine.open();
             let mut closing = None;
             if let (true, true, Some(held)) = (in_order, entry.machine.survives(), &mut entry.held) {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use libp2p::PeerId;
-use quelea_wire::ErrorCode;
+use quelea_wire::{ErrorCode, TraceParent};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -199,6 +199,9 @@ pub struct InferRequest {
     /// With which arithmetic it is computed.
     #[serde(default)]
     pub profile: RequestProfile,
+    /// The caller's own span, where it has one.
+    #[serde(skip)]
+    pub(crate) trace: Option<TraceParent>,
 }
 
 fn default_max_tokens() -> u32 {
@@ -264,6 +267,7 @@ impl InferRequest {
             thin: None,
             private: 0,
             profile: RequestProfile::Own,
+            trace: None,
         }
     }
 

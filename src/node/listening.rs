@@ -116,7 +116,7 @@ async fn listen_tcp(bind: Bind, flag: &str) -> Result<TcpListener, StartError> {
     }
 }
 
-async fn stopped(mut stopping: watch::Receiver<Life>) {
+pub(super) async fn stopped(mut stopping: watch::Receiver<Life>) {
     // The sender going away means that the node is gone, too.
     let _ = stopping.wait_for(|life| *life == Life::Stopping).await;
 }

@@ -298,6 +298,13 @@ impl Node {
 
         let agents = Agents::new(sandbox, asker.clone(), db.clone(), telemetry.clone());
         agents.join(Arc::new(offered::Calling(services.clone())));
+        let traces = match settings.traces.clone() {
+            Some(to) => {
+                let sending = telemetry.traces.export(to, handle.local(), listening::stopped(stopping.clone()));
+                Some(sending.map_err(|e| StartError::new(ErrorCode::Usage, e.to_string()))?)
+            }
+            None => None,
+        };
         let mut node = Self {
             handle,
             plane,
@@ -318,7 +325,7 @@ impl Node {
             stop_ledger,
             keeper,
             publisher: None,
-            servers: Vec::new(),
+            servers: traces.into_iter().collect(),
             _lock: lock,
         };
         node.serve_front(front, stopping.clone());

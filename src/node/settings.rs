@@ -19,7 +19,7 @@ use crate::{
     ledger::DebtTerms,
     masking::settings::MaskingSettings,
     services::ServiceSettings,
-    telemetry::tail::LogTail,
+    telemetry::{tail::LogTail, traces::TraceSettings},
     weights::shelf::UPLOAD,
 };
 
@@ -150,6 +150,8 @@ pub(crate) struct Settings {
     pub(crate) upload: u64,
     /// Where metrics and health are served.
     pub(crate) metrics: Option<Bind>,
+    /// Where traces go, if they do.
+    pub(crate) traces: Option<TraceSettings>,
     /// Where the control API is served besides the socket in the data directory.
     pub(crate) api: Option<Bind>,
     /// Names besides `localhost` by which it is asked for.
@@ -203,6 +205,7 @@ impl Settings {
             replay: Replay::default(),
             upload: UPLOAD,
             metrics: None,
+            traces: None,
             api: None,
             api_hosts: Vec::new(),
             api_open: false,

@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use opentelemetry::{KeyValue, metrics::MeterProvider as _};
+use opentelemetry::{
+    KeyValue,
+    metrics::{Meter, MeterProvider as _},
+};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::TextEncoder;
 use quelea_behaviours::store::Refusal;
@@ -31,8 +34,9 @@ const ADDRESS_GROUP: &str = "address_group";
 /// The content type of a scrape.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Scopes of rate limits: a peer, its address range, everybody; connections accepted per range; signatures checked.
-const RATE_SCOPES: [&str; 5] = ["peer", "prefix", "global", "accept", "signatures"];
+/// Scopes of rate limits: a peer, its address range, everybody; connections accepted per range; signatures checked; sessions
+/// of peers that are traced.
+const RATE_SCOPES: [&str; 6] = ["peer", "prefix", "global", "accept", "signatures", "traces"];
 
 /// Which build this is, shown as the labels of `quelea_build_info`.
 #[derive(Clone, Debug)]
@@ -195,7 +199,7 @@ struct Inner {
     registry: prometheus::Registry,
     libp2p: OnceLock<prometheus_client::registry::Registry>,
     /// Dropping it would stop the instruments.
-    _provider: SdkMeterProvider,
+    provider: SdkMeterProvider,
 }
 
 impl Metrics {
@@ -226,7 +230,12 @@ impl Metrics {
         for scope in RATE_SCOPES {
             instruments.rate_limited.add(0, &[KeyValue::new("scope", scope)]);
         }
-        Ok(Self { inner: Arc::new(Inner { instruments, registry, libp2p: OnceLock::new(), _provider: provider }) })
+        Ok(Self { inner: Arc::new(Inner { instruments, registry, libp2p: OnceLock::new(), provider }) })
+    }
+
+    /// For what others count.
+    pub(super) fn meter(&self) -> Meter {
+        self.inner.provider.meter("quelea")
     }
 
     /// Joins libp2p's own registry to the scrape, once it is filled. A second one is ignored.

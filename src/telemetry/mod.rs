@@ -9,6 +9,7 @@
 //! - [`health`]: which components work; liveness and readiness.
 //! - `history`: the last hour of the most important figures.
 //! - `tail`: the newest log lines.
+//! - `traces`: what a request took, span by span; to a collector by OTLP.
 //! - [`server`]: `/livez`, `/readyz`, `/health` and `/metrics`.
 
 pub mod front;
@@ -25,9 +26,10 @@ pub(crate) mod process;
 pub mod server;
 pub mod stats;
 pub(crate) mod tail;
+pub(crate) mod traces;
 
 pub use health::{Component, Status};
-pub(crate) use node::{Telemetry, way};
+pub(crate) use node::{Telemetry, operation, say_what_came, way};
 
 #[cfg(test)]
 mod tests;

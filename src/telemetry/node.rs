@@ -7,17 +7,18 @@ use libp2p::{
     multiaddr::{Multiaddr, Protocol},
 };
 use quelea_engine::runner::{Output, Phase as JobPhase};
-use quelea_wire::{ErrorCode, ModelId, time::unix_ms};
+use quelea_wire::{ErrorCode, ModelId, TraceParent, time::unix_ms};
 
 use super::{
     health::{Component, Health, Status},
     history::History,
     metrics::{BuildInfo, Finished, Metrics, MetricsError, Operation, Outcome, Phase, Where},
     stats::{NodeStats, Path, Transport},
+    traces::{self, Asking, Limited, Span, Traces},
 };
 use crate::{
     events::{EventBus, EventKind},
-    inference::{FinishReason, InferError, InferRequest, PromptForm, Summary},
+    inference::{FinishReason, InferError, InferRequest, PromptForm, Route, Summary},
 };
 
 /// The loop counts as stuck when it has not turned for so long; it ticks four times a second.
@@ -49,6 +50,8 @@ pub(crate) struct Telemetry {
     pub(crate) events: EventBus,
     /// The last hour.
     pub(crate) history: History,
+    /// What requests took.
+    pub(crate) traces: Traces,
 }
 
 impl Telemetry {
@@ -57,7 +60,39 @@ impl Telemetry {
         let health = Arc::new(Health::new(HEARTBEAT_MAX));
         let metrics = Metrics::new(&BuildInfo::default(), &stats, &health)?;
         metrics.declare_channels(&CHANNELS);
-        Ok(Self { stats, health, metrics, events: EventBus::default(), history: History::default() })
+        let traces = Traces::default();
+        traces::observe(&metrics.meter(), &traces);
+        Ok(Self { stats, health, metrics, events: EventBus::default(), history: History::default(), traces })
+    }
+
+    /// A request of this node's user begins.
+    pub(crate) fn request_span(&self, request: &InferRequest) -> Span {
+        self.asking(operation(request), request)
+    }
+
+    /// A text of this node's user is to be embedded.
+    pub(crate) fn embedding_span(&self, request: &InferRequest) -> Span {
+        self.asking(Operation::Embeddings, request)
+    }
+
+    fn asking(&self, operation: Operation, request: &InferRequest) -> Span {
+        self.traces.request(&Asking {
+            operation: operation.as_str(),
+            model: &request.model,
+            local: request.route == Route::Local,
+            max_tokens: request.max_tokens,
+            temperature: request.temperature,
+            top_p: request.top_p,
+            parent: request.trace,
+        })
+    }
+
+    /// A peer's session begins at a stage of this node.
+    pub(crate) fn session_span(&self, coordinator: PeerId, local: PeerId, trace: Option<TraceParent>) -> Span {
+        self.traces.session(coordinator, local, trace).unwrap_or_else(|Limited| {
+            self.metrics.rate_limited("traces", 1);
+            Span::none()
+        })
     }
 
     /// A component works.
@@ -162,6 +197,21 @@ impl Telemetry {
     }
 }
 
+/// Says of a request's span what came of it, in the words of the GenAI conventions. Neither prompt nor answer is among it.
+pub(crate) fn say_what_came(span: &mut Span, summary: &Summary) {
+    let tokens = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    let finish = match summary.finish_reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+    };
+    span.set_list("gen_ai.response.finish_reasons", [finish.to_owned()]);
+    span.set("gen_ai.usage.input_tokens", tokens(summary.prompt_ids.len()));
+    span.set("gen_ai.usage.output_tokens", tokens(summary.ids.len().saturating_sub(summary.resumed_tokens)));
+    span.set("gen_ai.response.time_to_first_chunk", summary.ttft_s);
+    span.set("quelea.stages", tokens(summary.hops.len()));
+    span.set("quelea.cached_tokens", tokens(summary.cached_tokens));
+}
+
 /// How a connection at `addr` reaches its peer, for the gauges.
 pub(crate) fn way(addr: &Multiaddr) -> (Path, Transport) {
     let mut way = (Path::Direct, Transport::Other);
@@ -177,7 +227,8 @@ pub(crate) fn way(addr: &Multiaddr) -> (Path, Transport) {
     way
 }
 
-fn operation(request: &InferRequest) -> Operation {
+/// What a request asks for.
+pub(crate) fn operation(request: &InferRequest) -> Operation {
     let raw = request.form == PromptForm::Raw && request.messages.is_empty();
     if raw { Operation::TextCompletion } else { Operation::Chat }
 }

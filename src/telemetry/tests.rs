@@ -30,6 +30,7 @@ fn state(heartbeat_max: Duration) -> (TelemetryState, Arc<NodeStats>) {
     let health = Arc::new(Health::new(heartbeat_max));
     let build = BuildInfo { version: "1.2.3".into(), ..BuildInfo::default() };
     let metrics = Metrics::new(&build, &stats, &health).unwrap();
+    super::traces::observe(&metrics.meter(), &super::traces::Traces::default());
     (TelemetryState { health, metrics }, stats)
 }
 
@@ -164,6 +165,8 @@ fn the_scrape_holds_the_catalogue_and_no_more_labels() {
         ("quelea_hole_punch_attempts_total", "counter"),
         ("quelea_peers_banned", "gauge"),
         ("quelea_rate_limited_total", "counter"),
+        ("quelea_trace_spans_dropped_total", "counter"),
+        ("quelea_trace_spans_exported_total", "counter"),
         ("quelea_reachability", "gauge"),
         ("quelea_rpc_requests_total", "counter"),
         ("quelea_exchange_records_total", "counter"),

@@ -82,5 +82,6 @@ mod swarm;
 mod terminal;
 mod thin;
 mod thin_links;
+mod traces;
 mod watch;
 mod weights;

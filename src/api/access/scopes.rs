@@ -98,6 +98,8 @@ pub(super) const TABLE: &[(&str, &str, Need)] = &[
     ("GET", "/api/v1/status", READ),
     ("GET", "/api/v1/snapshot", READ),
     ("GET", "/api/v1/events", READ),
+    ("GET", "/api/v1/traces", READ),
+    ("GET", "/api/v1/traces/{id}", READ),
     ("GET", "/api/v1/logs", READ),
     ("POST", "/api/v1/logs/level", ADMIN),
     ("GET", "/api/v1/config", READ),

@@ -79,6 +79,7 @@ impl Common {
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
             max_price: wishes.max_price,
             receipt: wishes.receipt,
+            trace: wishes.trace,
             ..InferRequest::new(reference, "")
         };
         Ok(Self { infer, n: usize::try_from(n).unwrap_or(1), stream, include_usage })

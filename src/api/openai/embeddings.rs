@@ -48,6 +48,7 @@ pub(super) async fn embeddings(
         max_tokens: 1,
         max_price: wishes.max_price,
         receipt: wishes.receipt,
+        trace: wishes.trace,
         ..InferRequest::new(asked.reference, "")
     };
     let at_once = inputs.len().min(AT_ONCE);

@@ -46,10 +46,11 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
+use quelea_wire::TraceParent;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(super) use self::error::ApiError;
-use super::ApiState;
+use super::{ApiState, trace_of};
 use crate::{
     inference::{InferError, discover},
     swarm::Handle,
@@ -217,6 +218,8 @@ struct Wishes {
     max_price: Option<u64>,
     /// Whether a receipt is wanted.
     receipt: bool,
+    /// The caller's own span, of which the answer is a part.
+    trace: Option<TraceParent>,
 }
 
 impl Wishes {
@@ -229,6 +232,6 @@ impl Wishes {
             })
         });
         let receipt = matches!(text("x-quelea-receipt"), Some("1" | "true"));
-        Ok(Self { max_price: max_price.transpose()?, receipt })
+        Ok(Self { max_price: max_price.transpose()?, receipt, trace: trace_of(headers) })
     }
 }

@@ -7,7 +7,7 @@ use libp2p::Multiaddr;
 
 use super::{
     ApiArgs, AuditArgs, ComputeArgs, DebtArgs, EndsArg, MaskingArgs, NatArgs, OfferArgs, PriceArgs, ProfileArg,
-    RendezvousArgs, ReplayArgs, WeightsArgs,
+    RendezvousArgs, ReplayArgs, TraceArgs, WeightsArgs,
     values::{parse_duration, parse_size},
 };
 use crate::cli::config::Setting;
@@ -61,6 +61,8 @@ pub(crate) struct DaemonArgs {
     /// Where /metrics, /livez, /readyz and /health are served [default: 127.0.0.1:8470, or a free port]
     #[arg(long, value_name = "ADDR")]
     pub(crate) metrics_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) traces: TraceArgs,
     /// Where the control API is served besides the unix socket [default: 127.0.0.1:8469, or a free port]
     #[arg(long, value_name = "ADDR")]
     pub(crate) api_listen: Option<SocketAddr>,

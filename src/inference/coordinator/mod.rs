@@ -50,6 +50,7 @@ use super::{
     planner::{Hop, Query},
     types::{CommittedRows, Cost, HopReport, InferError, PREFILL_WINDOW, Recovery, RouteHop, Saw},
 };
+use crate::telemetry::traces::{Span, Within};
 
 /// Chunks of a prompt that may be on their way through the chain at once.
 const CHUNKS: u32 = PREFILL_WINDOW as u32;
@@ -99,6 +100,8 @@ pub(crate) struct SessionSpec {
     pub(crate) receipt: bool,
     /// Draws the answers that are computed again.
     pub(crate) draws: Draws,
+    /// Where the request's trace goes on.
+    pub(crate) trace: Within,
 }
 
 impl SessionSpec {
@@ -118,11 +121,19 @@ struct Stage {
     totals: Option<Totals>,
     /// Whether it has accepted the session, in any epoch.
     joined: bool,
+    /// Its part in the trace.
+    span: Span,
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
         self.control.unsubscribe(&self.session);
+        if let Some(totals) = &self.totals {
+            let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+            self.span.set("quelea.rows", whole(totals.rows_out));
+            self.span.set("quelea.compute_us", whole(totals.compute_us));
+            self.span.set("quelea.queue_us", whole(totals.queue_us));
+        }
     }
 }
 
@@ -248,18 +259,19 @@ impl ChainSession {
         // All at once, so that one that is slow to reach is not paid for by the next.
         let reach = hops.into_iter().map(|hop| {
             let (plane, listener) = (&plane, listener.clone());
+            let span = spec.trace.stage(&hop.peer, &hop.span.to_string());
             async move {
                 let control = timeout_at(deadline, plane.links.control(plane, hop.peer, &hop.addrs))
                     .await
                     .map_err(|_| unreachable_hop(&hop, "it does not answer"))?
                     .map_err(|e| unreachable_hop(&hop, &e.to_string()))?;
                 control.subscribe(id, listener);
-                Ok::<_, InferError>(Stage { hop, control, session: id, totals: None, joined: false })
+                Ok::<_, InferError>(Stage { hop, control, session: id, totals: None, joined: false, span })
             }
         });
         let stages = try_join_all(reach).await?;
         let features = stages.iter().map(|stage| stage.control.sender.features());
-        let common = features.clone().fold(u64::MAX, |common, features| common & features);
+        let common = features.clone().fold(!protocol::TRACE, |common, features| common & features);
         let survives = opening::all_have(protocol::FAILOVER, features.clone());
         let rewinds = opening::all_have(protocol::REWIND, features.clone());
         let shares = opening::all_have(protocol::PREFIX, features);

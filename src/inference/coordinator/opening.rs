@@ -3,12 +3,15 @@
 use std::collections::{HashMap, HashSet};
 
 use libp2p::{Multiaddr, PeerId};
-use quelea_shard::frame::{Accept, BLOCK_ROWS, Ends, Frame, Open, Prefix, Trim};
-use quelea_wire::{ErrorCode, SpanRange};
+use quelea_shard::{
+    frame::{Accept, BLOCK_ROWS, Ends, Frame, Open, Prefix, Trim},
+    protocol,
+};
+use quelea_wire::{ErrorCode, SpanRange, TraceParent};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    CHUNKS, ChainSession, lost_hop,
+    CHUNKS, ChainSession, Stage, lost_hop,
     wait::{PROBE_EVERY, PROBE_TIMEOUT},
 };
 use crate::inference::{generate::SLOW_CALLER, links::FromStage, types::InferError};
@@ -24,6 +27,13 @@ struct Roll {
 impl Roll {
     fn begin() -> Self {
         Self { asked: false, due: Instant::now() + PROBE_EVERY, heard: HashSet::new() }
+    }
+}
+
+impl Stage {
+    /// What it is told of the request's trace: nothing where it would not understand, or the trace stays here.
+    fn trace(&self) -> Option<TraceParent> {
+        self.span.parent().filter(|_| self.control.sender.features() & protocol::TRACE != 0)
     }
 }
 
@@ -57,6 +67,7 @@ impl ChainSession {
             prefix: self.spec.prefix.clone(),
             ends: self.ends_at(i),
             pay: self.stages.get(i).and_then(|stage| self.paying.by(&stage.hop.peer)),
+            trace: self.stages.get(i).and_then(Stage::trace),
         }
     }
 
@@ -171,7 +182,7 @@ fn can_be_kept(rows: u32, offered: &Prefix) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use quelea_shard::{frame::BlockKey, protocol};
+    use quelea_shard::frame::BlockKey;
 
     use super::*;
 

@@ -44,11 +44,15 @@ impl ChainSession {
             other => return Err(other.into()),
         };
         let started = Instant::now();
+        let mut span = self.spec.trace.start("pipeline.failover");
         let mut deadline = started + RECOVERY;
         let (mut lost, mut taken_over_by) = (Vec::new(), Vec::new());
         tracing::warn!(session = %self.id, "a stage is lost: {first}");
         let went_on = loop {
             self.leave_out(peer);
+            if let Some(stage) = self.stages.iter_mut().find(|stage| stage.hop.peer == peer) {
+                stage.span.fail(first.code.clone(), first.error_code().meaning());
+            }
             lost.push(peer);
             // Boxed: this is rare, and what waits for a token is small without it.
             match Box::pin(self.go_on(&mut deadline, &mut taken_over_by)).await {
@@ -79,6 +83,9 @@ impl ChainSession {
             }
         };
         self.results.plane.telemetry.metrics.recovered(went_on.is_ok());
+        span.set_list("quelea.lost", lost.iter().map(PeerId::to_string));
+        span.set_list("quelea.taken_over_by", taken_over_by.iter().map(|hop: &Hop| hop.peer.to_string()));
+        span.ended(&went_on);
         went_on
     }
 
@@ -193,7 +200,8 @@ impl ChainSession {
         let paid = self.paying.add_later(hop, &control.sender, Instant::now() + OPEN_TIMEOUT).await;
         paid.map_err(|error| Trouble::Peer { peer: hop.peer, error: Box::new(error) })?;
         control.subscribe(self.id, self.listener.clone());
-        Ok(Stage { hop: hop.clone(), control, session: self.id, totals: None, joined: false })
+        let span = self.spec.trace.stage(&hop.peer, &hop.span.to_string());
+        Ok(Stage { hop: hop.clone(), control, session: self.id, totals: None, joined: false, span })
     }
 
     /// In a new epoch: opens the session at those who have not accepted it, gives all others their neighbours, and reaches

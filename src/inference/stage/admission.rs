@@ -77,6 +77,9 @@ pub(super) fn opened(plane: &Arc<Plane>, coordinator: PeerId, stream: u64, contr
     let machine = Session::new(open.clone(), Instant::now());
     let machine = if control.features() & FAILOVER == 0 { machine } else { machine.surviving() };
     open.prefix = prefix;
+    let mut span = plane.telemetry.session_span(coordinator, plane.handle.local(), open.trace);
+    span.set("quelea.layers", open.span.to_string());
+    span.set("quelea.model", open.model.short());
     tables.entries.insert(
         key,
         Entry {
@@ -87,6 +90,7 @@ pub(super) fn opened(plane: &Arc<Plane>, coordinator: PeerId, stream: u64, contr
             held: None,
             since: Instant::now(),
             account: Account::new(plane, coordinator, &open),
+            span,
         },
     );
     drop(tables);
@@ -152,14 +156,22 @@ async fn admit(plane: Arc<Plane>, key: (PeerId, SessionId), open: Open, served: 
             held.watch = Some(watch_next(&plane, key, &open, &held));
             let mut tables = plane.stages.lock();
             match tables.entries.get_mut(&key).filter(|e| e.machine.open().epoch == open.epoch) {
-                Some(entry) => entry.held = Some(held),
+                Some(entry) => {
+                    entry.held = Some(held);
+                    entry.span.event("accepted");
+                }
                 // Cancelled meanwhile; `held` gives its pages back.
                 None => return,
             }
             Event::Admitted { kv_pages_free, kept_rows }
         }
         Err((code, detail)) => {
-            let retry_after_ms = if waits(code) { plane.stages.lock().retry_after_ms() } else { 0 };
+            let mut tables = plane.stages.lock();
+            if let Some(entry) = tables.entries.get_mut(&key).filter(|e| e.machine.open().epoch == open.epoch) {
+                entry.span.fail(code.to_string(), code.meaning());
+            }
+            let retry_after_ms = if waits(code) { tables.retry_after_ms() } else { 0 };
+            drop(tables);
             Event::NotAdmitted { code, detail, retry_after_ms }
         }
     };

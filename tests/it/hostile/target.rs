@@ -68,6 +68,7 @@ impl Target {
             prefix: Prefix::default(),
             ends: Ends::default(),
             pay: None,
+            trace: None,
         }
     }
 }
