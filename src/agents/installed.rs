@@ -89,7 +89,8 @@ impl Capability {
 }
 
 /// How an agent is to be installed.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Installing {
     pub(crate) name: String,

@@ -6,7 +6,7 @@
 //! ([`scopes`]).
 
 mod rate;
-mod scopes;
+pub(super) mod scopes;
 mod sessions;
 mod tokens;
 

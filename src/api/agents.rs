@@ -23,10 +23,11 @@ use axum::{
 use quelea_wire::ErrorCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::{
     ApiState, parse, refuse,
-    shape::{self, seconds},
+    shape::{self, Binary, Failure, List, answers, seconds},
 };
 use crate::{
     agents::{
@@ -41,6 +42,47 @@ use crate::{
 
 /// Levels of a log, from 0.
 const LEVELS: [&str; 5] = ["trace", "debug", "info", "warn", "error"];
+
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(list, one, install, run, logs, remove, compute, read))]
+pub(super) struct Described;
+
+answers! {
+    /// An agent: what it was granted, what it wants, what is left to spend.
+    AgentItem {
+        name: String, hash: String, bytes: u64, installed_at_s: f64, entry: String, granted: Vec<String>, wants: Vec<String>,
+        hosts: Vec<String>, allowance: u64, spent: u64, fuel: u64, deadline_ms: u64, runs: u64,
+    }
+
+    /// One agent; `capabilities` where it is asked for by its name.
+    Agent = "quelea.agent/v1" {
+        name: String, hash: String, bytes: u64, installed_at_s: f64, entry: String, granted: Vec<String>, wants: Vec<String>,
+        hosts: Vec<String>, allowance: u64, spent: u64, fuel: u64, deadline_ms: u64, runs: u64,
+        ; capabilities: Vec<CapabilityShown>,
+    }
+
+    CapabilityShown { name: String, meaning: String, granted: bool, wanted: bool, }
+
+    /// What a run came to. What is no text comes as `output_hex`.
+    AgentRan = "quelea.agent_run/v1" {
+        name: Option<String>, outcome: String, message: Option<String>, hint: Option<String>, output: Option<String>,
+        output_hex: Option<String>, fuel: u64, spent: u64, compile_s: f64, took_s: f64, log: Vec<AgentLogLine>,
+    }
+
+    AgentLogLine { at_s: f64, level: String, text: String, }
+    AgentRemoved = "quelea.agent_removed/v1" { name: String, }
+
+    /// Readable text of a page.
+    PageRead = "quelea.page/v1" {
+        /// Where it was in the end, after redirects.
+        url: String,
+        status: u16, title: String, text: String, links: Vec<PageLink>,
+        /// Whether there was more.
+        cut: bool,
+    }
+
+    PageLink { url: String, text: String, }
+}
 
 pub(super) fn routes() -> Router<ApiState> {
     Router::new()
@@ -112,11 +154,19 @@ fn ran(name: Option<&str>, run: &AgentRun) -> Value {
     })
 }
 
+/// The agents of this node.
+#[utoipa::path(get, path = "/api/v1/agents", responses((status = 200, body = List<AgentItem>)))]
 async fn list(State(state): State<ApiState>) -> Response {
     let rows = state.agents.list().await;
     answer(rows.map(|rows| Json(shape::list("quelea.agents/v1", rows.iter().map(shown).collect())).into_response()))
 }
 
+/// One agent.
+#[utoipa::path(
+    get, path = "/api/v1/agents/{name}",
+    params(("name" = String, Path, description = "the agent's")),
+    responses((status = 200, body = Agent), (status = 404, body = Failure, description = "there is none"))
+)]
 async fn one(State(state): State<ApiState>, Path(name): Path<String>) -> Response {
     let found = state.agents.named(&name).await;
     answer(found.map(|(row, _)| {
@@ -133,16 +183,36 @@ async fn one(State(state): State<ApiState>, Path(name): Path<String>) -> Respons
     }))
 }
 
+/// Installs the module that is the body.
+#[utoipa::path(
+    post, path = "/api/v1/agents",
+    params(Installing),
+    request_body(content = Binary, content_type = "application/octet-stream"),
+    responses((status = 200, body = Agent))
+)]
 async fn install(State(state): State<ApiState>, Query(how): Query<Installing>, module: Bytes) -> Response {
     let installed = state.agents.install(&how, &module).await;
     answer(installed.map(|row| document("quelea.agent/v1", shown(&row))))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 struct Running {
+    /// The most that this run may spend, in micro-credits.
     allowance: Option<u64>,
 }
 
+/// Runs an agent with the body as its input.
+#[utoipa::path(
+    post, path = "/api/v1/agents/{name}/run",
+    params(("name" = String, Path, description = "the agent's"), Running),
+    request_body(content = Option<Binary>, content_type = "application/octet-stream"),
+    responses(
+        (status = 200, body = AgentRan),
+        (status = 402, body = Failure, description = "its allowance is spent"),
+        (status = 404, body = Failure, description = "there is none"),
+    )
+)]
 async fn run(
     State(state): State<ApiState>,
     Path(name): Path<String>,
@@ -157,11 +227,19 @@ async fn run(
     answer(run.map(|run| document("quelea.agent_run/v1", ran(Some(&name), &run))))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 struct Wanted {
+    /// How many; 100 unless said.
     last: Option<usize>,
 }
 
+/// The last lines of an agent's log.
+#[utoipa::path(
+    get, path = "/api/v1/agents/{name}/logs",
+    params(("name" = String, Path, description = "the agent's"), Wanted),
+    responses((status = 200, body = List<AgentLogLine>), (status = 404, body = Failure, description = "there is none"))
+)]
 async fn logs(State(state): State<ApiState>, Path(name): Path<String>, Query(wanted): Query<Wanted>) -> Response {
     let lines = state.agents.log(&name, wanted.last.unwrap_or(100)).await;
     answer(
@@ -169,17 +247,35 @@ async fn logs(State(state): State<ApiState>, Path(name): Path<String>, Query(wan
     )
 }
 
+/// Takes an agent away.
+#[utoipa::path(
+    post, path = "/api/v1/agents/{name}/remove",
+    params(("name" = String, Path, description = "the agent's")),
+    responses((status = 200, body = AgentRemoved), (status = 404, body = Failure, description = "there is none"))
+)]
 async fn remove(State(state): State<ApiState>, Path(name): Path<String>) -> Response {
     let removed = state.agents.remove(&name).await;
     answer(removed.map(|()| document("quelea.agent_removed/v1", json!({ "name": name }))))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 struct Computing {
+    /// The function that is called; `run` unless said.
     entry: Option<String>,
 }
 
+/// Runs the module that is the body, which may only compute.
+#[utoipa::path(
+    post, path = "/api/v1/compute",
+    params(Computing),
+    request_body(content = Binary, content_type = "application/octet-stream"),
+    responses((status = 200, body = AgentRan))
+)]
 async fn compute(State(state): State<ApiState>, Query(wanted): Query<Computing>, module: Bytes) -> Response {
+    if module.is_empty() {
+        return refuse(&InferError::new(ErrorCode::Usage, "the module is missing: it is the request's body"));
+    }
     if module.len() > CONTRACT_MAX {
         let said = format!("a contract of {} bytes; at most {CONTRACT_MAX} are run", module.len());
         return refuse(&InferError::new(ErrorCode::Usage, said));
@@ -189,13 +285,16 @@ async fn compute(State(state): State<ApiState>, Query(wanted): Query<Computing>,
     answer(run.map(|run| document("quelea.agent_run/v1", ran(None, &run))))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = ReadRequest)]
 struct Reading {
     url: String,
     max_bytes: Option<usize>,
 }
 
+/// Readable text of a page.
+#[utoipa::path(post, path = "/api/v1/web/read", request_body = Reading, responses((status = 200, body = PageRead)))]
 async fn read(State(state): State<ApiState>, body: Bytes) -> Response {
     let reading: Reading = match parse(&body) {
         Ok(reading) => reading,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::{
     Json, Router,
+    body::Bytes,
     extract::State,
     http::StatusCode,
     response::{IntoResponse, Response},
@@ -13,15 +14,16 @@ use quelea_behaviours::bans::{Ban, By, Subject};
 use quelea_wire::ErrorCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::{
-    ApiState, failure,
-    shape::{self, seconds},
+    ApiState, failure, parse, refuse,
+    shape::{self, List, answers, seconds},
 };
 use crate::inference::InferError;
 
 /// What `ban` is asked.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct BanRequest {
     /// A peer id, or a range of addresses.
@@ -34,11 +36,26 @@ struct BanRequest {
 }
 
 /// What `unban` is asked.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct UnbanRequest {
     /// A peer id, or a range of addresses.
     subject: String,
+}
+
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(list, ban, unban))]
+pub(super) struct Described;
+
+answers! {
+    /// A ban. `by` is `operator`, `conduct` or `fraud`; `times` counts those of this subject.
+    BanItem { subject: String, since_at_s: f64, until_at_s: f64, by: String, times: u32, reason: String, }
+
+    /// The ban as it holds.
+    BanMade = "quelea.peers.ban/v1" { ban: BanItem, }
+
+    /// Whether there was a ban.
+    BanLifted = "quelea.peers.unban/v1" { subject: String, lifted: bool, }
 }
 
 pub(super) fn routes() -> Router<ApiState> {
@@ -59,12 +76,20 @@ fn to_json(ban: &Ban) -> Value {
     })
 }
 
+/// Who is refused.
+#[utoipa::path(get, path = "/api/v1/peers/bans", responses((status = 200, body = List<BanItem>)))]
 async fn list(State(state): State<ApiState>) -> Json<Value> {
     let bans = state.asker.plane.handle.bans().await;
     Json(shape::list("quelea.peers.bans/v1", bans.iter().map(to_json).collect()))
 }
 
-async fn ban(State(state): State<ApiState>, Json(request): Json<BanRequest>) -> Response {
+/// Refuses a peer or a range of addresses for some time.
+#[utoipa::path(post, path = "/api/v1/peers/ban", request_body = BanRequest, responses((status = 200, body = BanMade)))]
+async fn ban(State(state): State<ApiState>, body: Bytes) -> Response {
+    let request: BanRequest = match parse(&body) {
+        Ok(request) => request,
+        Err(error) => return refuse(&error),
+    };
     let subject = match subject(&request.subject) {
         Ok(subject) => subject,
         Err(refused) => return *refused,
@@ -83,7 +108,13 @@ async fn ban(State(state): State<ApiState>, Json(request): Json<BanRequest>) -> 
     }
 }
 
-async fn unban(State(state): State<ApiState>, Json(request): Json<UnbanRequest>) -> Response {
+/// Takes a ban back.
+#[utoipa::path(post, path = "/api/v1/peers/unban", request_body = UnbanRequest, responses((status = 200, body = BanLifted)))]
+async fn unban(State(state): State<ApiState>, body: Bytes) -> Response {
+    let request: UnbanRequest = match parse(&body) {
+        Ok(request) => request,
+        Err(error) => return refuse(&error),
+    };
     let subject = match subject(&request.subject) {
         Ok(subject) => subject,
         Err(refused) => return *refused,

@@ -9,15 +9,29 @@ use axum::{
 use quelea_wire::ErrorCode;
 use serde::Deserialize;
 use serde_json::json;
+use utoipa::ToSchema;
 
-use super::{ApiState, parse, refuse};
+use super::{ApiState, parse, refuse, shape::answers};
 use crate::{inference::InferError, swarm::BroadcastError};
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = BroadcastRequest)]
 struct Said {
     text: String,
 }
 
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(broadcast))]
+pub(super) struct Described;
+
+answers! {
+    /// The message's id.
+    Broadcast = "quelea.broadcast/v1" { id: String, }
+}
+
+/// Says a line to every node of the network.
+#[utoipa::path(post, path = "/api/v1/broadcast", request_body = Said, responses((status = 200, body = Broadcast)))]
 pub(super) async fn broadcast(State(state): State<ApiState>, body: Bytes) -> Response {
     let said: Said = match parse(&body) {
         Ok(said) => said,

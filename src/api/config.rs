@@ -4,10 +4,13 @@ use axum::{Json, extract::State};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{ApiState, shape};
+use super::{
+    ApiState,
+    shape::{self, answers},
+};
 
 /// A setting as it holds. Secrets are never settings: they lie in files, whose paths may be here.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub(crate) struct ConfigItem {
     /// The flag without its dashes.
     pub(crate) key: String,
@@ -19,6 +22,19 @@ pub(crate) struct ConfigItem {
     pub(crate) help: String,
 }
 
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(config))]
+pub(super) struct Described;
+
+answers! {
+    /// What the node was started with; `log` is what is logged now.
+    ConfigShown = "quelea.config/v1" {
+        generated_at: String, items: Vec<ConfigItem>, log: Option<String>, version: String,
+    }
+}
+
+/// What the node was started with, and where each value comes from.
+#[utoipa::path(get, path = "/api/v1/config", responses((status = 200, body = ConfigShown)))]
 pub(super) async fn config(State(state): State<ApiState>) -> Json<Value> {
     let items = state.config.iter().map(|item| json!(item)).collect();
     let mut list = shape::list("quelea.config/v1", items);

@@ -36,9 +36,13 @@ use quelea_wire::{ErrorCode, time::unix_ms};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use utoipa::ToSchema;
 
 use self::show::Show;
-use super::{ApiState, failure, parse, refuse};
+use super::{
+    ApiState, failure, parse, refuse,
+    shape::{Failure, answers},
+};
 use crate::{
     events::EventKind,
     inference::InferError,
@@ -54,14 +58,71 @@ const PUT_QUORUM: usize = 1;
 /// What every key of ours begins with.
 const NAMESPACE: &str = "/quelea/";
 
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(ask_put, ask_get_value, ask_provide, ask_providers, ask_find_peer, ask_find_node, delete, stats))]
+pub(super) struct Described;
+
+/// `event` is `progress`, and at the end `done` or `error`.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what json! makes")]
+struct DhtLine<T: ToSchema> {
+    event: String,
+    requests: Option<u32>,
+    answers: Option<u32>,
+    failures: Option<u32>,
+    result: Option<T>,
+    error: Option<InferError>,
+}
+
+answers! {
+    DhtPut = "quelea.dht_put/v1" {
+        key: String, peers: u64, quorum: u64, ttl_s: Option<f64>, requests: u32, answers: u32, elapsed_s: f64,
+    }
+
+    /// The best value, or with `all` every one in `items`.
+    DhtGot = "quelea.dht_get/v1" {
+        key: String, values: u64, invalid: u64, requests: u32, answers: u32, elapsed_s: f64,
+        ; value: Option<String>, value_hex: String, holders: u64, sequence: Option<u64>, expires_s: Option<f64>,
+        items: Vec<DhtValue>,
+    }
+
+    DhtValue { value: Option<String>, value_hex: String, holders: u64, sequence: Option<u64>, expires_s: Option<f64>, }
+    DhtProvided = "quelea.dht_provide/v1" { key: String, requests: u32, answers: u32, elapsed_s: f64, }
+    DhtProviders = "quelea.dht_providers/v1" {
+        generated_at: String, items: Vec<DhtReached>, key: String, requests: u32, answers: u32, elapsed_s: f64,
+    }
+    DhtReached { peer_id: String, addresses: Vec<String>, connected: bool, local: bool, }
+    DhtPeer = "quelea.dht_peer/v1" {
+        peer_id: String, addresses: Vec<String>, connected: bool, local: bool, requests: u32, answers: u32, elapsed_s:
+        f64,
+    }
+    DhtNodes = "quelea.dht_nodes/v1" {
+        generated_at: String, items: Vec<DhtNode>, target: String, requests: u32, answers: u32, elapsed_s: f64,
+    }
+    DhtNode { peer_id: String, addresses: Vec<String>, }
+    DhtDeleted = "quelea.dht_delete/v1" { key: String, value: bool, provided: bool, }
+
+    /// `mode` is `server` or `client`.
+    DhtFigures = "quelea.dht_stats/v1" {
+        mode: String, peers: u64, buckets: Vec<DhtBucket>, records: DhtRecords, providers: DhtProviderCounts, store: DhtStore,
+        queries_running: u64, queries: std::collections::BTreeMap<String, DhtQueries>,
+    }
+
+    DhtBucket { bucket: u64, peers: u64, }
+    DhtRecords { held: u64, held_bytes: u64, own: u64, }
+    DhtProviderCounts { held: u64, keys: u64, own: u64, }
+    DhtStore { peers: u64, refused: u64, replaced: u64, expired: u64, crowded: u64, }
+    DhtQueries { ok: u64, failed: u64, success_ratio: Option<f64>, }
+}
+
 pub(super) fn routes() -> Router<ApiState> {
     Router::new()
-        .route("/api/v1/dht/put", post(async |state, body: Bytes| lookup(state, put(&body)).await))
-        .route("/api/v1/dht/get", post(async |state, body: Bytes| lookup(state, get_value(&body)).await))
-        .route("/api/v1/dht/provide", post(async |state, body: Bytes| lookup(state, provide(&body)).await))
-        .route("/api/v1/dht/providers", post(async |state, body: Bytes| lookup(state, providers(&body)).await))
-        .route("/api/v1/dht/find-peer", post(async |state, body: Bytes| lookup(state, find_peer(&body)).await))
-        .route("/api/v1/dht/find-node", post(async |state, body: Bytes| lookup(state, find_node(&body)).await))
+        .route("/api/v1/dht/put", post(ask_put))
+        .route("/api/v1/dht/get", post(ask_get_value))
+        .route("/api/v1/dht/provide", post(ask_provide))
+        .route("/api/v1/dht/providers", post(ask_providers))
+        .route("/api/v1/dht/find-peer", post(ask_find_peer))
+        .route("/api/v1/dht/find-node", post(ask_find_node))
         .route("/api/v1/dht/delete", post(delete))
         .route("/api/v1/dht/stats", get(stats))
 }
@@ -73,8 +134,9 @@ struct Question {
     timeout: Duration,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = DhtPutRequest)]
 struct PutBody {
     key: String,
     value: Option<String>,
@@ -84,8 +146,9 @@ struct PutBody {
     timeout_s: Option<f64>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = DhtGetRequest)]
 struct GetBody {
     key: String,
     quorum: Option<usize>,
@@ -94,25 +157,106 @@ struct GetBody {
     timeout_s: Option<f64>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = DhtKeyRequest)]
 struct KeyBody {
     key: String,
     timeout_s: Option<f64>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = DhtPeerRequest)]
 struct PeerBody {
     peer: String,
     timeout_s: Option<f64>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = DhtTargetRequest)]
 struct TargetBody {
     target: String,
     timeout_s: Option<f64>,
+}
+
+/// Puts a value, and has the closest peers keep it.
+#[utoipa::path(
+    post, path = "/api/v1/dht/put",
+    request_body = PutBody,
+    responses(
+        (status = 200, body = DhtLine<DhtPut>, content_type = "application/x-ndjson"),
+        (status = 404, body = Failure, description = "nothing was found"),
+    )
+)]
+async fn ask_put(state: State<ApiState>, body: Bytes) -> Response {
+    lookup(state, put(&body)).await
+}
+
+/// Looks for a value.
+#[utoipa::path(
+    post, path = "/api/v1/dht/get",
+    request_body = GetBody,
+    responses(
+        (status = 200, body = DhtLine<DhtGot>, content_type = "application/x-ndjson"),
+        (status = 404, body = Failure, description = "nothing was found"),
+    )
+)]
+async fn ask_get_value(state: State<ApiState>, body: Bytes) -> Response {
+    lookup(state, get_value(&body)).await
+}
+
+/// Says that this node has what a key stands for.
+#[utoipa::path(
+    post, path = "/api/v1/dht/provide",
+    request_body = KeyBody,
+    responses(
+        (status = 200, body = DhtLine<DhtProvided>, content_type = "application/x-ndjson"),
+        (status = 404, body = Failure, description = "nothing was found"),
+    )
+)]
+async fn ask_provide(state: State<ApiState>, body: Bytes) -> Response {
+    lookup(state, provide(&body)).await
+}
+
+/// Who has what a key stands for, and whether they were reached.
+#[utoipa::path(
+    post, path = "/api/v1/dht/providers",
+    request_body = KeyBody,
+    responses(
+        (status = 200, body = DhtLine<DhtProviders>, content_type = "application/x-ndjson"),
+        (status = 404, body = Failure, description = "nothing was found"),
+    )
+)]
+async fn ask_providers(state: State<ApiState>, body: Bytes) -> Response {
+    lookup(state, providers(&body)).await
+}
+
+/// Where a peer is, and whether it was reached.
+#[utoipa::path(
+    post, path = "/api/v1/dht/find-peer",
+    request_body = PeerBody,
+    responses(
+        (status = 200, body = DhtLine<DhtPeer>, content_type = "application/x-ndjson"),
+        (status = 404, body = Failure, description = "nothing was found"),
+    )
+)]
+async fn ask_find_peer(state: State<ApiState>, body: Bytes) -> Response {
+    lookup(state, find_peer(&body)).await
+}
+
+/// The peers that are closest to a key or a peer id.
+#[utoipa::path(
+    post, path = "/api/v1/dht/find-node",
+    request_body = TargetBody,
+    responses(
+        (status = 200, body = DhtLine<DhtNodes>, content_type = "application/x-ndjson"),
+        (status = 404, body = Failure, description = "nothing was found"),
+    )
+)]
+async fn ask_find_node(state: State<ApiState>, body: Bytes) -> Response {
+    lookup(state, find_node(&body)).await
 }
 
 fn put(body: &[u8]) -> Result<Question, InferError> {
@@ -176,6 +320,15 @@ fn find_node(body: &[u8]) -> Result<Question, InferError> {
     Ok(Question { ask: Ask::Closest { target }, show, timeout: timeout(body.timeout_s)? })
 }
 
+/// Gives up what this node publishes under a key.
+#[utoipa::path(
+    post, path = "/api/v1/dht/delete",
+    request_body = KeyBody,
+    responses(
+        (status = 200, body = DhtDeleted),
+        (status = 404, body = Failure, description = "this node publishes nothing there"),
+    )
+)]
 async fn delete(State(state): State<ApiState>, body: Bytes) -> Response {
     let key = match parse::<KeyBody>(&body).and_then(|body| key_of(&body.key)) {
         Ok(key) => key,
@@ -195,6 +348,8 @@ async fn delete(State(state): State<ApiState>, body: Bytes) -> Response {
     }
 }
 
+/// The DHT in figures.
+#[utoipa::path(get, path = "/api/v1/dht/stats", responses((status = 200, body = DhtFigures)))]
 async fn stats(State(state): State<ApiState>) -> Response {
     match figures(&state).await {
         Ok(figures) => Json(figures).into_response(),

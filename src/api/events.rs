@@ -49,7 +49,8 @@ pub(super) const STREAMS_MAX: usize = 256;
 /// After how long a browser whose connection broke comes back, in milliseconds.
 const RETRY_MS: u32 = 2000;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Wanted {
     /// Types, separated by commas; all when left out.
     #[serde(default)]
@@ -89,6 +90,16 @@ struct Reader {
     _place: OwnedSemaphorePermit,
 }
 
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(events))]
+pub(super) struct Described;
+
+/// What happens, as server-sent events: `id:` numbers them, `data:` is JSON.
+#[utoipa::path(
+    get, path = "/api/v1/events",
+    params(Wanted),
+    responses((status = 200, body = String, content_type = "text/event-stream"))
+)]
 pub(super) async fn events(
     State(state): State<ApiState>,
     headers: HeaderMap,

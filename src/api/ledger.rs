@@ -29,10 +29,11 @@ use quelea_wire::{ErrorCode, time::unix_ms};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
+use utoipa::ToSchema;
 
 use super::{
     ApiState, parse, refuse,
-    shape::{self, seconds},
+    shape::{self, Failure, List, answers, seconds},
 };
 use crate::{
     inference::InferError,
@@ -59,6 +60,65 @@ const DAY_MS: u64 = 24 * 3600 * 1000;
 /// Discharged by payment outside.
 const OUTSIDE: u8 = 0;
 
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(accounts, entries, check, promise, redeem, request, limit, convict, trust))]
+pub(super) struct Described;
+
+answers! {
+    /// All accounts, and their sums.
+    Accounts = "quelea.ledger/v1" {
+        generated_at: String, items: Vec<AccountItem>, unit: String, totals: LedgerTotals,
+        /// What all who have proven nothing may owe together.
+        pool: LedgerPool,
+    }
+
+    LedgerTotals { owed: u64, owing: u64, held: u64, }
+    LedgerPool { limit: u64, }
+
+    /// An account with a peer: `owed` is what it owes, negative where this node does.
+    AccountItem {
+        peer_id: String, owed: i64, issued: u64, issued_discharged: u64, received: u64, received_discharged: u64, held: u64,
+        limit: u64, limit_by_operator: bool, proven: bool, granted: Option<u64>, synced: bool, overdue: u64,
+        asked_at_s: Option<f64>,
+        default_since_s: Option<f64>, asks: Option<PaymentAsked>, frozen: Option<String>,
+    }
+
+    /// A peer's request to be paid.
+    PaymentAsked { amount: u64, at_s: f64, deadline_s: f64, ; peer_id: String, }
+
+    /// Signed entries, newest first, and open requests to be paid.
+    Entries = "quelea.ledger.entries/v1" { generated_at: String, items: Vec<EntryItem>, requests: Vec<PaymentAsked>, }
+
+    /// `kind` is `note` or `redeem`, `by` is `me` or `peer`; the envelope is what was signed, in hex.
+    EntryItem {
+        id: String, peer_id: String, kind: String, by: String, seq: u64, at_s: f64, amount: u64, total: u64, hold: Option<String>,
+        due_at_s: Option<f64>, method: Option<String>, acknowledged: Option<bool>, envelope: String,
+    }
+
+    /// Whether what is stored is what the counters say.
+    LedgerChecked = "quelea.ledger.check/v1" { ok: bool, accounts: usize, entries: usize, faults: Vec<LedgerFault>, }
+
+    LedgerFault { peer_id: String, what: String, }
+
+    /// An IOU that was signed.
+    Promised = "quelea.ledger.promise/v1" { peer_id: String, amount: u64, id: String, }
+    Redeemed = "quelea.ledger.redeem/v1" { peer_id: String, amount: u64, id: String, }
+    Requested = "quelea.ledger.request/v1" { peer_id: String, amount: u64, }
+    Limited = "quelea.ledger.limit/v1" { peer_id: String, limit: u64, by_operator: bool, }
+    Convicted = "quelea.ledger.convict/v1" { peer_id: String, }
+
+    /// What a peer is worth here (0 to 1), and why.
+    TrustItem {
+        peer_id: String, trust: f64, conduct: f64, commerce: f64, limit: Option<u64>, proven: bool, repaid: u64,
+        paid_on_days: u64,
+        overdue: u64, default_since_s: Option<f64>, no_credit_until_s: Option<f64>, little_trust_until_s: Option<f64>,
+        convicted: bool,
+        events: Vec<TrustEvent>,
+    }
+
+    TrustEvent { at_s: f64, what: String, amount: u64, before: f64, after: f64, }
+}
+
 pub(super) fn routes() -> Router<ApiState> {
     Router::new()
         .route("/api/v1/ledger", get(accounts))
@@ -72,23 +132,26 @@ pub(super) fn routes() -> Router<ApiState> {
         .route("/api/v1/trust", get(trust))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct Wanted {
     peer: Option<String>,
     limit: Option<usize>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = PromiseRequest)]
 struct Promise {
     peer: String,
     amount: u64,
     due_days: u64,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = RedeemRequest)]
 struct Redeem {
     peer: String,
     amount: u64,
@@ -98,22 +161,25 @@ struct Redeem {
     reference: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = PaymentRequest)]
 struct Request {
     peer: String,
     /// All that is owed, without it.
     amount: Option<u64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = ConvictRequest)]
 struct Convict {
     peer: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = LimitRequest)]
 struct Limit {
     peer: String,
     amount: Option<u64>,
@@ -166,6 +232,8 @@ fn some_seconds(at: u64) -> Option<Value> {
     (at > 0 && at < u64::MAX).then(|| json!(seconds(at)))
 }
 
+/// All accounts, and their sums.
+#[utoipa::path(get, path = "/api/v1/ledger", responses((status = 200, body = Accounts)))]
 async fn accounts(State(state): State<ApiState>) -> Response {
     answer(listed(state.asker.plane.ledger()).await)
 }
@@ -182,6 +250,8 @@ pub(super) async fn listed(ledger: &Ledger) -> Answer {
     Ok(list)
 }
 
+/// Signed entries, newest first.
+#[utoipa::path(get, path = "/api/v1/ledger/entries", params(Wanted), responses((status = 200, body = Entries)))]
 async fn entries(State(state): State<ApiState>, Query(wanted): Query<Wanted>) -> Response {
     answer(entries_of(state.asker.plane.ledger(), wanted).await)
 }
@@ -219,6 +289,8 @@ fn entry(entry: &Entry) -> Value {
     })
 }
 
+/// Whether what is stored is what the counters say.
+#[utoipa::path(get, path = "/api/v1/ledger/check", responses((status = 200, body = LedgerChecked)))]
 async fn check(State(state): State<ApiState>) -> Response {
     answer(checked(state.asker.plane.ledger()).await)
 }
@@ -248,6 +320,12 @@ async fn synced(state: &ApiState, peer: PeerId) -> Result<&Ledger, InferError> {
     Ok(ledger)
 }
 
+/// Signs an IOU by hand.
+#[utoipa::path(
+    post, path = "/api/v1/ledger/promise",
+    request_body = Promise,
+    responses((status = 200, body = Promised), (status = 402, body = Failure, description = "the peer gives no such credit"))
+)]
 async fn promise(State(state): State<ApiState>, body: Bytes) -> Response {
     answer(promised(&state, &body).await)
 }
@@ -266,6 +344,12 @@ async fn promised(state: &ApiState, body: &[u8]) -> Answer {
     Ok(made("quelea.ledger.promise/v1", peer, amount, name))
 }
 
+/// Discharges what a peer owes.
+#[utoipa::path(
+    post, path = "/api/v1/ledger/redeem",
+    request_body = Redeem,
+    responses((status = 200, body = Redeemed), (status = 402, body = Failure, description = "the account is frozen"))
+)]
 async fn redeem(State(state): State<ApiState>, body: Bytes) -> Response {
     answer(redeemed(&state, &body).await)
 }
@@ -280,6 +364,12 @@ async fn redeemed(state: &ApiState, body: &[u8]) -> Answer {
     Ok(made("quelea.ledger.redeem/v1", peer, amount, name))
 }
 
+/// Asks a peer to pay.
+#[utoipa::path(
+    post, path = "/api/v1/ledger/request",
+    request_body = Request,
+    responses((status = 200, body = Requested), (status = 402, body = Failure, description = "the account is frozen"))
+)]
 async fn request(State(state): State<ApiState>, body: Bytes) -> Response {
     answer(requested(&state, &body).await)
 }
@@ -298,6 +388,8 @@ async fn requested(state: &ApiState, body: &[u8]) -> Answer {
     Ok(json!({ "schema": "quelea.ledger.request/v1", "peer_id": peer.to_string(), "amount": amount }))
 }
 
+/// Says what a peer may owe; without an amount what it has earned.
+#[utoipa::path(post, path = "/api/v1/ledger/limit", request_body = Limit, responses((status = 200, body = Limited)))]
 async fn limit(State(state): State<ApiState>, body: Bytes) -> Response {
     answer(limited(&state, &body).await)
 }
@@ -311,6 +403,8 @@ async fn limited(state: &ApiState, body: &[u8]) -> Answer {
     }))
 }
 
+/// Says that a peer computes wrongly: it gets no credit and no work any more.
+#[utoipa::path(post, path = "/api/v1/ledger/convict", request_body = Convict, responses((status = 200, body = Convicted)))]
 async fn convict(State(state): State<ApiState>, body: Bytes) -> Response {
     answer(convicted(&state, &body).await)
 }
@@ -325,6 +419,8 @@ async fn convicted(state: &ApiState, body: &[u8]) -> Answer {
     Ok(json!({ "schema": "quelea.ledger.convict/v1", "peer_id": peer.to_string() }))
 }
 
+/// What peers are worth here, and why.
+#[utoipa::path(get, path = "/api/v1/trust", params(Wanted), responses((status = 200, body = List<TrustItem>)))]
 async fn trust(State(state): State<ApiState>, Query(wanted): Query<Wanted>) -> Response {
     answer(trusted(&state, wanted).await)
 }

@@ -23,12 +23,13 @@ use axum::{
 use quelea_wire::ErrorCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::{
     ApiState,
     access::{self, CODE_TTL, Caller, Scope, Sessions, Token, TokenError, Tokens},
     failure, parse, refuse,
-    shape::{self, seconds},
+    shape::{self, Failure, List, answers, seconds},
 };
 use crate::{identity::IdentityError, inference::InferError};
 
@@ -59,6 +60,35 @@ impl Door {
     }
 }
 
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(code, login, session, logout, list, create, revoke))]
+pub(super) struct Described;
+
+answers! {
+    /// A code that opens the page once.
+    LoginCode = "quelea.login_code/v1" { code: String, url: String, expires_s: u64, }
+
+    /// What writes of the session show as `x-quelea-csrf`; its cookie is in a header.
+    LoggedIn = "quelea.login/v1" { csrf: String, }
+
+    /// What the caller may do.
+    Session = "quelea.session/v1" { scopes: Vec<Scope>, session: bool, writes: bool, open: bool, }
+
+    LoggedOut = "quelea.logout/v1" {}
+
+    /// A token without its secret.
+    TokenItem { id: String, name: String, scopes: Vec<Scope>, created_at_s: f64, expires_at_s: Option<f64>, }
+
+    /// A new token; its secret is told here only.
+    TokenMade = "quelea.token/v1" {
+        id: String, name: String, scopes: Vec<Scope>, created_at_s: f64, expires_at_s: Option<f64>, token: String,
+    }
+
+    TokenRevoked = "quelea.token_revoke/v1" {
+        id: String, name: String, scopes: Vec<Scope>, created_at_s: f64, expires_at_s: Option<f64>,
+    }
+}
+
 pub(super) fn routes() -> Router<ApiState> {
     Router::new()
         .route("/api/v1/login", post(login))
@@ -69,27 +99,34 @@ pub(super) fn routes() -> Router<ApiState> {
         .route("/api/v1/tokens/revoke", post(revoke))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = LoginRequest)]
 struct Login {
     code: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = TokenRequest)]
 struct Create {
     name: String,
+    #[schema(value_type = Vec<Scope>)]
     scopes: Vec<String>,
     #[serde(default)]
     expires_s: Option<u64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = RevokeRequest)]
 struct Revoke {
+    /// An id, or a name that only one has.
     token: String,
 }
 
+/// Makes a code that opens the page once, within five minutes.
+#[utoipa::path(post, path = "/api/v1/login/code", responses((status = 200, body = LoginCode)))]
 async fn code(State(state): State<ApiState>) -> Response {
     match state.door.sessions.code(Instant::now()) {
         Ok(code) => {
@@ -103,6 +140,8 @@ async fn code(State(state): State<ApiState>) -> Response {
     }
 }
 
+/// Opens a session of the page: a cookie, and a second secret for writes.
+#[utoipa::path(post, path = "/api/v1/login", request_body = Login, responses((status = 200, body = LoggedIn)))]
 async fn login(State(state): State<ApiState>, body: Bytes) -> Response {
     let Login { code } = match parse(&body) {
         Ok(login) => login,
@@ -123,6 +162,8 @@ async fn login(State(state): State<ApiState>, body: Bytes) -> Response {
     }
 }
 
+/// What the caller may do.
+#[utoipa::path(get, path = "/api/v1/session", responses((status = 200, body = Session)))]
 async fn session(State(state): State<ApiState>, caller: Option<Extension<Caller>>) -> Json<Value> {
     let caller = caller.map(|Extension(caller)| caller);
     Json(json!({
@@ -134,6 +175,8 @@ async fn session(State(state): State<ApiState>, caller: Option<Extension<Caller>
     }))
 }
 
+/// Ends the session.
+#[utoipa::path(post, path = "/api/v1/logout", responses((status = 200, body = LoggedOut)))]
 async fn logout(State(state): State<ApiState>, caller: Option<Extension<Caller>>) -> Response {
     if let Some(cookie) = caller.and_then(|Extension(caller)| caller.session) {
         state.door.sessions.logout(&cookie);
@@ -149,10 +192,14 @@ fn with_cookie(mut response: Response, cookie: &str) -> Response {
     response
 }
 
+/// The tokens there are, without their secrets.
+#[utoipa::path(get, path = "/api/v1/tokens", responses((status = 200, body = List<TokenItem>)))]
 async fn list(State(state): State<ApiState>) -> Json<Value> {
     Json(shape::list("quelea.tokens/v1", state.door.tokens.list().iter().map(shown).collect()))
 }
 
+/// Makes a token.
+#[utoipa::path(post, path = "/api/v1/tokens", request_body = Create, responses((status = 201, body = TokenMade)))]
 async fn create(State(state): State<ApiState>, body: Bytes) -> Response {
     let made = async {
         let Create { name, scopes, expires_s } = parse(&body)?;
@@ -175,6 +222,12 @@ async fn create(State(state): State<ApiState>, body: Bytes) -> Response {
     }
 }
 
+/// Takes a token back.
+#[utoipa::path(
+    post, path = "/api/v1/tokens/revoke",
+    request_body = Revoke,
+    responses((status = 200, body = TokenRevoked), (status = 404, body = Failure, description = "there is none"))
+)]
 async fn revoke(State(state): State<ApiState>, body: Bytes) -> Response {
     let gone = async {
         let Revoke { token } = parse(&body)?;

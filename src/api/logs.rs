@@ -22,10 +22,15 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{ApiState, events::STREAMS_MAX, line, parse, refuse};
+use super::{
+    ApiState,
+    events::STREAMS_MAX,
+    line, parse, refuse,
+    shape::{Failure, answers},
+};
 use crate::{
     inference::InferError,
-    telemetry::tail::{LINES, LogTail},
+    telemetry::tail::{LINES, Line, LogTail},
 };
 
 /// Lines when nobody says how many.
@@ -40,7 +45,8 @@ const PING: Duration = Duration::from_secs(15);
 /// The longest directives.
 const DIRECTIVES_MAX: usize = 1024;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Wanted {
     #[serde(default = "usual")]
     lines: usize,
@@ -55,9 +61,11 @@ fn usual() -> usize {
     USUAL
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = LogLevelRequest)]
 struct Level {
+    /// As `RUST_LOG` has them.
     directives: String,
 }
 
@@ -70,6 +78,24 @@ struct Reader {
     _place: OwnedSemaphorePermit,
 }
 
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(logs, level))]
+pub(super) struct Described;
+
+answers! {
+    /// What is logged from now on.
+    LogLevel = "quelea.log_level/v1" { directives: String, }
+}
+
+/// The newest lines of the log; with `follow` also those that come, until the caller goes.
+#[utoipa::path(
+    get, path = "/api/v1/logs",
+    params(Wanted),
+    responses(
+        (status = 200, body = Line, content_type = "application/x-ndjson"),
+        (status = 404, body = Failure, description = "this program keeps no lines"),
+    )
+)]
 pub(super) async fn logs(State(state): State<ApiState>, Query(wanted): Query<Wanted>) -> Response {
     let Some(tail) = state.logs.clone() else { return refuse(&none()) };
     let Ok(place) = state.streams.clone().try_acquire_owned() else {
@@ -104,6 +130,12 @@ async fn next(mut reader: Reader) -> (io::Result<Bytes>, Option<Reader>) {
     (Ok(Bytes::from_static(b"\n")), Some(reader))
 }
 
+/// Changes what is logged, until the node stops.
+#[utoipa::path(
+    post, path = "/api/v1/logs/level",
+    request_body = Level,
+    responses((status = 200, body = LogLevel), (status = 404, body = Failure, description = "this program keeps no lines"))
+)]
 pub(super) async fn level(State(state): State<ApiState>, body: Bytes) -> Response {
     let set = || {
         let Level { directives } = parse(&body)?;

@@ -2,11 +2,12 @@
 //!
 //! | route | answers |
 //! |---|---|
+//! | `GET /api/v1/openapi.json` | all of this for programs; see [`openapi`] |
 //! | `GET /api/v1/id` | peer id and full addresses |
 //! | `GET /api/v1/status` | peers, spans, sessions, health |
 //! | `GET /api/v1/peers/bans`, `POST /api/v1/peers/ban`, `…/unban` | who is refused, and changes of that |
 //! | `POST /api/v1/shutdown` | ends the daemon; see `shutdown` |
-//! | `GET /api/v1/stats` | the node's counters |
+//! | `GET /api/v1/stats`, `GET /metrics` | the node's counters, for people and for Prometheus |
 //! | `GET /api/v1/snapshot`, `/api/v1/timeseries` | the whole node at once, and its last hour; see `snapshot` |
 //! | `GET /api/v1/logs`, `POST /api/v1/logs/level` | the log; see `logs` |
 //! | `GET /api/v1/traces`, `/api/v1/traces/{id}` | where the time of this node's newest requests went; see `traces` |
@@ -49,6 +50,7 @@ mod measure;
 pub(crate) mod models;
 mod nat;
 mod openai;
+mod openapi;
 mod page;
 mod peers;
 mod plan;
@@ -81,7 +83,12 @@ use tokio::{
     sync::{Semaphore, mpsc},
 };
 
-use self::{access::Access, config::ConfigItem, login::Door};
+use self::{
+    access::Access,
+    config::ConfigItem,
+    login::Door,
+    shape::{Failure, answers},
+};
 use crate::{
     agents::installed::Agents,
     inference::{Asker, EVENT_QUEUE, InferError, InferEvent, InferRequest},
@@ -153,9 +160,11 @@ impl ApiState {
 
 fn router(state: ApiState) -> Router {
     Router::new()
+        .route("/api/v1/openapi.json", get(openapi::openapi))
         .route("/api/v1/id", get(id))
         .route("/api/v1/status", get(status))
         .route("/api/v1/stats", get(stats::stats))
+        .route("/metrics", get(stats::metrics))
         .route("/api/v1/shutdown", post(shutdown::shutdown))
         .route("/api/v1/events", get(events::events))
         .route("/api/v1/snapshot", get(snapshot::snapshot))
@@ -183,6 +192,7 @@ fn router(state: ApiState) -> Router {
         .route("/api/v1/ping", post(nat::ping))
         .route("/api/v1/netcheck", get(nat::netcheck))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, &InferError::new(ErrorCode::Usage, "no such route")) })
+        .layer(middleware::from_fn(shape::errors))
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(middleware::from_fn_with_state(state.telemetry.metrics.clone(), measure::measure))
         .with_state(state)
@@ -224,6 +234,47 @@ pub(crate) async fn serve_unix(
     }
 }
 
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(id, status, infer))]
+pub(super) struct Described;
+
+answers! {
+    /// Who this node is, and where it can be dialled.
+    Id = "quelea.id/v1" { peer_id: String, addresses: Vec<String>, agent: String, }
+
+    /// A node at a glance.
+    NodeStatus = "quelea.status/v1" {
+        peer_id: String, version: String, addresses: Vec<String>, health: Health, peers_connected: usize,
+        peers_known: Option<usize>, peers: Vec<StatusPeer>, serves: Vec<ServedLayers>, announced: Vec<AnnouncedLayers>,
+    }
+
+    /// How the node's parts are, by their names.
+    Health = "quelea.health/v1" {
+        status: String, live: bool, ready: bool, uptime_seconds: f64,
+        components: std::collections::BTreeMap<String, ComponentHealth>,
+    }
+
+    /// `starting`, `ok`, `degraded` or `failed`, and why.
+    ComponentHealth { status: String, message: String, }
+
+    /// A connected peer, in short.
+    StatusPeer { peer_id: String, agent: Option<String>, rtt_s: Option<f64>, addresses: Vec<String>, connected_s: f64, }
+
+    /// Layers that this node runs.
+    ServedLayers {
+        model: String, name: String,
+        /// Half-open, like `0..8`.
+        layers: String,
+        price_decode: u64, price_prefill: u64, layers_total: u16, profile: String, sessions: u64, queue: u64,
+        kv_pages_free: u64, kv_pages_cached: u64, kv_pages_total: u64,
+    }
+
+    /// Layers that a peer says it runs.
+    AnnouncedLayers { peer_id: String, model: String, layers: String, }
+}
+
+/// Who this node is.
+#[utoipa::path(get, path = "/api/v1/id", responses((status = 200, body = Id)))]
 async fn id(State(state): State<ApiState>) -> Json<Value> {
     let handle = &state.asker.plane.handle;
     Json(json!({
@@ -234,6 +285,8 @@ async fn id(State(state): State<ApiState>) -> Json<Value> {
     }))
 }
 
+/// The node at a glance: peers, what is served, health.
+#[utoipa::path(get, path = "/api/v1/status", responses((status = 200, body = NodeStatus)))]
 async fn status(State(state): State<ApiState>) -> Json<Value> {
     let plane = &state.asker.plane;
     let snapshot = plane.handle.snapshot().await;
@@ -302,6 +355,17 @@ fn trace_of(headers: &HeaderMap) -> Option<TraceParent> {
     }
 }
 
+/// Has a model answer: lines of events, of which the last is `done` or `error`.
+#[utoipa::path(
+    post, path = "/api/v1/infer",
+    request_body = InferRequest,
+    responses(
+        (status = 200, body = InferEvent, content_type = "application/x-ndjson"),
+        (status = 402, body = Failure, description = "no peer gives credit, or it costs more than was to be paid"),
+        (status = 404, body = Failure, description = "there is no such model, or nothing to go on with"),
+        (status = 409, body = Failure, description = "that answer is being gone on with"),
+    )
+)]
 async fn infer(State(state): State<ApiState>, headers: HeaderMap, body: Bytes) -> Response {
     let request = match parse::<InferRequest>(&body) {
         Ok(request) => InferRequest { trace: trace_of(&headers), ..request },

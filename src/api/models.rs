@@ -22,8 +22,12 @@ use quelea_wire::{ErrorCode, ModelId, time::unix_ms};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
+use utoipa::ToSchema;
 
-use super::{ApiState, line, parse, refuse, shape};
+use super::{
+    ApiState, line, parse, refuse,
+    shape::{self, Failure, List, answers},
+};
 use crate::{
     events::EventKind,
     inference::InferError,
@@ -37,6 +41,34 @@ use crate::{
 /// Lines of progress that may be unread; the newest matters.
 const UNREAD: usize = 4;
 
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(list, pull, rm, ps))]
+pub(super) struct Described;
+
+answers! {
+    /// The models on disk. `chunks_given` were given to peers since the start.
+    Models = "quelea.models/v1" { generated_at: String, items: Vec<KeptModel>, chunks_given: u64, }
+
+    /// A model on disk, whole or in part.
+    KeptModel {
+        model: String, name: String, architecture: String, quantisation: String, layers_total: u64,
+        /// Half-open, like `0..8`.
+        layers: Vec<String>,
+        bytes: u64, bytes_total: u64, whole: bool, path: Option<String>, fetched_chunks: u64,
+    }
+
+    /// Layers of a model in memory.
+    LoadedModel {
+        model: String, name: String, layers: String, profile: String, weight_bytes: u64, kv_bytes: u64, kv_used_bytes: u64,
+        sessions: u64,
+    }
+
+    ModelRemoved = "quelea.model_rm/v1" { model: String, }
+
+    /// `type` is `progress`, and at the end `done` or `error`.
+    PullLine { ; r#type: String, schema: String, progress: Progress, model: KeptModel, error: InferError, }
+}
+
 pub(super) fn routes() -> Router<ApiState> {
     Router::new()
         .route("/api/v1/models", get(list))
@@ -45,10 +77,14 @@ pub(super) fn routes() -> Router<ApiState> {
         .route("/api/v1/models/ps", get(ps))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = ModelRequest)]
 struct Wanted {
+    /// Its id, of 64 hex digits.
     model: String,
+    /// What of it: `all`, `ends`, `tokenizer`, `embedding`, `head`, or layers, like `0..8`. Nothing to removals.
+    #[schema(value_type = Option<String>)]
     #[serde(default)]
     parts: Option<Parts>,
 }
@@ -59,6 +95,12 @@ fn id_of(wanted: &Wanted) -> Result<ModelId, InferError> {
     })
 }
 
+/// Gets a model, or parts of it, from peers: lines of progress, of which the last is `done` or `error`.
+#[utoipa::path(
+    post, path = "/api/v1/models/pull",
+    request_body = Wanted,
+    responses((status = 200, body = PullLine, content_type = "application/x-ndjson"))
+)]
 async fn pull(State(state): State<ApiState>, body: Bytes) -> Response {
     let (id, parts) = match parse::<Wanted>(&body).and_then(|wanted| Ok((id_of(&wanted)?, wanted.parts))) {
         Ok((id, parts)) => (id, parts.unwrap_or(Parts::All)),
@@ -96,6 +138,8 @@ async fn pull(State(state): State<ApiState>, body: Bytes) -> Response {
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }
 
+/// The models on disk.
+#[utoipa::path(get, path = "/api/v1/models", responses((status = 200, body = Models)))]
 async fn list(State(state): State<ApiState>) -> Response {
     match kept(&state).await {
         Ok(all) => Json(all).into_response(),
@@ -116,6 +160,12 @@ pub(super) async fn kept(state: &ApiState) -> Result<Value, InferError> {
     Ok(all)
 }
 
+/// Removes a model from the disk.
+#[utoipa::path(
+    post, path = "/api/v1/models/rm",
+    request_body = Wanted,
+    responses((status = 200, body = ModelRemoved), (status = 404, body = Failure, description = "there is none"))
+)]
 async fn rm(State(state): State<ApiState>, body: Bytes) -> Response {
     let removed = async {
         let id = id_of(&parse(&body)?)?;
@@ -141,6 +191,8 @@ async fn rm(State(state): State<ApiState>, body: Bytes) -> Response {
     }
 }
 
+/// What is loaded.
+#[utoipa::path(get, path = "/api/v1/models/ps", responses((status = 200, body = List<LoadedModel>)))]
 pub(super) async fn ps(State(state): State<ApiState>) -> Json<Value> {
     let items: Vec<Value> = state.asker.plane.served().iter().map(|served| {
         let load = served.runner.load();

@@ -20,7 +20,10 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{ApiState, failure, parse, refuse};
+use super::{
+    ApiState, failure, parse, refuse,
+    shape::{Failure, answers},
+};
 use crate::{
     address::parse_peer_address,
     inference::InferError,
@@ -45,7 +48,7 @@ const LOOKUP: Duration = Duration::from_secs(5);
 const DIRECT_LOOK: Duration = Duration::from_millis(200);
 
 /// What to ping, and for how long.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PingRequest {
     /// A peer id, or a full multiaddr.
@@ -68,7 +71,49 @@ fn four() -> u32 {
     4
 }
 
-/// A line of the stream: a reply, or the end.
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(ping, netcheck))]
+pub(super) struct Described;
+
+answers! {
+    /// A reply, or with `done` the end.
+    PingLine = "quelea.ping/v1" {
+        peer_id: String,
+        ;
+        seq: u32, bytes: usize, rtt_s: f64, path: String, transport: String, via: Option<String>, address: String, error: String,
+        done: bool, sent: u32, received: u32, direct: bool, until_direct: bool,
+    }
+
+    /// How this node can be reached.
+    Netcheck = "quelea.netcheck/v1" {
+        reachability: String, nat: NatKind, observed: Vec<Observed>, addresses: Vec<TestedAddress>, external: Vec<String>,
+        listen: Vec<String>, upnp: UpnpState, ipv6: Ipv6State, port_mapping: PortMapping, cgnat: bool, relays: Vec<RelayItem>,
+        hole_punching: HolePunching, clock: Option<Clock>, peers: ReachedPeers, advice: Vec<String>,
+    }
+
+    NatKind { kind: String, mapping: String, filtering: String, double: Option<String>, }
+    /// Where a peer sees this node.
+    Observed { address: String, transport: String, by: String, }
+    TestedAddress { address: String, state: String, dial_backs: u32, failures: u32, reason: Option<String>, }
+    UpnpState { state: String, addresses: Vec<String>, }
+    Ipv6State { os: bool, global: Option<String>, reachable: bool, }
+    PortMapping { gateway: Option<String>, pcp: String, nat_pmp: String, external: Option<String>, }
+    RelayItem { peer_id: String, address: String, rtt_s: Option<f64>, reserved: bool, }
+    HolePunching { attempts: u64, successes: u64, }
+    /// By how much this node's clock is behind those of its peers.
+    Clock { skew_s: f64, peers: usize, }
+    ReachedPeers { connected: usize, relayed: usize, }
+}
+
+/// Pings a peer: a line for each reply, and one for the end.
+#[utoipa::path(
+    post, path = "/api/v1/ping",
+    request_body = PingRequest,
+    responses(
+        (status = 200, body = PingLine, content_type = "application/x-ndjson"),
+        (status = 404, body = Failure, description = "nothing is known of that peer"),
+    )
+)]
 pub(super) async fn ping(State(state): State<ApiState>, body: Bytes) -> Response {
     let request: PingRequest = match parse(&body) {
         Ok(request) => request,
@@ -93,6 +138,8 @@ pub(super) async fn ping(State(state): State<ApiState>, body: Bytes) -> Response
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(bytes)).into_response()
 }
 
+/// How this node can be reached.
+#[utoipa::path(get, path = "/api/v1/netcheck", responses((status = 200, body = Netcheck)))]
 pub(super) async fn netcheck(State(state): State<ApiState>) -> Response {
     match state.asker.plane.handle.nat().await {
         Some(view) => Json(netcheck::report(&view, &netcheck::Around::look(state.masked).await)).into_response(),

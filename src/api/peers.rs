@@ -24,10 +24,11 @@ use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 use quelea_wire::{ErrorCode, time::unix_ms};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::{
     ApiState, database, parse, refuse,
-    shape::{self, seconds},
+    shape::{self, Failure, List, answers, seconds},
 };
 use crate::{
     address::{PeerAddress, parse_peer_address},
@@ -36,6 +37,44 @@ use crate::{
     swarm::{ConnectError, KnownView, PeerView},
     telemetry::way,
 };
+
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(list, known, info, connect, disconnect, starts, add_start, remove_start))]
+pub(super) struct Described;
+
+answers! {
+    /// A connected peer. Streams and bytes are those of its connections now, null where nobody counts.
+    PeerItem {
+        peer_id: String, agent: Option<String>, direction: String, path: String, transport: String, ip: Option<String>,
+        relay: Option<String>, rtt_s: Option<f64>, streams: Option<u64>, sent_bytes: Option<u64>, received_bytes: Option<u64>,
+        protocols: Vec<String>, conduct: f64, addresses: Vec<String>, connected_s: f64,
+    }
+
+    /// A peer that is remembered.
+    KnownPeer {
+        peer_id: String, agent: Option<String>, connected: bool, source: String, told_by: Option<String>, anchor:
+        bool, conduct: f64,
+        failures: u64, first_seen_at_s: f64, last_seen_at_s: Option<f64>, addresses: Vec<String>, record: Option<PeerRecordShown>,
+    }
+
+    /// What the peer says of itself, signed.
+    PeerRecordShown { seq: u64, signed_at_s: f64, addresses: Vec<String>, }
+
+    /// All that is known of one peer.
+    Peer = "quelea.peer/v1" {
+        peer_id: String, agent: Option<String>, connected: bool, source: String, told_by: Option<String>, anchor:
+        bool, conduct: f64,
+        failures: u64, first_seen_at_s: f64, last_seen_at_s: Option<f64>, addresses: Vec<String>, record: Option<PeerRecordShown>,
+        connection: Option<PeerItem>,
+    }
+
+    PeerConnected = "quelea.peers_connect/v1" { peer_id: String, }
+    PeerDisconnected = "quelea.peers_disconnect/v1" { peer_id: String, }
+    /// A peer to start from.
+    Start { addr: String, added_at_s: f64, connected: bool, }
+    StartAdded = "quelea.bootstrap_add/v1" { addr: String, }
+    StartRemoved = "quelea.bootstrap_rm/v1" { addr: String, }
+}
 
 pub(super) fn routes() -> Router<ApiState> {
     Router::new()
@@ -49,18 +88,22 @@ pub(super) fn routes() -> Router<ApiState> {
         .route("/api/v1/bootstrap/rm", post(remove_start))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct AddrBody {
+    /// A multiaddr that ends in `/p2p/` and a peer id; to connect, a peer id alone will do.
     addr: String,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct PeerBody {
+    /// Its peer id.
     peer: String,
 }
 
+/// The connected peers, the nearest first.
+#[utoipa::path(get, path = "/api/v1/peers", responses((status = 200, body = List<PeerItem>)))]
 pub(super) async fn list(State(state): State<ApiState>) -> Json<Value> {
     let mut peers = state.asker.plane.handle.snapshot().await.map(|s| s.peers).unwrap_or_default();
     peers.sort_by_key(|peer| (peer.rtt.is_none(), peer.rtt, peer.peer));
@@ -68,6 +111,8 @@ pub(super) async fn list(State(state): State<ApiState>) -> Json<Value> {
     Json(shape::list("quelea.peers/v1", items))
 }
 
+/// Every peer that is remembered.
+#[utoipa::path(get, path = "/api/v1/peers/known", responses((status = 200, body = List<KnownPeer>)))]
 async fn known(State(state): State<ApiState>) -> Json<Value> {
     let mut all = state.asker.plane.handle.known(None).await;
     all.sort_by_key(|view| (!view.connected, std::cmp::Reverse(view.known.last_seen_ms), view.peer));
@@ -75,6 +120,12 @@ async fn known(State(state): State<ApiState>) -> Json<Value> {
     Json(shape::list("quelea.peers_known/v1", items))
 }
 
+/// What is known of one peer.
+#[utoipa::path(
+    get, path = "/api/v1/peers/{id}",
+    params(("id" = String, Path, description = "a peer id")),
+    responses((status = 200, body = Peer), (status = 404, body = Failure, description = "there is none"))
+)]
 async fn info(State(state): State<ApiState>, Path(id): Path<String>) -> Response {
     let peer = match peer_of(&id) {
         Ok(peer) => peer,
@@ -92,6 +143,12 @@ async fn info(State(state): State<ApiState>, Path(id): Path<String>) -> Response
     Json(answer).into_response()
 }
 
+/// Connects to a peer, and keeps the connection.
+#[utoipa::path(
+    post, path = "/api/v1/peers/connect",
+    request_body = AddrBody,
+    responses((status = 200, body = PeerConnected), (status = 404, body = Failure, description = "no addresses are known"))
+)]
 async fn connect(State(state): State<ApiState>, body: Bytes) -> Response {
     let (peer, addrs) = match parse::<AddrBody>(&body).and_then(|body| target(&body.addr)) {
         Ok(target) => target,
@@ -105,6 +162,12 @@ async fn connect(State(state): State<ApiState>, body: Bytes) -> Response {
     Json(json!({ "schema": "quelea.peers_connect/v1", "peer_id": peer.to_string() })).into_response()
 }
 
+/// Ends the connections to a peer.
+#[utoipa::path(
+    post, path = "/api/v1/peers/disconnect",
+    request_body = PeerBody,
+    responses((status = 200, body = PeerDisconnected), (status = 404, body = Failure, description = "it is not connected"))
+)]
 async fn disconnect(State(state): State<ApiState>, body: Bytes) -> Response {
     let peer = match parse::<PeerBody>(&body).and_then(|body| peer_of(&body.peer)) {
         Ok(peer) => peer,
@@ -117,6 +180,8 @@ async fn disconnect(State(state): State<ApiState>, body: Bytes) -> Response {
     }
 }
 
+/// The peers that this node starts from.
+#[utoipa::path(get, path = "/api/v1/bootstrap", responses((status = 200, body = List<Start>)))]
 async fn starts(State(state): State<ApiState>) -> Response {
     let db = match database(&state) {
         Ok(db) => db,
@@ -137,6 +202,8 @@ async fn starts(State(state): State<ApiState>) -> Response {
     }
 }
 
+/// Adds a peer to start from, and dials it.
+#[utoipa::path(post, path = "/api/v1/bootstrap/add", request_body = AddrBody, responses((status = 200, body = StartAdded)))]
 async fn add_start(State(state): State<ApiState>, body: Bytes) -> Response {
     let (start, db) = match parse::<AddrBody>(&body).and_then(|body| Ok((start(&body.addr)?, database(&state)?))) {
         Ok(given) => given,
@@ -151,6 +218,12 @@ async fn add_start(State(state): State<ApiState>, body: Bytes) -> Response {
     }
 }
 
+/// Takes a peer from the list to start from.
+#[utoipa::path(
+    post, path = "/api/v1/bootstrap/rm",
+    request_body = AddrBody,
+    responses((status = 200, body = StartRemoved), (status = 404, body = Failure, description = "there is none"))
+)]
 async fn remove_start(State(state): State<ApiState>, body: Bytes) -> Response {
     let (start, db) = match parse::<AddrBody>(&body).and_then(|body| Ok((start(&body.addr)?, database(&state)?))) {
         Ok(given) => given,

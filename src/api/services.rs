@@ -26,8 +26,12 @@ use quelea_wire::{Credits, ErrorCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use utoipa::ToSchema;
 
-use super::{ApiState, parse, refuse, shape};
+use super::{
+    ApiState, parse, refuse,
+    shape::{self, Failure, List, answers},
+};
 use crate::{
     inference::InferError,
     services::{CallEvent, CallRequest, Offer, Offered},
@@ -42,6 +46,46 @@ const TIMEOUT_MAX_S: f64 = 3000.0;
 /// Lines that may wait for a slow client; then the call's progress waits.
 const LINES: usize = 16;
 
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(own, set, offers, call))]
+pub(super) struct Described;
+
+answers! {
+    /// A service of this node.
+    OwnService {
+        name: String, version: u32, price: u64, credits: String, input_max_bytes: u64, output_max_bytes: u64, deadline_s: f64,
+        at_once: u32, running: u32, waiting: u32, took_s: Option<f64>, about: String,
+        enabled: bool, answered: u64, failed: u64, earned: u64,
+    }
+
+    /// It as it is now.
+    ServiceSet = "quelea.service/v1" {
+        name: String, version: u32, price: u64, credits: String, input_max_bytes: u64, output_max_bytes: u64, deadline_s: f64,
+        at_once: u32, running: u32, waiting: u32, took_s: Option<f64>, about: String,
+        enabled: bool, answered: u64, failed: u64, earned: u64,
+    }
+
+    /// A service of a peer; how soon and how good, where they are compared.
+    OfferedService {
+        name: String, version: u32, price: u64, credits: String, input_max_bytes: u64, output_max_bytes: u64, deadline_s: f64,
+        at_once: u32, running: u32, waiting: u32, took_s: Option<f64>, about: String,
+        peer_id: String,
+        ; expected_s: f64, score: f64,
+    }
+
+    /// `event` is `accepted` or `progress`, and at the end `done` or `error`.
+    CallLine {
+        event: String,
+        ; peer_id: String, version: u32, price: u64, text: String, hex: String, result: ServiceCalled, error: InferError,
+    }
+
+    /// What a call came to. What is no text comes as `output_hex`.
+    ServiceCalled = "quelea.service_call/v1" {
+        call_id: String, name: String, version: u32, peer_id: String, paid: u64, credits: String, note: Option<String>,
+        ; output: String, output_hex: String,
+    }
+}
+
 pub(super) fn routes() -> Router<ApiState> {
     Router::new()
         .route("/api/v1/services", get(own))
@@ -50,23 +94,26 @@ pub(super) fn routes() -> Router<ApiState> {
         .route("/api/v1/services/call", post(call))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = ServiceRequest)]
 struct Set {
     name: String,
     enabled: Option<bool>,
     price: Option<u64>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct Offers {
     peer: Option<String>,
     name: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = CallRequest)]
 struct CallBody {
     name: String,
     input: Option<String>,
@@ -117,11 +164,19 @@ fn described(listed: &Listed) -> Value {
     })
 }
 
+/// The services of this node.
+#[utoipa::path(get, path = "/api/v1/services", responses((status = 200, body = List<OwnService>)))]
 async fn own(State(state): State<ApiState>) -> Json<Value> {
     let items = state.services.registry.all().iter().map(|offered| shown(offered)).collect();
     Json(shape::list("quelea.services/v1", items))
 }
 
+/// Offers a service or not, and says what it costs.
+#[utoipa::path(
+    post, path = "/api/v1/services/set",
+    request_body = Set,
+    responses((status = 200, body = ServiceSet), (status = 404, body = Failure, description = "there is none"))
+)]
 async fn set(State(state): State<ApiState>, body: Bytes) -> Response {
     let changed = async {
         let Set { name, enabled, price } = parse(&body)?;
@@ -140,6 +195,12 @@ async fn set(State(state): State<ApiState>, body: Bytes) -> Response {
     }
 }
 
+/// What a peer offers, or who offers a service, the best first.
+#[utoipa::path(
+    get, path = "/api/v1/services/offers",
+    params(Offers),
+    responses((status = 200, body = List<OfferedService>), (status = 404, body = Failure, description = "there is none"))
+)]
 async fn offers(State(state): State<ApiState>, asked: Result<Query<Offers>, QueryRejection>) -> Response {
     let offers = async {
         let Query(asked) = asked.map_err(|error| usage(error.body_text()))?;
@@ -205,6 +266,17 @@ fn request(body: &[u8]) -> Result<CallRequest, InferError> {
     })
 }
 
+/// Calls a service: lines of events, of which the last is `done` or `error`. Given up when the caller goes.
+#[utoipa::path(
+    post, path = "/api/v1/services/call",
+    request_body = CallBody,
+    responses(
+        (status = 200, body = CallLine, content_type = "application/x-ndjson"),
+        (status = 402, body = Failure, description = "it costs more than there is credit for, or than was to be paid"),
+        (status = 404, body = Failure, description = "nobody offers it"),
+        (status = 409, body = Failure, description = "the call's id was used for another one"),
+    )
+)]
 async fn call(State(state): State<ApiState>, body: Bytes) -> Response {
     let request = match request(&body) {
         Ok(request) => Arc::new(request),

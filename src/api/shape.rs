@@ -1,7 +1,79 @@
-//! The outer form of lists: `{"schema", "generated_at", "items"}`.
+//! The outer form of lists, `{"schema", "generated_at", "items"}`, and how answers are described.
 
-use quelea_wire::time::unix_ms;
+use axum::{extract::Request, http::header, middleware::Next, response::Response};
+use quelea_wire::{ErrorCode, time::unix_ms};
 use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use crate::inference::InferError;
+
+/// Describes answers that `json!` makes, or parts of such: their fields, and behind `;` those that may be missing. That the
+/// answers are so is seen in tests/it/openapi.rs, which compares those of a running node with the document.
+macro_rules! answers {
+    ($(
+        $(#[$about:meta])*
+        $name:ident $(= $schema:literal)? {
+            $($(#[$of:meta])* $field:ident: $type:ty,)*
+            $(; $($(#[$opt_of:meta])* $opt:ident: $opt_type:ty,)*)?
+        }
+    )*) => {$(
+        $(#[$about])*
+        #[derive(utoipa::ToSchema)]
+        #[expect(dead_code, reason = "describes what json! makes")]
+        pub(super) struct $name {
+            $(#[schema(pattern = $schema)] schema: String,)?
+            $($(#[$of])* #[schema(required = true)] $field: $type,)*
+            $($($(#[$opt_of])* #[schema(required = false)] $opt: $opt_type,)*)?
+        }
+    )*};
+}
+pub(super) use answers;
+
+/// A list, made at the moment of `generated_at`.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what json! makes")]
+pub(super) struct List<T: ToSchema> {
+    /// `quelea.<what>/v1`.
+    schema: String,
+    /// RFC 3339, in UTC.
+    generated_at: String,
+    items: Vec<T>,
+}
+
+/// What every error of the control API looks like.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what json! makes")]
+pub(super) struct Failure {
+    error: InferError,
+}
+
+/// Bytes as they are.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "describes a body")]
+pub(super) struct Binary(Vec<u8>);
+
+/// The longest error of what stands before the routes.
+const ERROR_MAX: usize = 64 << 10;
+
+/// Errors of what reads requests before their routes do are plain text; here they get the shape of all others.
+pub(super) async fn errors(request: Request, next: Next) -> Response {
+    let control = request.uri().path().starts_with("/api/");
+    let told = format!("{} is not answered here", request.method());
+    let response = next.run(request).await;
+    let status = response.status();
+    let json = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    if !control || json || !status.is_client_error() {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    let body = axum::body::to_bytes(body, ERROR_MAX).await.unwrap_or_default();
+    let message = if body.is_empty() { told } else { String::from_utf8_lossy(&body).into_owned() };
+    let shaped = super::failure(status, &InferError::new(ErrorCode::Usage, message));
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.extend(shaped.headers().clone());
+    Response::from_parts(parts, shaped.into_body())
+}
 
 /// A list as the API gives it, made now.
 pub(crate) fn list(schema: &str, items: Vec<Value>) -> Value {

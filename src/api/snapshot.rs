@@ -12,8 +12,39 @@ use quelea_wire::time::unix_ms;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{ApiState, dht, ledger, models, peers, shape};
+use super::{
+    ApiState, dht, ledger, models, peers,
+    shape::{self, answers},
+};
 
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(snapshot, timeseries))]
+pub(super) struct Described;
+
+answers! {
+    /// The node as a whole. What cannot be told at the moment is null.
+    Snapshot = "quelea.snapshot/v1" {
+        generated_at: String,
+        /// The number of the newest event before: `after` of `/api/v1/events`.
+        cursor: u64,
+        status: super::NodeStatus, peers: Vec<peers::PeerItem>, ledger: Option<ledger::Accounts>,
+        dht: Option<dht::DhtFigures>, models: Option<models::Models>, loaded: Vec<models::LoadedModel>,
+        /// An event of the type `metric`.
+        metric: Option<std::collections::BTreeMap<String, Value>>,
+    }
+
+    /// The last hour. Counters are told as counted since the start.
+    Timeseries = "quelea.timeseries/v1" {
+        step_s: u64,
+        /// Unix seconds of the points.
+        t: Vec<f64>,
+        /// By name, a value for each point.
+        series: std::collections::BTreeMap<String, Vec<Option<f64>>>,
+    }
+}
+
+/// The node as a whole, for who begins to look.
+#[utoipa::path(get, path = "/api/v1/snapshot", responses((status = 200, body = Snapshot)))]
 pub(super) async fn snapshot(State(state): State<ApiState>) -> Json<Value> {
     let cursor = state.telemetry.events.newest();
     let metric = state.telemetry.history.watch().borrow().map(|point| point.event());
@@ -40,13 +71,16 @@ pub(super) async fn snapshot(State(state): State<ApiState>) -> Json<Value> {
     }))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct After {
     /// Unix seconds.
     #[serde(default)]
     after: f64,
 }
 
+/// The last hour, a point every five seconds.
+#[utoipa::path(get, path = "/api/v1/timeseries", params(After), responses((status = 200, body = Timeseries)))]
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number that makes no sense means all")]
 pub(super) async fn timeseries(State(state): State<ApiState>, Query(After { after }): Query<After>) -> Json<Value> {
     Json(state.telemetry.history.since((after * 1e3).max(0.0) as u64))

@@ -1,26 +1,70 @@
-//! `GET /api/v1/stats`: the node's counters, as its metrics have them, sorted for people.
+//! `GET /api/v1/stats`: the node's counters, as its metrics have them, sorted for people; and `GET /metrics`, as they are.
 
 use axum::{
     Json,
     extract::State,
-    http::StatusCode,
+    http::{StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use quelea_wire::ErrorCode;
 use serde_json::{Map, Value, json};
+use tokio::task::JoinError;
 
-use super::{ApiState, failure};
-use crate::inference::InferError;
+use super::{ApiState, failure, shape::answers};
+use crate::{inference::InferError, telemetry::metrics::CONTENT_TYPE};
 
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(stats, metrics))]
+pub(super) struct Described;
+
+answers! {
+    /// The node's counters since its start, and its gauges.
+    Stats = "quelea.stats/v1" {
+        uptime_s: Option<f64>, cpu_s: Option<f64>, memory_bytes: Option<u64>,
+        /// Each with the labels of its metric, and `bytes`.
+        traffic: Vec<std::collections::BTreeMap<String, Value>>,
+        /// Each with the labels of its metric, and `count`.
+        requests: Vec<std::collections::BTreeMap<String, Value>>,
+        gossip: GossipStats,
+        dedup: DedupStats,
+        /// Queues that were full, and how often.
+        queues: Vec<std::collections::BTreeMap<String, Value>>,
+        rate_limits: Vec<std::collections::BTreeMap<String, Value>>,
+    }
+
+    GossipStats {
+        messages: Vec<std::collections::BTreeMap<String, Value>>, neighbours: Option<u64>, penalised: Option<u64>,
+        announced: Option<u64>,
+    }
+
+    DedupStats {
+        exact_ids: Option<u64>, bloom_ids: Option<u64>, bytes: Option<u64>, fill_ratio: Option<f64>,
+        false_positive_ratio: Option<f64>,
+    }
+}
+
+/// The node's counters, sorted for people.
+#[utoipa::path(get, path = "/api/v1/stats", responses((status = 200, body = Stats)))]
 pub(super) async fn stats(State(state): State<ApiState>) -> Response {
     let metrics = state.telemetry.metrics.clone();
     match tokio::task::spawn_blocking(move || report(&metrics.scrape())).await {
         Ok(report) => Json(report).into_response(),
-        Err(error) => failure(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            &InferError::new(ErrorCode::Internal, format!("the counters could not be read: {error}")),
-        ),
+        Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, &unread(&error)),
     }
+}
+
+/// The metrics, in Prometheus' text format; those of the metrics address, for whoever has a token.
+#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "text/plain")))]
+pub(super) async fn metrics(State(state): State<ApiState>) -> Response {
+    let metrics = state.telemetry.metrics.clone();
+    match tokio::task::spawn_blocking(move || metrics.scrape()).await {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, &unread(&error)),
+    }
+}
+
+fn unread(error: &JoinError) -> InferError {
+    InferError::new(ErrorCode::Internal, format!("the counters could not be read: {error}"))
 }
 
 /// One line of a scrape.

@@ -11,19 +11,41 @@ use axum::{
 use quelea_wire::ErrorCode;
 use serde::Deserialize;
 use serde_json::json;
+use utoipa::ToSchema;
 
-use super::{ApiState, database, parse, refuse};
+use super::{
+    ApiState, database, parse, refuse,
+    shape::{Failure, answers},
+};
 use crate::{
     inference::InferError,
     storage::{BackupError, OpenError},
 };
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = BackupRequest)]
 struct Wanted {
     /// Absolute.
+    #[schema(value_type = String)]
     path: PathBuf,
 }
 
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(backup))]
+pub(super) struct Described;
+
+answers! {
+    /// The copy.
+    Backup = "quelea.store_backup/v1" { path: String, bytes: u64, }
+}
+
+/// Copies the database to a new file, on the machine of the node.
+#[utoipa::path(
+    post, path = "/api/v1/store/backup",
+    request_body = Wanted,
+    responses((status = 200, body = Backup), (status = 404, body = Failure, description = "there is no such folder"))
+)]
 pub(super) async fn backup(State(state): State<ApiState>, body: Bytes) -> Response {
     match copied(&state, &body).await {
         Ok((path, bytes)) => {

@@ -48,6 +48,8 @@ async fn backup(global: &Global, file: &Path, db: Option<PathBuf>) -> Result<(),
 }
 
 async fn restore(global: &Global, file: PathBuf, db: Option<PathBuf>) -> Result<(), CliError> {
+    // A copy may be all that is left: the directory is made where there is none.
+    crate::home::Home::new(Some(home(global)?.dir().to_owned())).map_err(unusable)?;
     let Some((database, lock)) = at_rest(global, db)? else {
         return Err(CliError::new(ErrorCode::Usage, "a daemon runs on this data directory")
             .hint("stop it, restore, and start it again"));

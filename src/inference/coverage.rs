@@ -16,7 +16,7 @@ use super::{
 };
 
 /// Somebody holds layers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct CoverageHolder {
     /// The peer.
     pub peer: String,
@@ -39,7 +39,7 @@ pub struct CoverageHolder {
 }
 
 /// Who holds which layers of a model.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct CoverageReport {
     /// The model's id.
     pub model: String,

@@ -6,6 +6,7 @@ use libp2p::PeerId;
 use quelea_wire::{ErrorCode, TraceParent};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::planner::Objective;
 
@@ -13,7 +14,7 @@ use super::planner::Objective;
 pub(crate) const PREFILL_WINDOW: u8 = 4;
 
 /// How the prompt is given to the model.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PromptForm {
     /// As a user's message when the model has a chat template, else as it is.
@@ -26,7 +27,7 @@ pub enum PromptForm {
 }
 
 /// Where the layers are run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Route {
     /// By the peers that hold them, or all of them here where that is known to be faster.
@@ -39,7 +40,7 @@ pub enum Route {
 }
 
 /// With which arithmetic a request is computed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RequestProfile {
     /// As this node computes.
@@ -65,7 +66,7 @@ pub enum Speculate {
 }
 
 /// What guessing has come to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Speculation {
     /// Tokens that were guessed and verified.
     pub proposed: u64,
@@ -76,7 +77,7 @@ pub struct Speculation {
 }
 
 /// What an answer has to be: only tokens that keep it so are drawn, and it ends when it is complete.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Format {
@@ -89,7 +90,7 @@ pub enum Format {
 }
 
 /// What to ask, and how to draw the answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InferRequest {
     /// `demo`, the path of a GGUF file on this machine, or a model id of 64 hex digits.
@@ -100,9 +101,11 @@ pub struct InferRequest {
     /// A conversation instead of a prompt: of each message its `role`, mostly its `content`, and what else the model's chat
     /// template takes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<Object>)]
     pub messages: Vec<Map<String, Value>>,
     /// Further variables of the chat template, such as `tools` or `enable_thinking`.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
+    #[schema(value_type = Object)]
     pub template: Map<String, Value>,
     /// The prompt's token ids instead of its text.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -170,6 +173,7 @@ pub struct InferRequest {
     pub prefill_window: u8,
     /// Whether several tokens are guessed and verified in one pass.
     #[serde(default)]
+    #[schema(value_type = Value)]
     pub speculate: Speculate,
     /// A smaller model with the same vocabulary that guesses where the text itself does not tell: named as `model` is.
     #[serde(default)]
@@ -201,6 +205,7 @@ pub struct InferRequest {
     pub profile: RequestProfile,
     /// The caller's own span, where it has one.
     #[serde(skip)]
+    #[schema(ignore)]
     pub(crate) trace: Option<TraceParent>,
 }
 
@@ -282,7 +287,7 @@ impl InferRequest {
 }
 
 /// One stage of the route.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RouteHop {
     /// The peer that runs the layers.
     pub peer: String,
@@ -299,7 +304,7 @@ pub struct RouteHop {
 }
 
 /// What one stage did for the request.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HopReport {
     /// The peer that ran the layers.
     pub peer: String,
@@ -319,7 +324,7 @@ pub struct HopReport {
 }
 
 /// What a stage has signed for: all rows from the first that was computed to this one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CommittedRows {
     /// The position behind the last row.
     pub rows: u32,
@@ -330,7 +335,7 @@ pub struct CommittedRows {
 }
 
 /// What a peer was given of a request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Saw {
     /// The peer.
     pub peer: String,
@@ -341,7 +346,7 @@ pub struct Saw {
 }
 
 /// A stage that was lost while answering, and how the answer went on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Recovery {
     /// The peers that were lost.
     pub lost: Vec<String>,
@@ -356,7 +361,7 @@ pub struct Recovery {
 }
 
 /// Why the answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
     /// The model said that it was done, or one of the request's stop strings came.
@@ -366,7 +371,7 @@ pub enum FinishReason {
 }
 
 /// A token that the model found likely.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct LikelyToken {
     /// The token's id.
     pub id: u32,
@@ -379,7 +384,7 @@ pub struct LikelyToken {
 }
 
 /// How likely the model found a token of the answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TokenLogprobs {
     /// The token.
     #[serde(flatten)]
@@ -389,7 +394,7 @@ pub struct TokenLogprobs {
 }
 
 /// What a plan promises.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Prediction {
     /// Tokens per second after the first one.
     pub tokens_per_s: f64,
@@ -403,7 +408,7 @@ pub struct Prediction {
 }
 
 /// A question for a plan.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PlanRequest {
     /// As in [`InferRequest`].
@@ -441,7 +446,7 @@ fn is_zero(n: &usize) -> bool {
 }
 
 /// What a request cost.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Cost {
     /// All of it, in micro-credits.
     pub micro_credits: u64,
@@ -452,7 +457,7 @@ pub struct Cost {
 }
 
 /// What one stage got for a request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StageCost {
     /// The peer.
     pub peer: String,
@@ -469,7 +474,7 @@ pub struct StageCost {
 }
 
 /// What a finished request amounted to.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Summary {
     /// The model's id.
     pub model: String,
@@ -538,7 +543,7 @@ pub struct Summary {
 }
 
 /// Something that happened while answering.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum InferEvent {
@@ -580,8 +585,9 @@ pub enum InferEvent {
     },
 }
 
-/// Why a request failed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
+/// Why a request failed. Of an answer that was cut off there are `text`, what there is of it, and `resume`, by what name it can be
+/// gone on with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error, ToSchema)]
 #[error("{message} [{code}]")]
 pub struct InferError {
     /// `QUE-nnnn`.
@@ -601,9 +607,11 @@ pub struct InferError {
     pub charged: bool,
     /// The peer that is to blame; boxed, as errors are returned everywhere and few are about a peer.
     #[serde(skip)]
+    #[schema(ignore)]
     pub(crate) about: Option<Box<PeerId>>,
     /// What there is of the answer, if it was cut off; boxed, as errors are returned everywhere.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    #[schema(ignore)]
     pub cut: Option<Box<CutOff>>,
 }
 

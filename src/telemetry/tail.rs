@@ -24,9 +24,16 @@ pub(crate) const LINES: usize = 2000;
 /// Bytes kept of a line.
 const LINE_MAX: usize = 1024;
 
+/// The form of a line as JSON.
+const SCHEMA: &str = "quelea.log/v1";
+
 /// A line.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = LogLine)]
 pub(crate) struct Line {
+    /// [`SCHEMA`].
+    #[schema(pattern = "quelea.log/v1")]
+    pub(crate) schema: &'static str,
     /// Its number: one more than that of the line before.
     pub(crate) id: u64,
     /// When, Unix milliseconds.
@@ -113,7 +120,7 @@ impl LogTail {
             kept.pop_front();
         }
         let id = self.newest().saturating_add(1);
-        kept.push_back(Line { id, time_ms: unix_ms(), level, target, message });
+        kept.push_back(Line { schema: SCHEMA, id, time_ms: unix_ms(), level, target, message });
         // Under the lock: numbers become known in order.
         self.shared.newest.send_replace(id);
     }

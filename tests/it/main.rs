@@ -38,6 +38,7 @@
 //! | `private` | is it also the same with the outer layers kept, and is it said who saw what |
 //! | `thin_links` | do half the bytes between peers give one answer, however the layers are cut |
 //! | `openai` | do the clients that people have get what they expect |
+//! | `openapi` | does every route answer as the OpenAPI document says, whatever it is asked |
 //! | `demo` | does the demo work with nothing at hand |
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say what they expect by failing loudly, helpers too")]
@@ -67,6 +68,7 @@ mod losses;
 mod masking;
 mod measure;
 mod openai;
+mod openapi;
 mod overdue;
 mod paid;
 mod peers;

@@ -5,3 +5,5 @@ mod http;
 mod malformed;
 mod rules;
 mod widths;
+
+pub use self::clients::{python, token};

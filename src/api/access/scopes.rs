@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Something that a token may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Scope {
     /// Everything.
@@ -44,7 +44,7 @@ impl std::str::FromStr for Scope {
 
 /// What a route asks of who calls it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Need {
+pub(in crate::api) enum Need {
     /// Nothing: it shows nothing of the node, or is how one gets a credential.
     Nothing,
     /// Any credential.
@@ -55,7 +55,7 @@ pub(super) enum Need {
 
 impl Need {
     /// Whether somebody with these scopes may.
-    pub(super) fn allows(self, scopes: &[Scope]) -> bool {
+    pub(in crate::api) fn allows(self, scopes: &[Scope]) -> bool {
         match self {
             Self::Nothing => true,
             Self::Anyone => !scopes.is_empty(),
@@ -81,12 +81,13 @@ const READ_OR_METRICS: Need = Need::One(&[Scope::Read, Scope::Metrics]);
 
 /// Method (`*` for any), path (`{x}` stands for one segment, `{*}` for all that are left), and what it asks for. The first
 /// row that fits counts. What is in no row is admin's: a new route is closed until somebody says who may use it.
-pub(super) const TABLE: &[(&str, &str, Need)] = &[
+pub(in crate::api) const TABLE: &[(&str, &str, Need)] = &[
     ("GET", "/", Need::Nothing),
     ("GET", "/assets/{*}", Need::Nothing),
     ("GET", "/favicon.svg", Need::Nothing),
     ("GET", "/livez", Need::Nothing),
     ("GET", "/readyz", Need::Nothing),
+    ("GET", "/api/v1/openapi.json", Need::Nothing),
     ("POST", "/api/v1/login", Need::Nothing),
     ("GET", "/api/v1/session", Need::Anyone),
     ("POST", "/api/v1/logout", Need::Anyone),
@@ -161,7 +162,7 @@ pub(super) const TABLE: &[(&str, &str, Need)] = &[
 ];
 
 /// What this request asks for. The path is taken as it came: a router that does not decode it does not know it either.
-pub(super) fn need(method: &str, path: &str) -> Need {
+pub(in crate::api) fn need(method: &str, path: &str) -> Need {
     let method = if method == "HEAD" { "GET" } else { method };
     let row = TABLE.iter().find(|(of, pattern, _)| (*of == "*" || *of == method) && fits(pattern, path));
     row.map_or(ADMIN, |(_, _, need)| *need)
@@ -182,13 +183,13 @@ fn fits(pattern: &str, path: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::api) mod tests {
     use std::{fs, path::Path};
 
     use super::*;
 
     /// Every `.route("…", get(…).post(…))` of the sources below `dir`, with its methods.
-    fn routes(dir: &Path, into: &mut Vec<(String, String)>) {
+    pub(in crate::api) fn routes(dir: &Path, into: &mut Vec<(String, String)>) {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {

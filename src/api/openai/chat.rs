@@ -1,5 +1,7 @@
 //! `POST /v1/chat/completions`.
 
+use std::collections::BTreeMap;
+
 use axum::{
     Json,
     body::Bytes,
@@ -8,6 +10,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
 use super::{
     ApiError, ApiState,
@@ -19,6 +22,7 @@ use super::{
     stream::{self, About, KEEP_ALIVE, Kind},
     tools::{Calls, Piece, Tools},
 };
+use crate::api::shape::answers;
 use crate::inference::{Format, InferError, InferEvent, InferRequest, Summary, TokenLogprobs};
 
 /// Tokens of an answer unless the request says how many; fewer where the model's context is full before.
@@ -39,6 +43,144 @@ const UNSUPPORTED: [(&str, &str); 5] = [
     ("prediction", "what an answer may be like is guessed here by other means"),
 ];
 
+/// What a chat is asked. Fields that are not named are ignored.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what is read field by field")]
+struct OpenAiChatRequest {
+    /// One of `/v1/models`.
+    model: String,
+    #[schema(min_items = 1)]
+    messages: Vec<OpenAiMessage>,
+    #[schema(minimum = 1)]
+    max_completion_tokens: Option<u32>,
+    #[schema(minimum = 1)]
+    max_tokens: Option<u32>,
+    logprobs: Option<bool>,
+    #[schema(minimum = 0, maximum = 20)]
+    top_logprobs: Option<u32>,
+    /// `{"type": "text"}`, `json_object`, or `json_schema` with a schema.
+    response_format: Option<OpenAiFormat>,
+    /// Functions, where the model's chat template has a place for them.
+    tools: Option<Vec<OpenAiTool>>,
+    /// `none`, `auto`, `required`, or a function.
+    tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
+    /// Variables of the chat template.
+    #[schema(value_type = Option<Object>)]
+    chat_template_kwargs: Option<Value>,
+    /// 0 takes the likeliest token each time; 1 unless said.
+    #[schema(minimum = 0, maximum = 2)]
+    temperature: Option<f64>,
+    #[schema(minimum = 0, maximum = 1)]
+    top_p: Option<f64>,
+    top_k: Option<u32>,
+    #[schema(minimum = 0, maximum = 1)]
+    min_p: Option<f64>,
+    #[schema(minimum = 0.01, maximum = 100)]
+    repeat_penalty: Option<f64>,
+    #[schema(minimum = -2, maximum = 2)]
+    presence_penalty: Option<f64>,
+    #[schema(minimum = -2, maximum = 2)]
+    frequency_penalty: Option<f64>,
+    /// Token ids, and what is added to their logits, from -100 to 100.
+    logit_bias: Option<BTreeMap<String, f64>>,
+    seed: Option<i64>,
+    /// A text, or four at most, that end the answer.
+    #[schema(value_type = Option<OpenAiStop>)]
+    stop: Option<Value>,
+    ignore_eos: Option<bool>,
+    /// Answers to each prompt.
+    #[schema(minimum = 1, maximum = 16)]
+    n: Option<u32>,
+    stream: Option<bool>,
+    /// Goes with `stream`.
+    stream_options: Option<OpenAiStreamOptions>,
+}
+
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what is read field by field")]
+struct OpenAiMessage {
+    role: OpenAiRole,
+    /// A text, or parts of type `text`.
+    content: Option<Value>,
+    tool_call_id: Option<String>,
+    tool_calls: Option<Vec<Value>>,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "describes what is read field by field")]
+enum OpenAiRole {
+    System,
+    Developer,
+    User,
+    Assistant,
+    Tool,
+}
+
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what is read field by field")]
+struct OpenAiFormat {
+    r#type: String,
+    json_schema: Option<Value>,
+}
+
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what is read field by field")]
+struct OpenAiTool {
+    r#type: String,
+    function: OpenAiFunction,
+}
+
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what is read field by field")]
+struct OpenAiFunction {
+    name: String,
+    description: Option<String>,
+    #[schema(value_type = Option<Object>)]
+    parameters: Option<Value>,
+}
+
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what is read field by field")]
+pub(super) struct OpenAiStreamOptions {
+    /// Whether a last piece tells the tokens.
+    include_usage: Option<bool>,
+}
+
+#[derive(serde::Deserialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes what is read field by field")]
+pub(super) enum OpenAiStop {
+    One(String),
+    Some(Vec<String>),
+}
+
+answers! {
+    OpenAiChat {
+        id: String, object: String, created: u64, model: String, system_fingerprint: String, choices: Vec<OpenAiChoice>,
+        usage: OpenAiUsage,
+    }
+
+    OpenAiChoice {
+        index: u32, message: OpenAiAnswer, finish_reason: String, logprobs: Option<Value>,
+    }
+
+    OpenAiAnswer { role: String, content: Option<String>, ; refusal: Option<String>, tool_calls: Vec<Value>, }
+
+    OpenAiUsage {
+        prompt_tokens: u64, total_tokens: u64,
+        ; completion_tokens: u64, prompt_tokens_details: OpenAiPromptTokens,
+    }
+
+    OpenAiPromptTokens { cached_tokens: u64, }
+}
+
+/// A conversation's next message, at once or as it comes.
+#[utoipa::path(
+    post, path = "/v1/chat/completions", request_body = OpenAiChatRequest,
+    responses((status = 200, content((OpenAiChat = "application/json"), (String = "text/event-stream"))))
+)]
 pub(super) async fn chat(
     State(state): State<ApiState>,
     headers: HeaderMap,

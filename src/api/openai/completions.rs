@@ -1,5 +1,7 @@
 //! `POST /v1/completions`.
 
+use std::collections::BTreeMap;
+
 use axum::{
     body::Bytes,
     extract::{State, rejection::BytesRejection},
@@ -7,17 +9,21 @@ use axum::{
     response::Response,
 };
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::{
     ApiError, ApiState,
     asking::{Common, MAX_CHOICES},
     begun,
-    chat::{MAX_TOP, answer},
+    chat::{MAX_TOP, OpenAiStop, OpenAiStreamOptions, OpenAiUsage, answer},
     fields::Fields,
     models,
     stream::{About, Kind},
 };
-use crate::inference::{InferRequest, PromptForm};
+use crate::{
+    api::shape::answers,
+    inference::{InferRequest, PromptForm},
+};
 
 /// Tokens of an answer unless the request says how many, as OpenAI has it.
 const MAX_TOKENS: u32 = 16;
@@ -29,6 +35,74 @@ pub(super) enum Input {
     Tokens(Vec<u32>),
 }
 
+/// What a completion is asked. Fields that are not named are ignored.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what is read field by field")]
+struct OpenAiCompletionRequest {
+    /// One of `/v1/models`.
+    model: String,
+    prompt: OpenAiInput,
+    /// 16 unless said.
+    #[schema(minimum = 1)]
+    max_tokens: Option<u32>,
+    /// Whether the prompt is given back before the answer; not with `logprobs`.
+    echo: Option<bool>,
+    #[schema(minimum = 0, maximum = 20)]
+    logprobs: Option<u32>,
+    /// 0 takes the likeliest token each time; 1 unless said.
+    #[schema(minimum = 0, maximum = 2)]
+    temperature: Option<f64>,
+    #[schema(minimum = 0, maximum = 1)]
+    top_p: Option<f64>,
+    top_k: Option<u32>,
+    #[schema(minimum = 0, maximum = 1)]
+    min_p: Option<f64>,
+    #[schema(minimum = 0.01, maximum = 100)]
+    repeat_penalty: Option<f64>,
+    #[schema(minimum = -2, maximum = 2)]
+    presence_penalty: Option<f64>,
+    #[schema(minimum = -2, maximum = 2)]
+    frequency_penalty: Option<f64>,
+    /// Token ids, and what is added to their logits, from -100 to 100.
+    logit_bias: Option<BTreeMap<String, f64>>,
+    seed: Option<i64>,
+    /// A text, or four at most, that end the answer.
+    #[schema(value_type = Option<OpenAiStop>)]
+    stop: Option<Value>,
+    ignore_eos: Option<bool>,
+    /// Answers to each prompt.
+    #[schema(minimum = 1, maximum = 16)]
+    n: Option<u32>,
+    stream: Option<bool>,
+    /// Goes with `stream`.
+    stream_options: Option<OpenAiStreamOptions>,
+}
+
+/// A text, texts, token ids, or lists of those; none of them empty.
+#[derive(serde::Deserialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes what is read field by field")]
+pub(super) enum OpenAiInput {
+    Text(String),
+    Texts(Vec<String>),
+    Tokens(Vec<u32>),
+    Lists(Vec<Vec<u32>>),
+}
+
+answers! {
+    OpenAiCompletion {
+        id: String, object: String, created: u64, model: String, system_fingerprint: String, choices: Vec<OpenAiText>,
+        usage: OpenAiUsage,
+    }
+
+    OpenAiText { index: u32, text: String, finish_reason: String, logprobs: Option<Value>, }
+}
+
+/// The text after a prompt, or after each of some.
+#[utoipa::path(
+    post, path = "/v1/completions", request_body = OpenAiCompletionRequest,
+    responses((status = 200, content((OpenAiCompletion = "application/json"), (String = "text/event-stream"))))
+)]
 pub(super) async fn completions(
     State(state): State<ApiState>,
     headers: HeaderMap,

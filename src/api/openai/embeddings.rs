@@ -9,15 +9,20 @@ use axum::{
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::{
     ApiError, ApiState,
     asking::{last_headers, route_header},
     begun,
-    completions::{Input, inputs},
+    chat::OpenAiUsage,
+    completions::{Input, OpenAiInput, inputs},
     models,
 };
-use crate::inference::{InferRequest, PromptForm};
+use crate::{
+    api::shape::answers,
+    inference::{InferRequest, PromptForm},
+};
 
 /// Most inputs of one request.
 const MAX_INPUTS: usize = 256;
@@ -25,6 +30,44 @@ const MAX_INPUTS: usize = 256;
 /// Inputs of one request that are computed at once: enough to keep a chain busy.
 const AT_ONCE: usize = 4;
 
+/// What is to be embedded. Fields that are not named are ignored.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what is read field by field")]
+struct OpenAiEmbeddingRequest {
+    /// One of `/v1/models`.
+    model: String,
+    input: OpenAiInput,
+    /// `float` or `base64`: little-endian f32.
+    encoding_format: Option<OpenAiEncoding>,
+    /// Nothing but the model's own width.
+    dimensions: Option<u32>,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "describes what is read field by field")]
+enum OpenAiEncoding {
+    Float,
+    Base64,
+}
+
+#[derive(serde::Deserialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes what json! makes")]
+enum OpenAiVector {
+    Floats(Vec<f32>),
+    Base64(String),
+}
+
+answers! {
+    OpenAiEmbeddings { object: String, data: Vec<OpenAiEmbedding>, model: String, usage: OpenAiUsage, }
+    OpenAiEmbedding { object: String, index: u32, embedding: OpenAiVector, }
+}
+
+/// What a model makes of texts, as vectors.
+#[utoipa::path(
+    post, path = "/v1/embeddings", request_body = OpenAiEmbeddingRequest, responses((status = 200, body = OpenAiEmbeddings))
+)]
 pub(super) async fn embeddings(
     State(state): State<ApiState>,
     headers: HeaderMap,

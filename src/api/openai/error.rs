@@ -11,8 +11,32 @@ use axum::{
 };
 use quelea_wire::ErrorCode;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use crate::inference::InferError;
+
+/// What every error of the OpenAI API looks like.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what json! makes")]
+pub(crate) struct OpenAiFailure {
+    error: OpenAiError,
+}
+
+/// What went wrong, in OpenAI's words; `quelea_code` and `hint` are this node's.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what json! makes")]
+struct OpenAiError {
+    message: String,
+    r#type: String,
+    #[schema(required = true)]
+    param: Option<String>,
+    #[schema(required = true)]
+    code: Option<String>,
+    #[schema(nullable = false)]
+    quelea_code: Option<String>,
+    #[schema(nullable = false)]
+    hint: Option<String>,
+}
 
 /// When to come back if nobody has said when there may be room.
 const RETRY_AFTER_MS: u32 = 1000;

@@ -49,12 +49,16 @@ use axum::{
 use quelea_wire::TraceParent;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-pub(super) use self::error::ApiError;
+pub(super) use self::error::{ApiError, OpenAiFailure};
 use super::{ApiState, trace_of};
 use crate::{
     inference::{InferError, discover},
     swarm::Handle,
 };
+
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(chat::chat, completions::completions, embeddings::embeddings, models::list, models::one))]
+pub(super) struct Described;
 
 /// Answers under way at once, each choice of a request counted. Each holds a few kilobytes and a session at every stage.
 const MAX_ANSWERS: usize = 128;

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::{ApiError, ApiState};
 use crate::{
+    api::shape::answers,
     inference::{
         InferError,
         models::{DEMO, Ends},
@@ -62,13 +63,25 @@ struct Known {
     peers: usize,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Which {
     /// Whether those are told of, too, that cannot be asked now.
     #[serde(default)]
     all: bool,
 }
 
+answers! {
+    OpenAiModels { object: String, data: Vec<OpenAiModel>, }
+
+    /// `status` is `loaded`, `loading` or `unavailable`.
+    OpenAiModel { id: String, object: String, created: u64, owned_by: String, status: String, meta: OpenAiModelMeta, }
+
+    OpenAiModelMeta { model: String, layers: u32, peers: u32, }
+}
+
+/// The models that can be asked now.
+#[utoipa::path(get, path = "/v1/models", params(Which), responses((status = 200, body = OpenAiModels)))]
 pub(super) async fn list(
     State(state): State<ApiState>,
     which: Result<Query<Which>, QueryRejection>,
@@ -80,6 +93,11 @@ pub(super) async fn list(
     Ok(Json(json!({ "object": "list", "data": data })))
 }
 
+/// One model; its id may have slashes.
+#[utoipa::path(
+    get, path = "/v1/models/{id}", params(("id" = String, Path, description = "its name or its id")),
+    responses((status = 200, body = OpenAiModel), (status = 404, description = "there is none"))
+)]
 pub(super) async fn one(State(state): State<ApiState>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
     let known = known(&state).await?;
     let model = find(&known, &id).ok_or_else(|| ApiError::no_model(&id))?;

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{LeftOut, NoPlan, Objective, Plan, Planned, Query, Source};
 use crate::inference::types::Prediction;
 
 /// One stage of a plan.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PlanHop {
     /// The peer that would run the layers.
     pub peer: String,
@@ -41,7 +42,7 @@ pub struct PlanHop {
 }
 
 /// A chain and what it is expected to take.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PlanView {
     /// The stages in order; empty when everything runs here.
     pub hops: Vec<PlanHop>,
@@ -60,7 +61,7 @@ pub struct PlanView {
 }
 
 /// A peer that is not used.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PlanLeftOut {
     /// The peer.
     pub peer: String,
@@ -71,7 +72,7 @@ pub struct PlanLeftOut {
 }
 
 /// What is missing where there is no plan.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PlanMissing {
     /// What is missing, in a sentence.
     pub message: String,
@@ -80,11 +81,12 @@ pub struct PlanMissing {
     /// Bytes of their weights.
     pub bytes: u64,
     /// Who was counted: peer and layers.
+    #[schema(value_type = Vec<Vec<String>>)]
     pub counted: Vec<(String, String)>,
 }
 
 /// The answer to "what would a request like this be answered by?".
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PlanReport {
     /// The model's id.
     pub model: String,

@@ -34,7 +34,7 @@ pub(super) struct Recent {
 }
 
 /// A trace in a list.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub(crate) struct TraceSummary {
     /// 32 hex digits.
     pub(crate) trace_id: String,
@@ -55,7 +55,7 @@ pub(crate) struct TraceSummary {
 }
 
 /// A span of a trace.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub(crate) struct TraceSpan {
     /// 16 hex digits.
     pub(crate) span_id: String,
@@ -72,6 +72,7 @@ pub(crate) struct TraceSpan {
     /// How long it took.
     pub(crate) duration_s: f64,
     /// What is known of it.
+    #[schema(value_type = Object)]
     pub(crate) attributes: Map<String, serde_json::Value>,
     /// What happened meanwhile: names, and seconds after the trace's beginning.
     pub(crate) events: Vec<serde_json::Value>,

@@ -40,7 +40,8 @@ const OUTLINES_AT_ONCE: usize = 4;
 const OUTLINE_FAULTS: u8 = 3;
 
 /// How far a pull is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = PullProgress)]
 pub(crate) struct Progress {
     /// Bytes that are here of those wanted.
     pub(crate) bytes: u64,

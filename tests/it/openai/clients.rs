@@ -14,7 +14,7 @@ use crate::harness::{DEMO, Daemon, PATIENCE, Swarm, swarm, tempdir, until};
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk");
 
 /// A program of the environment in which the Python clients are installed.
-fn python(program: &str) -> Option<PathBuf> {
+pub fn python(program: &str) -> Option<PathBuf> {
     let environment =
         std::env::var_os("QUELEA_SDK_VENV").map_or_else(|| Path::new(FOLDER).join(".venv"), PathBuf::from);
     let program = environment.join("bin").join(program);
@@ -38,14 +38,14 @@ fn base_url(daemon: &Daemon) -> String {
     format!("{}/v1", daemon.told("api")[0])
 }
 
-fn key(daemon: &Daemon) -> String {
+pub fn token(daemon: &Daemon) -> String {
     fs::read_to_string(Path::new(daemon.home()).join("api.token")).unwrap().trim().to_owned()
 }
 
 /// Runs a client to its end; what it printed.
 async fn run(mut client: Command, daemon: &Daemon) -> String {
     let home = tempdir();
-    client.env("BASE_URL", base_url(daemon)).env("API_KEY", key(daemon)).env("LLM_USER_PATH", home.path());
+    client.env("BASE_URL", base_url(daemon)).env("API_KEY", token(daemon)).env("LLM_USER_PATH", home.path());
     client.env("NO_PROXY", "*").current_dir(FOLDER).stdin(Stdio::null()).kill_on_drop(true);
     let ended = timeout(PATIENCE * 2, client.output()).await.expect("the client does not end").unwrap();
     let stdout = String::from_utf8_lossy(&ended.stdout).into_owned();
@@ -81,7 +81,7 @@ async fn the_official_node_client() {
 async fn llm() {
     let Some(llm) = python("llm") else { return };
     let swarm = three().await;
-    let (url, key) = (base_url(&swarm.boot), key(&swarm.boot));
+    let (url, key) = (base_url(&swarm.boot), token(&swarm.boot));
     let endpoint = |args: &[&str]| {
         let mut client = Command::new(&llm);
         client.args(["openai", "endpoint", &url, "--key", &key]).args(args);
