@@ -1,7 +1,18 @@
 //! Quelea: a libp2p swarm node that runs language models across peers.
 //!
 //! A [`Node`] joins a swarm, serves a span of a model's layers, and answers requests with the help of the peers that hold
-//! the others. The `quelea` binary is a thin shell around it.
+//! the others. [`Node::builder`] makes one inside another program; `docs/library.md` and `examples/` show how. The `quelea` binary
+//! is a thin shell around it.
+//!
+//! | to do what | with |
+//! |---|---|
+//! | start a node | [`NodeBuilder`], [`StartError`] |
+//! | ask | [`Node::infer`], [`InferRequest`], [`Answer`], [`InferEvent`], [`Summary`], [`InferError`] |
+//! | see who would answer | [`Node::plan`], [`Node::coverage`] |
+//! | follow what happens | [`Node::events`], [`Followed`], [`EventKind`] |
+//! | name peers | [`PeerId`], [`Address`] |
+//!
+//! What is not shown here is the program's, and may change at any time. In the source:
 //!
 //! | module | what is there |
 //! |---|---|
@@ -11,6 +22,7 @@
 //! | `storage`, `identity`, `home` | what is kept on disk |
 //! | `telemetry` | logs, metrics, health |
 //! | `events` | what happened, for those who follow it |
+//! | `library` | types of the library's face |
 //! | `api`, `cli` | the ways in |
 //! | `netcheck` | how this node can be reached, in words |
 //! | `hub` | model files from the web |
@@ -26,9 +38,11 @@
 
 mod accept;
 mod address;
+#[doc(hidden)]
 pub mod agents;
 mod api;
 mod bench;
+#[doc(hidden)]
 pub mod cli;
 mod demo;
 mod events;
@@ -39,6 +53,7 @@ mod hub;
 mod identity;
 mod inference;
 mod ledger;
+mod library;
 mod masking;
 mod netcheck;
 mod node;
@@ -49,9 +64,12 @@ mod telemetry;
 mod text;
 mod weights;
 
+pub use events::{Event, EventKind, Offered};
 pub use inference::{
-    Cost, CoverageHolder, CoverageReport, FinishReason, Format, HopReport, InferError, InferEvent, InferRequest,
-    LikelyToken, Objective, PlanHop, PlanLeftOut, PlanMissing, PlanReport, PlanRequest, PlanView, Prediction,
-    PromptForm, Recovery, Route, RouteHop, Source, Speculate, Speculation, StageCost, Summary, TokenLogprobs,
+    CommittedRows, Cost, CoverageHolder, CoverageReport, CutOff, FinishReason, Format, HopReport, InferError,
+    InferEvent, InferRequest, LikelyToken, Objective, PlanHop, PlanLeftOut, PlanMissing, PlanReport, PlanRequest,
+    PlanView, Prediction, PromptForm, Recovery, RequestProfile, Route, RouteHop, Saw, Source, Speculate, Speculation,
+    StageCost, Summary, TokenLogprobs,
 };
-pub use node::{Node, NodeBuilder, StartError};
+pub use library::{Address, Answer, Events, Followed, NotAPeerId, NotAnAddress, PeerId};
+pub use node::{ConnectError, Node, NodeBuilder, StartError};

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     address::is_private,
     api::access::Tokens,
+    events::Offered,
     home::Home,
     inference::models::quantised,
     node::{
@@ -232,7 +233,7 @@ async fn greet(node: &Node, keep: &Keep) -> Result<(), CliError> {
     if let Keep::In { home, .. } = keep {
         data_line(&format!("data:     {}", home.dir().display()))?;
     }
-    for (model, layers) in node.serves() {
+    for Offered { model, layers } in node.serves() {
         data_line(&format!("serving:  layers {layers} of {model}"))?;
     }
     data_line("ready")

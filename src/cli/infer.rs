@@ -138,7 +138,7 @@ async fn as_passing_peer(
     };
     let result = match reached {
         Ok(true) => {
-            let mut events = node.infer(request);
+            let mut events = node.ask(request);
             show.until_interrupted(events_of(&mut events)).await
         }
         Ok(false) => Ok(ExitCode::from(Exit::Interrupted as u8)),

@@ -86,8 +86,8 @@ impl Demo {
         self.nodes
             .iter()
             .map(|node| {
-                let layers = node.serves().into_iter().map(|(_, layers)| layers).collect::<Vec<_>>().join(", ");
-                (node.peer_id(), layers)
+                let layers = node.serves().into_iter().map(|served| served.layers).collect::<Vec<_>>().join(", ");
+                (String::from(node.peer_id()), layers)
             })
             .collect()
     }

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Event {
     /// Its number: one more than that of the event before.
     pub id: u64,
@@ -98,6 +99,7 @@ pub enum EventKind {
 
 /// Layers of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Offered {
     /// The model's id.
     pub model: String,

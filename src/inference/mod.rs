@@ -88,9 +88,9 @@ pub use self::{
         report::{PlanHop, PlanLeftOut, PlanMissing, PlanReport, PlanView},
     },
     types::{
-        Cost, CutOff, FinishReason, Format, HopReport, InferError, InferEvent, InferRequest, LikelyToken, PlanRequest,
-        Prediction, PromptForm, Recovery, RequestProfile, Route, RouteHop, Saw, Speculate, Speculation, StageCost,
-        Summary, TokenLogprobs,
+        CommittedRows, Cost, CutOff, FinishReason, Format, HopReport, InferError, InferEvent, InferRequest,
+        LikelyToken, PlanRequest, Prediction, PromptForm, Recovery, RequestProfile, Route, RouteHop, Saw, Speculate,
+        Speculation, StageCost, Summary, TokenLogprobs,
     },
 };
 

@@ -16,6 +16,7 @@ pub(crate) const PREFILL_WINDOW: u8 = 4;
 /// How the prompt is given to the model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum PromptForm {
     /// As a user's message when the model has a chat template, else as it is.
     #[default]
@@ -29,6 +30,7 @@ pub enum PromptForm {
 /// Where the layers are run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Route {
     /// By the peers that hold them, or all of them here where that is known to be faster.
     #[default]
@@ -42,6 +44,7 @@ pub enum Route {
 /// With which arithmetic a request is computed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum RequestProfile {
     /// As this node computes.
     #[default]
@@ -54,6 +57,7 @@ pub enum RequestProfile {
 /// Whether several tokens are guessed and verified in one pass. The answer is the same either way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Speculate {
     /// As many as pay, by what passes take and how often guesses were right.
     Auto,
@@ -67,6 +71,7 @@ pub enum Speculate {
 
 /// What guessing has come to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[non_exhaustive]
 pub struct Speculation {
     /// Tokens that were guessed and verified.
     pub proposed: u64,
@@ -92,6 +97,7 @@ pub enum Format {
 /// What to ask, and how to draw the answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct InferRequest {
     /// `demo`, the path of a GGUF file on this machine, or a model id of 64 hex digits.
     pub model: String,
@@ -234,7 +240,8 @@ fn default_step_timeout_ms() -> u64 {
 }
 
 impl InferRequest {
-    /// A greedy request for `prompt` to `model`, with everything else left at its default.
+    /// A greedy request for `prompt` to `model`, with everything else left at its default. What is to be otherwise is changed by
+    /// its fields.
     #[must_use]
     pub fn new(model: impl Into<String>, prompt: impl Into<String>) -> Self {
         Self {
@@ -288,6 +295,7 @@ impl InferRequest {
 
 /// One stage of the route.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[non_exhaustive]
 pub struct RouteHop {
     /// The peer that runs the layers.
     pub peer: String,
@@ -305,6 +313,7 @@ pub struct RouteHop {
 
 /// What one stage did for the request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[non_exhaustive]
 pub struct HopReport {
     /// The peer that ran the layers.
     pub peer: String,
@@ -325,6 +334,7 @@ pub struct HopReport {
 
 /// What a stage has signed for: all rows from the first that was computed to this one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[non_exhaustive]
 pub struct CommittedRows {
     /// The position behind the last row.
     pub rows: u32,
@@ -336,6 +346,7 @@ pub struct CommittedRows {
 
 /// What a peer was given of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[non_exhaustive]
 pub struct Saw {
     /// The peer.
     pub peer: String,
@@ -347,6 +358,7 @@ pub struct Saw {
 
 /// A stage that was lost while answering, and how the answer went on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[non_exhaustive]
 pub struct Recovery {
     /// The peers that were lost.
     pub lost: Vec<String>,
@@ -363,6 +375,7 @@ pub struct Recovery {
 /// Why the answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum FinishReason {
     /// The model said that it was done, or one of the request's stop strings came.
     Stop,
@@ -395,6 +408,7 @@ pub struct TokenLogprobs {
 
 /// What a plan promises.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[non_exhaustive]
 pub struct Prediction {
     /// Tokens per second after the first one.
     pub tokens_per_s: f64,
@@ -410,6 +424,7 @@ pub struct Prediction {
 /// A question for a plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct PlanRequest {
     /// As in [`InferRequest`].
     pub model: String,
@@ -436,6 +451,23 @@ pub struct PlanRequest {
     pub profile: RequestProfile,
 }
 
+impl PlanRequest {
+    /// For a prompt of 128 tokens and an answer of 256, the soonest.
+    #[must_use]
+    pub fn new(model: impl Into<String>) -> Self {
+        Self {
+            model: model.into(),
+            prompt_tokens: default_prompt_tokens(),
+            max_tokens: default_max_tokens(),
+            objective: Objective::default(),
+            timeout_ms: default_step_timeout_ms(),
+            thin: None,
+            private: 0,
+            profile: RequestProfile::default(),
+        }
+    }
+}
+
 fn default_prompt_tokens() -> u64 {
     128
 }
@@ -447,6 +479,7 @@ fn is_zero(n: &usize) -> bool {
 
 /// What a request cost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[non_exhaustive]
 pub struct Cost {
     /// All of it, in micro-credits.
     pub micro_credits: u64,
@@ -458,6 +491,7 @@ pub struct Cost {
 
 /// What one stage got for a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[non_exhaustive]
 pub struct StageCost {
     /// The peer.
     pub peer: String,
@@ -475,6 +509,7 @@ pub struct StageCost {
 
 /// What a finished request amounted to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[non_exhaustive]
 pub struct Summary {
     /// The model's id.
     pub model: String,
@@ -589,6 +624,7 @@ pub enum InferEvent {
 /// gone on with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error, ToSchema)]
 #[error("{message} [{code}]")]
+#[non_exhaustive]
 pub struct InferError {
     /// `QUE-nnnn`.
     pub code: String,
@@ -620,6 +656,7 @@ const MAX_RETRY_AFTER_MS: u32 = 120_000;
 
 /// An answer that was cut off.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct CutOff {
     /// Its text so far.
     pub text: String,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use libp2p::Multiaddr;
 use quelea_behaviours::KadMode;
-use quelea_wire::ErrorCode;
+use quelea_wire::{ErrorCode, Price};
 
 use super::{
     Node,
@@ -30,6 +30,18 @@ pub struct StartError {
 }
 
 impl StartError {
+    /// Its code, `QUE-nnnn`; `quelea errors list` shows all.
+    #[must_use]
+    pub fn code(&self) -> String {
+        self.code.to_string()
+    }
+
+    /// What to do about it, where there is something to say.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), hint: None }
     }
@@ -64,8 +76,8 @@ impl From<InferError> for StartError {
 /// use quelea::{InferEvent, InferRequest, Node};
 ///
 /// let node = Node::builder().listen("/ip4/127.0.0.1/tcp/0")?.serve("demo", "all")?.start().await?;
-/// let mut events = node.infer(InferRequest::new("demo", "What is a relay?"));
-/// while let Some(event) = events.recv().await {
+/// let mut answer = node.infer(InferRequest::new("demo", "What is a relay?"));
+/// while let Some(event) = answer.next().await {
 ///     if let InferEvent::Done { summary } = event {
 ///         assert!(!summary.text.is_empty());
 ///     }
@@ -76,13 +88,14 @@ impl From<InferError> for StartError {
 pub struct NodeBuilder {
     settings: Settings,
     home: Option<PathBuf>,
+    memory: Option<u64>,
 }
 
 impl NodeBuilder {
     pub(super) fn new() -> Self {
         let mut settings = Settings::passing("main", Vec::new());
         settings.kad_mode = KadMode::Server;
-        Self { settings, home: None }
+        Self { settings, home: None, memory: None }
     }
 
     /// The network; nodes of different networks never talk. `main` by default.
@@ -96,8 +109,8 @@ impl NodeBuilder {
     ///
     /// # Errors
     /// When it is not a multiaddr; the message names the part that is wrong.
-    pub fn listen(mut self, addr: &str) -> Result<Self, StartError> {
-        let addr: Multiaddr = parse_multiaddr(addr).map_err(usage)?;
+    pub fn listen(mut self, addr: impl AsRef<str>) -> Result<Self, StartError> {
+        let addr: Multiaddr = parse_multiaddr(addr.as_ref()).map_err(usage)?;
         self.settings.listen.push(addr);
         Ok(self)
     }
@@ -106,8 +119,8 @@ impl NodeBuilder {
     ///
     /// # Errors
     /// When it is not one; the message names the part that is wrong.
-    pub fn bootstrap(mut self, addr: &str) -> Result<Self, StartError> {
-        self.settings.bootstrap.push(parse_peer_address(addr).map_err(usage)?);
+    pub fn bootstrap(mut self, addr: impl AsRef<str>) -> Result<Self, StartError> {
+        self.settings.bootstrap.push(parse_peer_address(addr.as_ref()).map_err(usage)?);
         Ok(self)
     }
 
@@ -132,6 +145,28 @@ impl NodeBuilder {
         Ok(self)
     }
 
+    /// The most bytes that the layers that are served may take, with the keys and values of sessions. Half of what the machine has
+    /// free by default.
+    #[must_use]
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = Some(bytes);
+        self
+    }
+
+    /// What layers cost others: micro-credits for 1,000 layer-rows of answers, and of prompts. They are free by default.
+    #[must_use]
+    pub fn price(mut self, answers: u64, prompts: u64) -> Self {
+        self.settings.price = Price { decode: answers, prefill: prompts };
+        self
+    }
+
+    /// Finds peers on the LAN (mDNS).
+    #[must_use]
+    pub fn mdns(mut self) -> Self {
+        self.settings.mdns = true;
+        self
+    }
+
     /// Starts the node; when this returns, it is ready.
     ///
     /// # Errors
@@ -139,6 +174,9 @@ impl NodeBuilder {
     pub async fn start(mut self) -> Result<Node, StartError> {
         if let Some(dir) = self.home.take() {
             self.settings.keep = Keep::in_home(Home::new(Some(dir)).map_err(StartError::home)?);
+        }
+        if let (Some(serve), Some(_)) = (&mut self.settings.serve, self.memory) {
+            serve.memory = self.memory;
         }
         Node::start(self.settings).await
     }

@@ -2,6 +2,7 @@
 
 mod bootstrap;
 mod builder;
+mod embedded;
 mod listening;
 pub(crate) mod ports;
 mod serving;
@@ -26,15 +27,18 @@ use tokio::{
     task::JoinHandle,
 };
 
-pub use self::builder::{NodeBuilder, StartError};
 use self::settings::{Keep, Settings};
+pub use self::{
+    builder::{NodeBuilder, StartError},
+    embedded::ConnectError,
+};
 use crate::{
     address::PeerAddress,
     agents::{Sandbox, installed::Agents, offered},
     home::HomeLock,
     identity,
     inference::{
-        Asker, CoverageReport, EVENT_QUEUE, InferError, InferEvent, InferRequest, PlanReport, PlanRequest, Summary,
+        Asker, EVENT_QUEUE, InferError, InferEvent, InferRequest, Summary,
         auditor::Auditor,
         claims::Claims,
         models::Models,
@@ -113,12 +117,6 @@ pub struct Node {
 }
 
 impl Node {
-    /// A builder for a node inside another program.
-    #[must_use]
-    pub fn builder() -> NodeBuilder {
-        NodeBuilder::new()
-    }
-
     /// Starts everything; when this returns, the node is ready.
     pub(crate) async fn start(settings: Settings) -> Result<Self, StartError> {
         // Boxed: starting holds a whole swarm across its waits.
@@ -335,20 +333,9 @@ impl Node {
         Ok(node)
     }
 
-    /// This node's peer id.
-    #[must_use]
-    pub fn peer_id(&self) -> String {
-        self.handle.local().to_string()
-    }
-
-    /// Full addresses at which other nodes can dial this one, ending in its peer id.
-    pub async fn addresses(&self) -> Vec<String> {
-        full_addresses(&self.handle).await
-    }
-
     /// Where a masked node's web front listens.
     #[must_use]
-    pub fn front_addr(&self) -> Option<SocketAddr> {
+    pub(crate) fn front_addr(&self) -> Option<SocketAddr> {
         self.front_addr
     }
 
@@ -359,33 +346,19 @@ impl Node {
 
     /// Where metrics and health are served.
     #[must_use]
-    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+    pub(crate) fn metrics_addr(&self) -> Option<SocketAddr> {
         self.metrics_addr
     }
 
     /// Where the control API is served.
     #[must_use]
-    pub fn api_addr(&self) -> Option<SocketAddr> {
+    pub(crate) fn api_addr(&self) -> Option<SocketAddr> {
         self.api_addr
-    }
-
-    /// The model id and layers that this node serves.
-    #[must_use]
-    pub fn serves(&self) -> Vec<(String, String)> {
-        self.plane.served().iter().map(|s| (s.file.id.to_string(), s.span.to_string())).collect()
-    }
-
-    /// Who holds which layers of a model: `demo`, a file, or a model id.
-    ///
-    /// # Errors
-    /// When the model is not known here.
-    pub async fn coverage(&self, model: &str) -> Result<CoverageReport, InferError> {
-        self.asker.coverage(model).await
     }
 
     /// Asks. The events end with exactly one `Done` or `Error`; dropping the receiver cancels the request.
     #[must_use]
-    pub fn infer(&self, request: InferRequest) -> mpsc::Receiver<InferEvent> {
+    pub(crate) fn ask(&self, request: InferRequest) -> mpsc::Receiver<InferEvent> {
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
         let asker = self.asker.clone();
         tokio::spawn(async move { asker.infer(request, events).await });
@@ -398,7 +371,7 @@ impl Node {
         request: InferRequest,
         mut see: impl FnMut(&InferEvent),
     ) -> Result<Summary, InferError> {
-        let mut events = self.infer(request);
+        let mut events = self.ask(request);
         while let Some(event) = events.recv().await {
             see(&event);
             match event {
@@ -408,14 +381,6 @@ impl Node {
             }
         }
         Err(InferError::new(ErrorCode::Internal, "the answer stopped before its end"))
-    }
-
-    /// What a request would be answered by, and why.
-    ///
-    /// # Errors
-    /// When the model is not known here. That there is no plan is part of the report.
-    pub async fn plan(&self, request: &PlanRequest) -> Result<PlanReport, InferError> {
-        self.asker.plan(request).await
     }
 
     /// The services of this node, and its way to those of others.
@@ -451,7 +416,8 @@ impl Node {
         }));
     }
 
-    /// Stops taking work, finishes what is under way for at most `grace`, takes its announcement back and closes.
+    /// Stops taking work, finishes what is under way for at most `grace`, takes its announcement back and closes. A node that is
+    /// dropped instead ends without a goodbye.
     pub async fn shutdown(self, grace: Duration) {
         self.telemetry.health.drain();
         self.plane.drain();

@@ -17,7 +17,7 @@ use crate::{
     address::{PeerAddress, parse_multiaddr, parse_peer_address},
     events::{Event, EventKind},
     inference::{
-        Summary,
+        PlanReport, Summary,
         models::{DEMO, ModelFile},
         serve::{LayerChoice, ServeEnds},
     },
@@ -140,7 +140,7 @@ async fn whoever_has_room_answers_and_nobody_hears_of_a_refusal() {
 
 /// What one node after another serves.
 fn spans(workers: &[Node]) -> Vec<String> {
-    workers.iter().flat_map(Node::serves).map(|(_, layers)| layers).collect()
+    workers.iter().flat_map(Node::serves).map(|served| served.layers).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

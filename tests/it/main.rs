@@ -63,6 +63,7 @@ mod headline;
 mod hostile;
 mod interop;
 mod ledger;
+mod library;
 mod lifecycle;
 mod losses;
 mod masking;

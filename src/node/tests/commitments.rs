@@ -124,7 +124,7 @@ async fn ends_in(worker: usize, mischief: Mischief, code: ErrorCode, named: &[us
     let error = swarm.ask("Who are you?").await.unwrap_err();
     assert_eq!(error.error_code(), code, "{mischief:?}: {error}");
     for n in 0..2 {
-        let named_here = error.message.contains(&swarm.workers[n].peer_id());
+        let named_here = error.message.contains(swarm.workers[n].peer_id().as_str());
         assert_eq!(named_here, named.contains(&n), "{mischief:?}: {error}");
     }
     assert!(swarm.count(counted).await > 0, "{mischief:?}");

@@ -85,7 +85,7 @@ impl Swarm {
         let mut request = request.clone();
         let (mut cut, mut lost) = (cut, lost);
         loop {
-            let (mut events, mut seen) = (self.asker.infer(request.clone()), 0);
+            let (mut events, mut seen) = (self.asker.ask(request.clone()), 0);
             let (mut name, mut last) = (None, String::new());
             let ended = loop {
                 match events.recv().await {

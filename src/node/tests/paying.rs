@@ -175,7 +175,7 @@ async fn who_has_no_credit_is_refused_and_another_is_asked() {
     swarm.workers[1].plane.ledger().limit(id(&swarm.asker), Some(0)).await.unwrap();
     let error = swarm.ask(swarm.request()).await.unwrap_err();
     assert_eq!(error.error_code(), ErrorCode::NoCredit, "{error}");
-    assert!(error.message.contains(&swarm.workers[1].peer_id()), "{error}");
+    assert!(error.message.contains(swarm.workers[1].peer_id().as_str()), "{error}");
     let nothing = |account: &Account| account.owed == 0 && account.held == 0;
     swarm.account_of(0, nothing).await;
     swarm.stop().await;
@@ -228,7 +228,7 @@ async fn who_takes_over_is_paid_and_who_was_lost_gets_what_it_gave() {
     request.max_tokens = 4;
     let hops = swarm.ask(request.clone()).await.unwrap().hops;
     request.max_tokens = MANY;
-    let mut events = swarm.asker.infer(request);
+    let mut events = swarm.asker.ask(request);
     let Swarm { boot, mut workers, asker } = swarm;
     let used = workers.iter().position(|worker| worker.peer_id() == hops.last().unwrap().peer).unwrap();
     let lost = workers.remove(used);
