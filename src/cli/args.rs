@@ -11,6 +11,7 @@ mod debts;
 mod dht;
 mod global;
 mod infer;
+mod key;
 mod ledger;
 mod local;
 mod masking;
@@ -48,6 +49,7 @@ pub(crate) use self::{
     dht::DhtCommand,
     global::{ColorArg, Global, LogFormat},
     infer::{InferArgs, RouteArg},
+    key::{ContextCommand, KeyCommand},
     ledger::{ExportFormat, IouCommand, LedgerCommand, TrustArgs},
     local::{CompletionsArgs, ErrorsCommand, ManArgs, VersionArgs},
     masking::{MaskedArgs, MaskingArg, MaskingArgs},
@@ -195,6 +197,12 @@ pub(crate) enum Command {
     Config(ConfigCommand),
     /// Make the identity, the token and a configuration file, and say what comes next
     Init(InitArgs),
+    /// The node's secret key: what it is known by, and a copy of it
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Names for nodes elsewhere
+    #[command(subcommand)]
+    Context(ContextCommand),
     /// Where the node keeps what
     #[command(after_help = "Examples:\n  quelea paths\n  quelea paths --json")]
     Paths,

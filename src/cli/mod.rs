@@ -10,6 +10,7 @@ mod chat;
 mod check;
 mod client;
 mod config;
+mod context;
 mod coverage;
 mod daemon;
 mod demo;
@@ -19,6 +20,7 @@ mod events;
 mod exit;
 mod health;
 mod infer;
+mod key;
 mod ledger;
 mod line;
 mod make;
@@ -126,7 +128,14 @@ fn start(cli: Cli) -> Result<ExitCode, CliError> {
 
 /// Runs one command. `logs` is what a daemon shows of its log.
 async fn dispatch(cli: Cli, logs: Option<LogTail>) -> Result<ExitCode, CliError> {
-    let global = &cli.global;
+    let global = match cli.command {
+        // What is about this machine's own node.
+        Command::Daemon(_) | Command::Init(_) | Command::Config(_) | Command::Key(_) | Command::Context(_) => {
+            cli.global
+        }
+        _ => context::applied(cli.global)?,
+    };
+    let global = &global;
     match cli.command {
         Command::Daemon(args) => Box::pin(daemon::run(global, *args, logs)).await,
         Command::Demo(args) => Box::pin(demo::run(global, args)).await,
@@ -168,6 +177,8 @@ async fn dispatch(cli: Cli, logs: Option<LogTail>) -> Result<ExitCode, CliError>
         Command::Token(command) => token::run(global, command).await,
         Command::Config(command) => config::run(global, command),
         Command::Init(args) => config::init(global, &args),
+        Command::Key(command) => key::run(global, &command),
+        Command::Context(command) => context::run(global, command),
         Command::Paths => about::paths(global),
         Command::Version(args) => about::version(global, &args),
         Command::Errors(command) => about::errors(global, command),

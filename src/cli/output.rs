@@ -66,11 +66,15 @@ pub(super) fn width() -> Option<u16> {
     (columns > 0).then_some(columns)
 }
 
+/// Whether somebody is there who may be asked.
+pub(super) fn asks(global: &Global) -> bool {
+    !global.yes && !global.no_input && io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
 /// Asks for a yes on the terminal. Where there is none, and with `--no-input`, nobody is asked and the command goes on, as
 /// scripts expect.
 pub(super) fn confirmed(global: &Global, question: &str) -> Result<(), CliError> {
-    let asks = !global.yes && !global.no_input && io::stdin().is_terminal() && io::stderr().is_terminal();
-    if !asks {
+    if !asks(global) {
         return Ok(());
     }
     let _ = write!(io::stderr().lock(), "{question} [y/N] ");

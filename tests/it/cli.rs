@@ -165,3 +165,91 @@ async fn the_program_says_what_it_is() {
     let page = fs::read_to_string(pages.join("quelea-peers-list.1")).unwrap();
     assert!(page.contains(".SH EXAMPLES") && page.contains("quelea peers list"), "{page}");
 }
+
+#[tokio::test]
+async fn an_editor_changes_the_file_only_to_what_a_daemon_would_take() {
+    let home = tempdir();
+    let (home, file) = (home.path(), home.path().join("config.toml"));
+    at(home, &["config", "set", "port", "9000"]).await.expect(0);
+    let before = fs::read_to_string(&file).unwrap();
+    // The copy's name comes last.
+    let edited = async |command: &str| {
+        let variables = [("VISUAL", ""), ("EDITOR", command), ("TMPDIR", home.to_str().unwrap())];
+        with_variables(home, &["config", "edit", "--json"], &variables).await
+    };
+    let done = edited("true").await.expect(0).json();
+    assert_eq!((&done["schema"], &done["changed"]), (&"quelea.config.edit/v1".into(), &false.into()));
+    edited("sed -i s/9000/9001/").await.expect(0);
+    assert_eq!(fs::read_to_string(&file).unwrap(), before.replace("9000", "9001"));
+    // What is wrong is named with its line, and what was written is not lost.
+    let refused = edited("sed -i s/port/prot/")
+        .await
+        .expect(2)
+        .says(&["there is no setting \\\"prot\\\"", "what was written is in"]);
+    let error: Value = serde_json::from_str(refused.stderr.lines().last().unwrap()).unwrap();
+    let kept = error["error"]["hint"].as_str().unwrap().rsplit(' ').next().unwrap();
+    assert!(fs::read_to_string(kept).unwrap().contains("prot = 9001"), "{kept}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), before.replace("9000", "9001"));
+    edited("false").await.expect(1).says(&["nothing was changed"]);
+    edited("no-such-editor").await.expect(1).says(&["cannot be run", "VISUAL or EDITOR"]);
+    edited("sh -c 'echo").await.expect(1).says(&["a quote has no end"]);
+    // Somebody else writes meanwhile.
+    let other = format!("sh -c 'echo port = 1 > {}; sed -i s/9001/9002/ $0'", file.display());
+    edited(&other).await.expect(1).says(&["was changed by somebody else"]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "port = 1\n");
+}
+
+#[tokio::test]
+async fn a_key_is_shown_and_copied_and_never_overwritten() {
+    let home = tempdir();
+    let home = home.path();
+    at(home, &["key", "show"]).await.expect(5).says(&["quelea init"]);
+    let made = at(home, &["init", "--json"]).await.expect(0).json();
+    let shown = at(home, &["key", "show", "--json"]).await.expect(0).json();
+    assert_eq!((&shown["peer_id"], &shown["type"]), (&made["peer_id"], &"ed25519".into()));
+    assert_eq!(shown["public_key"].as_str().unwrap().len(), 64);
+    let copy = home.join("copy.key");
+    at(home, &["key", "export", copy.to_str().unwrap()]).await.expect(0).says(&["proof of fraud"]);
+    at(home, &["key", "export", copy.to_str().unwrap()]).await.expect(1).says(&["is there already"]);
+    use std::os::unix::fs::PermissionsExt as _;
+    assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
+    // The copy is the same node, and where the daemon's key is elsewhere, that one is shown.
+    at(home, &["config", "set", "identity", copy.to_str().unwrap()]).await.expect(0);
+    let again = at(home, &["key", "show", "--json"]).await.expect(0).json();
+    assert_eq!((&again["peer_id"], &again["path"]), (&made["peer_id"], &copy.to_str().unwrap().into()));
+}
+
+#[tokio::test]
+async fn a_context_is_a_node_elsewhere() {
+    let node = Launch::new().start().await;
+    let (room, here) = (tempdir(), tempdir());
+    let path = |name: &str| room.path().join(name).to_str().unwrap().to_owned();
+    let token = Path::new(node.home()).join("api.token").to_str().unwrap().to_owned();
+    let api = node.told("api")[0].to_owned();
+    let run = async |args: &[&str]| {
+        // A node of this machine's own would be at the default place, which is empty.
+        let settings =
+            [("XDG_CONFIG_HOME", path("config")), ("XDG_DATA_HOME", here.path().to_str().unwrap().to_owned())];
+        let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        Process::spawn_with(args, &settings).end().await
+    };
+    run(&["id"]).await.expect(3);
+    run(&["context", "ls"]).await.expect(0).says(&["there is none"]);
+    run(&["context", "add", "lab", "--at", &api, "--token-file", &token]).await.expect(0);
+    run(&["context", "add", "lab", "--at", &api]).await.expect(1).says(&["already"]);
+    run(&["context", "add", "x", "--at", "https://192.0.2.7"]).await.expect(2).says(&["http://192.0.2.7:8469"]);
+    run(&["context", "add", "x", "--at", &api, "--token-file", &path("none")]).await.expect(4);
+    run(&["id"]).await.expect(3);
+    assert_eq!(run(&["--context", "lab", "id", "--json"]).await.expect(0).json()["peer_id"], node.peer());
+    run(&["--context", "other", "id"]).await.expect(5).says(&["quelea context ls"]);
+    run(&["context", "use", "lab"]).await.expect(0);
+    assert_eq!(run(&["id", "--json"]).await.expect(0).json()["peer_id"], node.peer());
+    // Who names a node means it.
+    run(&["id", "--data-dir", here.path().to_str().unwrap()]).await.expect(3);
+    let listed = run(&["context", "ls", "--json"]).await.expect(0).json();
+    assert_eq!((&listed["items"][0]["name"], &listed["items"][0]["current"]), (&"lab".into(), &true.into()));
+    run(&["context", "use"]).await.expect(0);
+    run(&["id"]).await.expect(3);
+    run(&["context", "rm", "lab"]).await.expect(0);
+    run(&["context", "rm", "lab"]).await.expect(5);
+}

@@ -39,6 +39,7 @@
 //! | `thin_links` | do half the bytes between peers give one answer, however the layers are cut |
 //! | `openai` | do the clients that people have get what they expect |
 //! | `openapi` | does every route answer as the OpenAPI document says, whatever it is asked |
+//! | `shapes` | does `--json` print what its page says, command by command |
 //! | `demo` | does the demo work with nothing at hand |
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say what they expect by failing loudly, helpers too")]
@@ -79,6 +80,7 @@ mod registry;
 mod resume;
 mod sampling;
 mod services;
+mod shapes;
 mod speculate;
 mod store;
 mod swarm;

@@ -41,6 +41,9 @@ pub(crate) enum ConfigCommand {
         /// The long name of a flag of 'quelea daemon'
         key: String,
     },
+    /// Open the file in VISUAL or EDITOR; it is replaced only when a daemon would take it
+    #[command(after_help = "Examples:\n  quelea config edit\n  EDITOR='code --wait' quelea config edit")]
+    Edit,
     /// Whether a daemon would take the file: exit code 0, or 2 with what is wrong and where
     #[command(
         after_help = "Examples:\n  quelea config validate\n  quelea config validate new.toml && mv new.toml /etc/quelea.toml"

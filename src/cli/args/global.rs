@@ -52,6 +52,9 @@ pub(crate) struct Global {
     /// File that holds the token for --api over HTTP [default: api.token in the data directory]
     #[arg(help_heading = GLOBAL, long, global = true, value_name = "FILE")]
     pub(crate) api_token_file: Option<PathBuf>,
+    /// Ask the node of this name ('quelea context') [default: the one in use, where neither --api nor --data-dir names a node]
+    #[arg(help_heading = GLOBAL, long, global = true, value_name = "NAME", env = "QUELEA_CONTEXT")]
+    pub(crate) context: Option<String>,
 }
 
 /// How log lines look.

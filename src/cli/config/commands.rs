@@ -6,7 +6,7 @@ use clap::ValueEnum as _;
 use quelea_wire::ErrorCode;
 use serde_json::{Value, json};
 
-use super::{file, layers, path_of, profile};
+use super::{edit, file, layers, path_of, profile};
 use crate::{
     api::shape,
     cli::{
@@ -29,6 +29,7 @@ pub(in crate::cli) fn run(global: &Global, command: ConfigCommand) -> Result<Exi
         ConfigCommand::Get { key } => get(global, &key)?,
         ConfigCommand::Set { key, values } => set(global, &key, Some(&values))?,
         ConfigCommand::Unset { key } => set(global, &key, None)?,
+        ConfigCommand::Edit => edit::edit(global)?,
         ConfigCommand::Validate { file } => validate(global, file)?,
         ConfigCommand::Path => {
             let path = path_of(global, &home(global)?);

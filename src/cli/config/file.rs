@@ -28,7 +28,8 @@ pub(super) fn read(path: &Path, keys: &[Key]) -> Result<Option<Vec<Entry>>, CliE
     entries(&path.display().to_string(), &text, keys).map(Some)
 }
 
-fn text_of(path: &Path) -> Result<Option<String>, CliError> {
+/// The file as it is; nothing where there is none.
+pub(super) fn text_of(path: &Path) -> Result<Option<String>, CliError> {
     let unreadable = |e: &dyn std::fmt::Display| {
         CliError::new(ErrorCode::Usage, format!("cannot read {}: {e}", path.display())).exit(Exit::Usage)
     };

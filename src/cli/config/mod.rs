@@ -5,6 +5,7 @@
 //! `QUELEA_DAEMON_` and the name in capitals, and all values are read by the same parsers (docs/adr/0047).
 
 mod commands;
+mod edit;
 mod file;
 mod layers;
 mod profile;

@@ -93,6 +93,7 @@ impl Process {
             "QUELEA_DATA_DIR",
             "QUELEA_API",
             "QUELEA_CONFIG",
+            "QUELEA_CONTEXT",
             "XDG_DATA_HOME",
             "RUST_LOG",
             "NO_COLOR",
