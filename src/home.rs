@@ -10,6 +10,7 @@
 //! | `daemon.json`  | where the running daemon listens, for companion commands              |
 //! | `models/`      | models that were pulled or imported (see `weights`)                   |
 //! | `sessions/`    | answers that can be gone on with, for a day, encrypted                |
+//! | `llm/`         | the socket of the process behind the service `llm_local`             |
 //! | `daemon.lock`  | held by the running daemon; says which process, since when, as what   |
 
 use std::{
@@ -189,6 +190,11 @@ impl Home {
             return Err(HomeError::SocketPathTooLong(path));
         }
         Ok(path)
+    }
+
+    /// The socket of the process behind the service `llm_local`, in a directory of its own. No longer than the daemon's.
+    pub(crate) fn local_llm_socket(&self) -> PathBuf {
+        self.dir.join("llm").join("l.sock")
     }
 
     /// The token for loopback HTTP.

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     inference::InferError,
     node::{GRACE, Node, settings::Settings},
-    services::{CallEvent, CallRequest, ServiceSettings, Upstream},
+    services::{CallEvent, CallRequest, IDLE, LocalModel, ServiceSettings, Upstream},
 };
 
 /// Pieces of progress that may wait to be shown.
@@ -47,10 +47,17 @@ impl OfferArgs {
                 Some(Upstream::new(&url, key, self.llm_prompt_model)?)
             }
         };
+        let local_model = self.llm_local_path.map(|model| LocalModel {
+            model,
+            program: self.llm_local_program,
+            memory: self.llm_local_memory,
+            idle: self.llm_local_idle.unwrap_or(IDLE),
+        });
         Ok(ServiceSettings {
             offered: self.offered,
             llm_distributed: self.llm_distributed_model,
             llm_local: local,
+            llm_local_model: local_model,
             llm_prompt: prompt,
         })
     }

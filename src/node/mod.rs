@@ -287,6 +287,10 @@ impl Node {
             db: db.clone(),
             more: offered::WebRead::named(&sandbox).into_iter().collect(),
             runner: Some(Arc::new(offered::Contracts { sandbox: sandbox.clone(), telemetry: telemetry.clone() })),
+            local_socket: match &settings.keep {
+                Keep::In { home, .. } => Some(home.local_llm_socket()),
+                Keep::Nothing => None,
+            },
         };
         let services = Services::start(parts, &settings.services).await?;
         tokio::spawn(services.clone().run(called));
@@ -428,6 +432,7 @@ impl Node {
             tokio::time::sleep(DRAIN_LOOK).await;
         }
         let _ = self.life.send(Life::Stopping);
+        self.services.stop().await;
         if let Some(publisher) = self.publisher {
             let _ = tokio::time::timeout(GOODBYE, publisher).await;
         }

@@ -11,6 +11,7 @@
 //! | `find`, `publish` | who offers what, and telling others |
 //! | `caller`, `lanes` | calls of this node: a hold, the call, a note; whose turn it is |
 //! | `builtin` | the services that ship with the node |
+//! | `local` | the process behind `llm_local`, for a model of this machine |
 //!
 //! # Money
 //!
@@ -31,6 +32,7 @@ mod caller;
 mod calls;
 mod find;
 mod lanes;
+mod local;
 mod payers;
 mod provider;
 pub(crate) mod publish;
@@ -39,6 +41,7 @@ mod run;
 pub(crate) mod service;
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -52,12 +55,14 @@ pub(crate) use self::{
     builtin::{compute::Runner, upstream::Upstream},
     caller::{CallEvent, CallRequest},
     find::Offer,
+    local::{IDLE, LocalModel},
     registry::{Offered, Registry},
 };
 use self::{
     calls::{Calls, Kept},
     find::Experience,
     lanes::Lanes,
+    local::Local,
     payers::Payers,
     service::Service,
 };
@@ -84,6 +89,8 @@ pub(crate) struct ServiceSettings {
     pub(crate) llm_distributed: Option<String>,
     /// The server behind `llm_local`.
     pub(crate) llm_local: Option<Upstream>,
+    /// Or the model.
+    pub(crate) llm_local_model: Option<LocalModel>,
     /// The server behind `llm_prompt`.
     pub(crate) llm_prompt: Option<Upstream>,
 }
@@ -100,6 +107,8 @@ pub(crate) struct Parts {
     pub(crate) more: Vec<(Name, Arc<dyn Service>)>,
     /// Runs what callers of `compute` submit.
     pub(crate) runner: Option<Arc<dyn Runner>>,
+    /// Where the process behind `llm_local` listens.
+    pub(crate) local_socket: Option<PathBuf>,
 }
 
 /// The services of a node, and its way to those of others.
@@ -114,6 +123,7 @@ pub(crate) struct Services {
     payers: Payers,
     experience: Experience,
     lanes: Lanes,
+    local: Option<Arc<Local>>,
 }
 
 impl Services {
@@ -122,9 +132,9 @@ impl Services {
     /// # Errors
     /// When a service is to be offered that there is not, or what is kept cannot be read.
     pub(crate) async fn start(parts: Parts, settings: &ServiceSettings) -> Result<Arc<Self>, InferError> {
-        let Parts { handle, ledger, telemetry, asker, db, more, runner } = parts;
+        let Parts { handle, ledger, telemetry, asker, db, more, runner, local_socket } = parts;
         let registry = Registry::default();
-        builtin::add_all(&registry, asker, runner, settings)?;
+        let local = builtin::add_all(&registry, asker, runner, settings, local_socket, &telemetry)?;
         for (name, service) in more {
             registry.add(name, service);
         }
@@ -145,7 +155,7 @@ impl Services {
             registry.offer(name, *price)?;
         }
         let (payers, experience, lanes) = (Payers::default(), Experience::default(), Lanes::default());
-        Ok(Arc::new(Self { handle, ledger, telemetry, registry, db, calls, payers, experience, lanes }))
+        Ok(Arc::new(Self { handle, ledger, telemetry, registry, db, calls, payers, experience, lanes, local }))
     }
 
     /// Offers a service or not, and asks another price, from now on and after a restart.
@@ -191,6 +201,13 @@ impl Services {
     /// Whether calls of others are worked on.
     pub(crate) fn busy(&self) -> bool {
         self.registry.running() > 0
+    }
+
+    /// Ends what runs beside the node.
+    pub(crate) async fn stop(&self) {
+        if let Some(local) = &self.local {
+            local.stop().await;
+        }
     }
 
     fn local(&self) -> PeerId {

@@ -230,6 +230,7 @@ pub(super) fn observe(meter: &Meter, build: &BuildInfo, stats: &Arc<NodeStats>, 
     super::front::observe(meter, stats);
     super::gossip::observe(meter, stats);
     super::ledger::observe(meter, stats);
+    super::local_llm::observe(meter, stats);
 
     type Plain = fn(&NodeStats) -> u64;
     let plain: [(&'static str, &'static str, Plain); 11] = [

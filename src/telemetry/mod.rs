@@ -19,6 +19,7 @@ pub(crate) mod history;
 mod instruments;
 pub mod ledger;
 mod libp2p_text;
+pub mod local_llm;
 pub mod logging;
 pub mod metrics;
 mod node;

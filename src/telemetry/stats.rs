@@ -6,7 +6,7 @@ use std::sync::{
     atomic::{AtomicU8, AtomicU64, Ordering},
 };
 
-use super::{front::FrontStats, gossip::GossipStats, ledger::LedgerStats};
+use super::{front::FrontStats, gossip::GossipStats, ledger::LedgerStats, local_llm::LocalLlmStats};
 
 /// Model ids that get a label of their own; later ones share [`OTHER_MODEL`]. Each label multiplies some twenty series.
 pub const MODEL_LABELS_MAX: usize = 16;
@@ -182,6 +182,8 @@ pub struct NodeStats {
     pub gossip: GossipStats,
     /// The ledger.
     pub ledger: LedgerStats,
+    /// The process behind `llm_local`.
+    pub local_llm: LocalLlmStats,
     /// Peers remembered.
     pub peers_known: Gauge,
     /// Lines that were closed because nobody used them, since the start.

@@ -212,6 +212,8 @@ fn the_scrape_holds_the_catalogue_and_no_more_labels() {
         ("quelea_ledger_owing_credits", "gauge"),
         ("quelea_ledger_pool_credits", "gauge"),
         ("quelea_ledger_exposure_limit_credits", "gauge"),
+        ("quelea_local_llm_state", "gauge"),
+        ("quelea_local_llm_restarts_total", "counter"),
         ("quelea_db_commit_duration_seconds", "histogram"),
         ("quelea_dht_records", "gauge"),
         ("quelea_front_requests_total", "counter"),

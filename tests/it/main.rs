@@ -27,6 +27,7 @@
 //! | `gossip` | is a line heard once by everybody, and does it stay a line |
 //! | `peers` | do nodes hear of each other, find back, and show it |
 //! | `registry` | do the dead and the slow get no work, and do many sessions leave nothing in memory |
+//! | `local_llm` | is a model of this machine started when it is called, again when it dies, and gone with its daemon |
 //! | `services` | are calls of services answered, and paid once, whoever goes away |
 //! | `sampling` | do stop strings, log-probabilities and penalties do what they say |
 //! | `watch` | do health and metrics tell what happened |
@@ -66,6 +67,7 @@ mod interop;
 mod ledger;
 mod library;
 mod lifecycle;
+mod local_llm;
 mod losses;
 mod masking;
 mod measure;

@@ -7,7 +7,7 @@ use libp2p::PeerId;
 use quelea_service::{CallId, Name};
 use quelea_wire::Credits;
 
-use super::{MaskedArgs, parse_duration};
+use super::{MaskedArgs, parse_duration, parse_size};
 use crate::address::{PeerAddress, parse_peer_address};
 
 /// Which services a daemon offers.
@@ -26,6 +26,19 @@ pub(crate) struct OfferArgs {
     /// The model that it is asked for [default: the first that it has]
     #[arg(long, value_name = "NAME", requires = "llm_local_url")]
     pub(crate) llm_local_model: Option<String>,
+    /// The model behind the service llm_local, run on this machine by quelea-local-llm: a GGUF file, or a folder as Hugging
+    /// Face lays it out
+    #[arg(long, value_name = "PATH", conflicts_with = "llm_local_url")]
+    pub(crate) llm_local_path: Option<PathBuf>,
+    /// The program that runs it [default: quelea-local-llm beside this program, or in PATH]
+    #[arg(long, value_name = "FILE", requires = "llm_local_path")]
+    pub(crate) llm_local_program: Option<PathBuf>,
+    /// Memory that it may have [default: three quarters of what is free when it is started]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "llm_local_path")]
+    pub(crate) llm_local_memory: Option<u64>,
+    /// Without a call for so long it is unloaded [default: 10m]
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, requires = "llm_local_path")]
+    pub(crate) llm_local_idle: Option<Duration>,
     /// The server behind the service llm_prompt, which speaks the OpenAI API
     #[arg(long, value_name = "URL")]
     pub(crate) llm_prompt_url: Option<String>,

@@ -9,16 +9,20 @@ mod echo;
 mod prompt;
 pub(super) mod upstream;
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use quelea_service::Name;
+use quelea_wire::ErrorCode;
 
 use self::{
     compute::{Compute, Runner},
     upstream::{Offer, Remote},
 };
-use super::{ServiceSettings, registry::Registry, service::Service};
-use crate::inference::{Asker, InferError};
+use super::{ServiceSettings, local::Local, registry::Registry, service::Service};
+use crate::{
+    inference::{Asker, InferError},
+    telemetry::Telemetry,
+};
 
 /// A thousandth of a credit, in micro-credits.
 const MILLI: u64 = 1000;
@@ -33,22 +37,27 @@ pub(super) fn label(name: &Name) -> &'static str {
 
 const LOCAL: Offer = Offer { price: 30 * MILLI, at_once: 2, about: "Asks a model on the provider's own machine" };
 
+/// With a program of ours, which answers one after the other.
+const LOCAL_MODEL: Offer = Offer { at_once: 1, ..LOCAL };
+
 const PROMPT: Offer =
     Offer { price: 50 * MILLI, at_once: 8, about: "Asks a model behind an API of the provider's choice" };
 
-const LOCAL_WANTS: &str = "it wants a server on this machine that speaks the OpenAI API: run Ollama or llama.cpp's server, and \
-give its URL as --llm-local-url http://127.0.0.1:11434/v1";
+const LOCAL_WANTS: &str = "it wants a model of this machine as --llm-local-path (a GGUF file, or a folder as Hugging Face lays it \
+out), or a server that speaks the OpenAI API, like Ollama, as --llm-local-url http://127.0.0.1:11434/v1";
 
 const PROMPT_WANTS: &str =
     "it wants --llm-prompt-url, and the key for it as --llm-prompt-key-file or in QUELEA_LLM_PROMPT_KEY";
 
-/// Adds them all; none is offered yet.
+/// Adds them all; none is offered yet. Gives what keeps a process that has to be stopped.
 pub(super) fn add_all(
     registry: &Registry,
     asker: Arc<Asker>,
     runner: Option<Arc<dyn Runner>>,
     settings: &ServiceSettings,
-) -> Result<(), InferError> {
+    socket: Option<PathBuf>,
+    telemetry: &Telemetry,
+) -> Result<Option<Arc<Local>>, InferError> {
     let model = settings.llm_distributed.clone().unwrap_or_else(|| "demo".into());
     add(registry, "compute", Arc::new(Compute { runner }));
     add(registry, "echo", Arc::new(echo::Echo));
@@ -63,7 +72,14 @@ pub(super) fn add_all(
             (None, Err(_)) => {}
         }
     }
-    Ok(())
+    let Some(local) = &settings.llm_local_model else { return Ok(None) };
+    let homeless = || {
+        let what = "a model of this machine wants a data directory, where its socket is";
+        InferError::new(ErrorCode::Usage, what)
+    };
+    let local = Local::new(local, socket.ok_or_else(homeless)?, LOCAL_MODEL, telemetry)?;
+    add(registry, "llm_local", local.clone());
+    Ok(Some(local))
 }
 
 fn add(registry: &Registry, name: &str, service: Arc<dyn Service>) {

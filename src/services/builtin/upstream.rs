@@ -6,7 +6,7 @@
 
 mod events;
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::Path, time::Duration};
 
 use futures::{StreamExt as _, future::BoxFuture};
 use quelea_service::Fault;
@@ -32,6 +32,12 @@ const SILENT: Duration = Duration::from_secs(120);
 
 /// How long the list of models may take.
 const MODELS: Duration = Duration::from_secs(10);
+
+/// How long a server of ours may take to say how it is.
+const HEALTH: Duration = Duration::from_secs(5);
+
+/// Bytes taken of what it says.
+const HEALTH_MAX: usize = 4 << 10;
 
 /// Bytes taken of the list of models.
 const MODELS_MAX: usize = 1 << 20;
@@ -94,22 +100,48 @@ impl Upstream {
 
 /// What the two are called, and cost.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Offer {
+pub(in crate::services) struct Offer {
     pub(super) price: u64,
     pub(super) at_once: u16,
     pub(super) about: &'static str,
 }
 
-pub(super) struct Remote {
+pub(in crate::services) struct Remote {
     upstream: Upstream,
     offer: Offer,
     client: Client,
     model: OnceCell<String>,
 }
 
+/// What a server of ours says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::services) enum Health {
+    /// It answers; while it does, the seconds since something of an answer came.
+    Ready {
+        silent_s: u64,
+    },
+    /// It is there, and reads the model.
+    Loading,
+    Missed,
+}
+
 impl Remote {
     pub(super) fn new(upstream: Upstream, offer: Offer) -> Result<Self, InferError> {
-        let builder = if upstream.base.scheme() == "https" { http::web() } else { http::local() };
+        Self::over(upstream, offer, None)
+    }
+
+    /// Over this unix socket, where there is one.
+    pub(in crate::services) fn over(
+        upstream: Upstream,
+        offer: Offer,
+        socket: Option<&Path>,
+    ) -> Result<Self, InferError> {
+        let builder = match socket {
+            // What listens there comes and goes: a connection is used once.
+            Some(socket) => http::local().unix_socket(socket).pool_max_idle_per_host(0),
+            None if upstream.base.scheme() == "https" => http::web(),
+            None => http::local(),
+        };
         // A redirect would take the key, and the prompt, elsewhere.
         let builder = builder.connect_timeout(CONNECT).read_timeout(SILENT).redirect(reqwest::redirect::Policy::none());
         let client = builder.build().map_err(|error| {
@@ -123,6 +155,21 @@ impl Remote {
         match &self.upstream.key {
             Some(key) => request.bearer_auth(key.trim()),
             None => request,
+        }
+    }
+
+    /// How a server of ours is: others have no such route, or mean something else by it.
+    pub(in crate::services) async fn health(&self) -> Health {
+        let mut url = self.upstream.base.clone();
+        url.set_path("/health");
+        let Ok(response) = self.client.get(url).timeout(HEALTH).send().await else { return Health::Missed };
+        let status = response.status();
+        let body = bounded(response, HEALTH_MAX).await.ok();
+        let said = body.and_then(|body| serde_json::from_slice::<Value>(&body).ok());
+        match (status, said) {
+            (StatusCode::OK, Some(said)) => Health::Ready { silent_s: said["silent_s"].as_u64().unwrap_or(0) },
+            (StatusCode::SERVICE_UNAVAILABLE, Some(said)) if said["status"] == "loading" => Health::Loading,
+            _ => Health::Missed,
         }
     }
 
