@@ -101,11 +101,13 @@ fn main() -> ExitCode {
     }
     // A fault of the engine leaves requests that nobody answers: whoever watches starts the program anew.
     std::panic::set_hook(Box::new(|info| {
+        let what = info.payload_as_str().unwrap_or("for a reason that it does not tell");
+        let place = info.location().map(|place| format!(" ({}:{})", place.file(), place.line())).unwrap_or_default();
         let exit = if LOADING.load(Ordering::Relaxed) {
-            eprintln!("quelea-local-llm: the engine cannot run this model: {info}");
+            eprintln!("quelea-local-llm: the engine cannot run this model: {what}{place}");
             Exit::Model
         } else {
-            eprintln!("quelea-local-llm: {info}");
+            eprintln!("quelea-local-llm: the engine has failed: {what}{place}");
             Exit::Panic
         };
         std::process::exit(i32::from(exit as u8));
