@@ -4,10 +4,11 @@ mod collector;
 
 use std::collections::HashSet;
 
-use serde_json::json;
+use rustix::process::Signal;
+use serde_json::{Value, json};
 
 use self::collector::{Collector, Seen, nobody};
-use crate::harness::{DEMO, Daemon, Launch, http_client, until};
+use crate::harness::{DEMO, Daemon, Launch, http_client, streaming, until};
 
 const STAGE: &str = "pipeline.stage session";
 const PROMPT: &str = "What does a heron say?";
@@ -108,6 +109,38 @@ async fn one_trace_over_all_stages_linked_for_strangers_and_continued_for_friend
     let drawn = boot.command(&["trace", "show"]).await.expect(0).stdout;
     assert!(drawn.contains("pipeline.prefill") && drawn.contains("[3..6]"), "{drawn}");
     boot.command(&["trace", "show", "ffffffffffff"]).await.expect(5);
+}
+
+#[tokio::test]
+async fn a_stage_that_is_lost_shows_with_who_took_over() {
+    let boot = Launch::new().start().await;
+    let launch = |layers| Launch::new().bootstrap(&boot).serve(DEMO, layers);
+    let (first, a, b) = (launch("0..3"), launch("3..6"), launch("3..6"));
+    let (_first, a, b) = tokio::join!(first.start(), a.start(), b.start());
+    let asking = streaming(&["--data-dir", boot.home(), "--route", "swarm", "--timeout", "20s"]).await;
+    let used = until("one of two is used", async || match (a.sessions().await, b.sessions().await) {
+        (1, 0) => Some(true),
+        (0, 1) => Some(false),
+        _ => None,
+    });
+    let (lost, spare) = if used.await { (a, b) } else { (b, a) };
+    let gone = lost.peer().to_owned();
+    lost.signal(Signal::KILL);
+    asking.end().await.expect(0);
+
+    let trace = boot.command(&["trace", "show", "--json"]).await.expect(0).json();
+    let named = |name: &str| -> Vec<&Value> {
+        trace["spans"].as_array().unwrap().iter().filter(|span| span["name"] == name).collect()
+    };
+    let [failover] = named("pipeline.failover")[..] else { panic!("one failover: {trace}") };
+    assert_eq!(failover["attributes"]["quelea.lost"], json!([gone]));
+    assert_eq!(failover["attributes"]["quelea.taken_over_by"], json!([spare.peer()]));
+    let stages = named(STAGE);
+    let failed: Vec<_> = stages.iter().filter(|span| !span["error"].is_null()).collect();
+    assert_eq!((stages.len(), failed.len()), (3, 1), "{trace}");
+    assert_eq!(failed[0]["attributes"]["quelea.peer.id"], json!(gone));
+    assert!(failed[0]["attributes"]["error.type"].as_str().unwrap().starts_with("QUE-"));
+    assert!(named("chat demo").iter().chain(&named("text_completion demo")).all(|span| span["error"].is_null()));
 }
 
 #[tokio::test]
