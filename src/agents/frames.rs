@@ -6,6 +6,7 @@
 //! | kind | from | content |
 //! |---|---|---|
 //! | 1 job | daemon | `u32` length of a header in JSON, the header, the module, the input |
+//! | 3 go | daemon | `u32` length of a header in JSON, the header, the input: for a module that was loaded before |
 //! | 2 answer | daemon | 0 or 1 (refused), bytes |
 //! | 16 ready | worker | nothing: it is locked down and waits |
 //! | 17 compiled | worker | `u64` microseconds, the module's wishes in JSON |
@@ -26,6 +27,7 @@ pub(super) const FROM_WORKER_MAX: usize = ARENA_MAX + (64 << 10);
 
 pub(super) const JOB: u8 = 1;
 pub(super) const ANSWER: u8 = 2;
+pub(super) const GO: u8 = 3;
 pub(super) const READY: u8 = 16;
 pub(super) const COMPILED: u8 = 17;
 pub(super) const CALL: u8 = 18;

@@ -253,6 +253,7 @@ impl Agents {
         };
         let write = AgentWrite::Install { row: Box::new(row.clone()), module: module.to_vec() };
         self.db()?.agent(write).await.map_err(|e| unwritten(&e, &row.name))?;
+        self.sandbox.keep_ready(module.into(), Limits::default());
         Ok(row)
     }
 
@@ -282,7 +283,7 @@ impl Agents {
             lines: Mutex::default(),
         };
         let job = Job { module: module.into(), input, entry: row.entry, limits };
-        let run = self.sandbox.run(&job, &hands).await.map_err(|e| no_process(&e))?;
+        let run = self.sandbox.run_again(&job, &hands).await.map_err(|e| no_process(&e))?;
         self.telemetry.metrics.agent_run(run.end.label(), run.took, run.fuel);
         let spent = hands.spent.into_inner();
         let lines = hands.lines.into_inner().unwrap_or_else(PoisonError::into_inner);

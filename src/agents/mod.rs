@@ -6,6 +6,7 @@
 //! | `worker/` | the process: its walls, the engine, what modules may import; all that names wasmtime |
 //! | `frames` | what passes between it and the daemon |
 //! | `spawn` | how it is started |
+//! | `waiting` | workers that wait for a module's next run |
 //! | `sandbox` | one run from the daemon's side: deadlines, and answers to what the module asks |
 //! | `hands` | answers to what an agent asks: capabilities, allowance, quotas |
 //! | `offered` | what the sandbox does for other peers, and services that agents call |
@@ -21,6 +22,7 @@ pub mod limits;
 pub(crate) mod offered;
 mod sandbox;
 mod spawn;
+mod waiting;
 #[doc(hidden)]
 pub mod worker;
 

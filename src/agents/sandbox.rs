@@ -18,13 +18,14 @@ use tokio::{
 };
 
 use super::{
-    frames::{self, ANSWER, CALL, COMPILED, DONE, Frame, JOB, READY},
+    frames::{self, ANSWER, CALL, COMPILED, DONE, Frame, GO, JOB, READY},
     limits::{
         CALLS_MAX, COMPILE_TIME, GRACE, INPUT_MAX, LIFE_MAX, LOG_BYTES, LOG_LINES, Limits, MODULE_MAX, OUTPUT_MAX,
         START_TIME,
     },
     spawn::{Spawner, Worker},
-    worker::{Order, gate::Wishes, guest::HostFunction, runtime::Ended, too_slow},
+    waiting::{Bench, Has, Waiting},
+    worker::{Go, Order, gate::Wishes, guest::HostFunction, runtime::Ended, too_slow},
 };
 
 /// Processes at once. Each may have a processor and [`super::limits::MEMORY_MAX`] of memory.
@@ -87,7 +88,9 @@ pub struct Run {
     pub output: Vec<u8>,
     /// Fuel that it used: the same for the same module, input and answers. 0 where its process was killed.
     pub fuel: u64,
-    /// How long reading and compiling took.
+    /// How long it took until there was a process that is locked down; nothing where one waited.
+    pub ready_in: Duration,
+    /// How long reading and compiling took; nothing where that was done before.
     pub compiled_in: Duration,
     /// How long it took in all, from the moment at which there was a process.
     pub took: Duration,
@@ -146,6 +149,8 @@ struct Shared {
     spawner: OnceLock<Spawner>,
     running: Semaphore,
     waiting: Semaphore,
+    /// Workers that wait for the next run of a module.
+    bench: Bench,
 }
 
 /// What is left to do for a run that was ordered.
@@ -154,6 +159,8 @@ struct Course<'a> {
     host: &'a dyn Host,
     /// When the process is killed, whatever it does.
     until: Instant,
+    /// How long compiling took, once that is done.
+    compiled: Option<Duration>,
     calls: u32,
     log_lines: usize,
     log_bytes: usize,
@@ -169,6 +176,7 @@ impl Sandbox {
                 spawner: OnceLock::new(),
                 running: Semaphore::new(AT_ONCE),
                 waiting: Semaphore::new(AT_ONCE + WAITING),
+                bench: Bench::default(),
             }),
         }
     }
@@ -185,7 +193,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// As [`Sandbox::compute`].
-    pub(crate) async fn run(&self, job: &Job, host: &dyn Host) -> Result<Run, SandboxError> {
+    async fn run(&self, job: &Job, host: &dyn Host) -> Result<Run, SandboxError> {
         let limits = job.limits.within();
         if job.module.len() > MODULE_MAX || job.input.len() > INPUT_MAX {
             let said = format!("a module of {} bytes with {} of input is too much", job.module.len(), job.input.len());
@@ -194,6 +202,96 @@ impl Sandbox {
         let order = Order::Run { module: job.module.len(), entry: Some(job.entry.clone()), limits };
         let (run, _) = self.ordered(&order, &[&job.module, &job.input], limits.deadline(), host).await?;
         Ok(run)
+    }
+
+    /// Runs a module that is the operator's own and will be run again: a worker that has it compiled takes it, where one
+    /// waits, and one waits for the next time.
+    ///
+    /// # Errors
+    /// As [`Sandbox::compute`].
+    pub(crate) async fn run_again(&self, job: &Job, host: &dyn Host) -> Result<Run, SandboxError> {
+        let run = match self.run_waiting(job, host).await? {
+            Some(run) => run,
+            None => self.run(job, host).await?,
+        };
+        self.keep_ready(job.module.clone(), job.limits);
+        Ok(run)
+    }
+
+    /// Has a worker that waits run the module; nothing where none has it, or the one that had is gone.
+    async fn run_waiting(&self, job: &Job, host: &dyn Host) -> Result<Option<Run>, SandboxError> {
+        let limits = job.limits.within();
+        let has = Has::Module { hash: blake3::hash(&job.module), memory: limits.memory };
+        if job.input.len() > INPUT_MAX || !self.shared.bench.has(has) {
+            return Ok(None);
+        }
+        let _waiting = self.shared.waiting.try_acquire().map_err(|_| SandboxError::Busy)?;
+        let _running = self.shared.running.acquire().await.map_err(|_| SandboxError::Busy)?;
+        let Some(Waiting { mut worker, .. }) = self.shared.bench.take(has) else { return Ok(None) };
+        let started = Instant::now();
+        let go = header(&Go { entry: job.entry.clone(), limits })?;
+        let until = started + limits.deadline() + GRACE;
+        let sent = timeout_at(until, frames::send(&mut worker.stdin, GO, &[&go, &job.input])).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            worker.finish().await;
+            return Ok(None);
+        }
+        let compiled = Some(Duration::ZERO);
+        let mut course = Course { worker, host, until, compiled, calls: 0, log_lines: 0, log_bytes: 0 };
+        let (run, _) = course.follow(started, limits.deadline()).await;
+        course.worker.finish().await;
+        Ok(Some(Run { took: started.elapsed(), ..run }))
+    }
+
+    /// Has one worker wait with this module, and one with none, unless they do or all places are taken.
+    pub(crate) fn keep_ready(&self, module: Arc<[u8]>, limits: Limits) {
+        let sandbox = self.clone();
+        tokio::spawn(async move {
+            let memory = limits.within().memory;
+            let has = Has::Module { hash: blake3::hash(&module), memory };
+            for has in [has, Has::Nothing] {
+                // Who wants to run something goes before those who only might.
+                let Ok(_running) = sandbox.shared.running.try_acquire() else { return };
+                if sandbox.shared.bench.has(has) {
+                    continue;
+                }
+                let Ok(worker) = sandbox.prepare(has, &module, memory).await else { return };
+                let kept = sandbox.shared.bench.put(has, worker);
+                // Not a handle: with the last of those the processes end.
+                let shared = Arc::downgrade(&sandbox.shared);
+                tokio::spawn(async move {
+                    tokio::time::sleep(kept).await;
+                    if let Some(shared) = shared.upgrade() {
+                        shared.bench.sweep();
+                    }
+                });
+            }
+        });
+    }
+
+    /// Whether workers wait, one for this job's module and one for any.
+    pub(crate) fn is_ready(&self, job: &Job) -> bool {
+        let has = Has::Module { hash: blake3::hash(&job.module), memory: job.limits.within().memory };
+        self.shared.bench.has(has) && self.shared.bench.has(Has::Nothing)
+    }
+
+    /// A worker that has what is to be had.
+    async fn prepare(&self, has: Has, module: &[u8], memory: usize) -> Result<Worker, SandboxError> {
+        let mut worker = self.start().await?;
+        if has == Has::Nothing {
+            return Ok(worker);
+        }
+        let order = header(&Order::Load { memory })?;
+        let until = Instant::now() + COMPILE_TIME + GRACE;
+        let loaded = timeout_at(until, async {
+            frames::send(&mut worker.stdin, JOB, &[&order, module]).await?;
+            frames::receive(&mut worker.stdout).await
+        });
+        match loaded.await {
+            Ok(Ok(frame)) if frame.kind == COMPILED => Ok(worker),
+            // The module is refused, or takes too long: its next run says so.
+            _ => Err(SandboxError::Start(io::Error::other("the module was not loaded"))),
+        }
     }
 
     /// Reads and compiles a module without running it: what it imports and exports.
@@ -227,19 +325,28 @@ impl Sandbox {
     ) -> Result<(Run, Wishes), SandboxError> {
         let _waiting = self.shared.waiting.try_acquire().map_err(|_| SandboxError::Busy)?;
         let _running = self.shared.running.acquire().await.map_err(|_| SandboxError::Busy)?;
-        let mut worker = self.start().await?;
+        let order = header(order)?;
+        let all: Vec<&[u8]> = std::iter::once(&order[..]).chain(parts.iter().copied()).collect();
+        let asked = Instant::now();
+        let mut worker = match self.shared.bench.take(Has::Nothing) {
+            Some(waiting) => waiting.worker,
+            None => self.start().await?,
+        };
         let started = Instant::now();
-        let order = serde_json::to_vec(order).map_err(|e| SandboxError::Start(io::Error::other(e)))?;
-        let len = u32::try_from(order.len()).unwrap_or(u32::MAX).to_le_bytes();
-        let all: Vec<&[u8]> = [&len[..], &order].into_iter().chain(parts.iter().copied()).collect();
         let until = started + COMPILE_TIME + GRACE;
-        let sent = timeout_at(until, frames::send(&mut worker.stdin, JOB, &all)).await;
-        let mut course = Course { worker, host, until, calls: 0, log_lines: 0, log_bytes: 0 };
+        let mut sent = timeout_at(until, frames::send(&mut worker.stdin, JOB, &all)).await;
+        if matches!(sent, Ok(Err(_))) {
+            // It waited, and was ended by somebody meanwhile.
+            worker = self.start().await?;
+            sent = timeout_at(until, frames::send(&mut worker.stdin, JOB, &all)).await;
+        }
+        let mut course = Course { worker, host, until, compiled: None, calls: 0, log_lines: 0, log_bytes: 0 };
         let (mut run, wishes) = match sent {
             Ok(Ok(())) => course.follow(started, time).await,
             _ => (nothing(died(&mut course.worker).await), Wishes::default()),
         };
         run.took = started.elapsed();
+        run.ready_in = started.saturating_duration_since(asked);
         course.worker.finish().await;
         Ok((run, wishes))
     }
@@ -269,35 +376,34 @@ impl Sandbox {
 impl Course<'_> {
     /// Until the worker is done, dead, or out of time.
     async fn follow(&mut self, started: Instant, time: Duration) -> (Run, Wishes) {
-        let mut compiled = None;
         let mut wishes = Wishes::default();
         let end = loop {
             let frame = match timeout_at(self.until, frames::receive(&mut self.worker.stdout)).await {
                 Ok(Ok(frame)) => frame,
                 Ok(Err(_)) => break died(&mut self.worker).await,
-                Err(_) if compiled.is_some() => break End::Timeout,
+                Err(_) if self.compiled.is_some() => break End::Timeout,
                 Err(_) => break End::Refused(too_slow(started.elapsed())),
             };
             match frame.kind {
-                COMPILED if compiled.is_none() => {
+                COMPILED if self.compiled.is_none() => {
                     let now = Instant::now();
-                    compiled = Some(now.saturating_duration_since(started));
+                    self.compiled = Some(now.saturating_duration_since(started));
                     self.until = now + time + GRACE;
-                    wishes = frame.body.get(8..).and_then(|w| serde_json::from_slice(w).ok()).unwrap_or_default();
+                    wishes = wishes_of(&frame.body);
                 }
-                CALL if compiled.is_some() => {
+                CALL if self.compiled.is_some() => {
                     if let Err(end) = self.answer(&frame.body, started + LIFE_MAX).await {
                         break end;
                     }
                 }
                 DONE => {
                     let run = done(&frame.body).unwrap_or_else(|| nothing(broken()));
-                    return (Run { compiled_in: compiled.unwrap_or_default(), ..run }, wishes);
+                    return (Run { compiled_in: self.compiled.unwrap_or_default(), ..run }, wishes);
                 }
                 _ => break broken(),
             }
         };
-        (Run { compiled_in: compiled.unwrap_or_default(), ..nothing(end) }, wishes)
+        (Run { compiled_in: self.compiled.unwrap_or_default(), ..nothing(end) }, wishes)
     }
 
     /// Answers a call of a host function; a line of log has no answer.
@@ -340,6 +446,18 @@ impl Course<'_> {
     }
 }
 
+/// A header and its length.
+fn header(header: &impl serde::Serialize) -> Result<Vec<u8>, SandboxError> {
+    let header = serde_json::to_vec(header).map_err(|e| SandboxError::Start(io::Error::other(e)))?;
+    let len = u32::try_from(header.len()).unwrap_or(u32::MAX).to_le_bytes();
+    Ok([&len[..], &header].concat())
+}
+
+/// What a worker says that its module imports and exports.
+fn wishes_of(compiled: &[u8]) -> Wishes {
+    compiled.get(8..).and_then(|wishes| serde_json::from_slice(wishes).ok()).unwrap_or_default()
+}
+
 /// A line of log without anything that a terminal would act on.
 fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
@@ -373,7 +491,14 @@ fn broken() -> End {
 }
 
 fn nothing(end: End) -> Run {
-    Run { end, output: Vec::new(), fuel: 0, compiled_in: Duration::ZERO, took: Duration::ZERO }
+    Run {
+        end,
+        output: Vec::new(),
+        fuel: 0,
+        ready_in: Duration::ZERO,
+        compiled_in: Duration::ZERO,
+        took: Duration::ZERO,
+    }
 }
 
 /// A worker's last word.

@@ -1,6 +1,6 @@
 //! `quelea bench`.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use quelea_wire::ErrorCode;
 use serde_json::{Value, json};
@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     bench::{
+        agent::{self, Times},
         chain,
         hop::{self, Transport},
         ledger, masking,
@@ -25,6 +26,7 @@ pub(super) async fn run(global: &Global, command: BenchCommand) -> Result<ExitCo
     match command {
         BenchCommand::Hop { transport, rows, bytes } => hop(global, transport, rows, bytes).await,
         BenchCommand::Masking { bytes, turns } => Box::pin(masking(global, bytes, turns)).await,
+        BenchCommand::Agent { file, entry, runs } => agent(global, &file, &entry, runs).await,
         BenchCommand::Chain(args) => chain(global, args).await,
         BenchCommand::Ledger(args) => ledger(global, args).await,
         BenchCommand::Model(args) => model(global, args),
@@ -66,6 +68,30 @@ async fn hop(global: &Global, transport: Option<TransportArg>, rows: u32, bytes:
             r.ratio_p50
         ))?;
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn agent(global: &Global, file: &Path, entry: &str, runs: u32) -> Result<ExitCode, CliError> {
+    let unread = |e: std::io::Error| CliError::new(ErrorCode::Usage, format!("{}: {e}", file.display()));
+    let module = std::fs::read(file).map_err(unread)?;
+    let program = std::env::current_exe().map_err(unread)?;
+    let report = agent::measure(&program, module, entry, runs).await?;
+    if global.json {
+        data_line(&document("quelea.bench.agent/v1", &report, Value::Null)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let debug = if cfg!(debug_assertions) { "; this is a debug build, whose figures mean little" } else { "" };
+    note(&format!(
+        "{} bytes, {} runs of each kind in turns, to the first instruction{debug}",
+        report.module_bytes, report.runs
+    ));
+    data_line("                                p50        p95")?;
+    let line =
+        |what: &str, times: Times| data_line(&format!("{what:<26} {:>6.1} ms {:>7.1} ms", times.p50_ms, times.p95_ms));
+    line("a process is started", report.cold)?;
+    line("  until it is there", report.start)?;
+    line("a process waits", report.waiting)?;
+    line("one waits with it (to end)", report.loaded)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -146,7 +146,8 @@ impl Dealings {
         let (limit, proven) = (row.limit(&self.policy, now), row.proven(&self.policy));
         // Who is trusted no more owes what it was let owe before.
         let counted = if proven { u64::MAX } else { limit.max(self.policy.base) };
-        Terms { limit, counted, proven, group }
+        let known = proven || row.granted.is_some();
+        Terms { limit, counted, proven, known, group }
     }
 
     /// All rows.

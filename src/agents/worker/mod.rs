@@ -37,10 +37,10 @@ use self::{
     clock::Clock,
     engine::Wasmtime,
     guest::{Guest, Pipe as _, Stdio},
-    runtime::{Ended, Ran, Runtime},
+    runtime::{Program, Ran, Runtime},
 };
 use super::{
-    frames::{self, COMPILED, DONE, JOB, READY},
+    frames::{self, COMPILED, DONE, GO, JOB, READY},
     limits::{COMPILE_TIME, INPUT_MAX, Limits},
 };
 
@@ -54,8 +54,20 @@ pub(crate) enum Order {
         entry: Option<String>,
         limits: Limits,
     },
+    /// Compile a module, whose bytes follow, and wait for what it is to do.
+    Load {
+        /// Bytes of memory that it may use.
+        memory: usize,
+    },
     /// Make text of a page.
     Read(pages::Page),
+}
+
+/// What a module that was loaded is to do. Its input comes behind it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Go {
+    pub(crate) entry: String,
+    pub(crate) limits: Limits,
 }
 
 /// Runs a worker. `inherited` are the arguments after `agent-worker`.
@@ -97,7 +109,24 @@ fn work() -> io::Result<()> {
     let ran = match order {
         Order::Run { module, entry, limits } => {
             let (module, input) = bytes.split_at_checked(module).ok_or_else(malformed)?;
-            run(&runtime, clock, module, input, entry.as_deref(), limits)?
+            match (compiled(&runtime, module, limits.within().memory)?, entry) {
+                (Err(refused), _) => refused,
+                (Ok(_), None) => Ran::looked_at(),
+                (Ok(program), Some(entry)) => run(program, clock, input, &entry, limits),
+            }
+        }
+        Order::Load { memory } => {
+            match compiled(&runtime, bytes, Limits { memory, ..Limits::default() }.within().memory)? {
+                Err(refused) => refused,
+                Ok(program) => {
+                    let frame = pipe.receive()?;
+                    let (go, input) = frames::split(&frame.body).filter(|_| frame.kind == GO).ok_or_else(malformed)?;
+                    let Go { entry, limits } = serde_json::from_slice(go).map_err(io::Error::other)?;
+                    // No more than it was looked at with.
+                    let limits = Limits { memory: limits.memory.min(memory), ..limits };
+                    run(program, clock, input, &entry, limits)
+                }
+            }
         }
         Order::Read(page) => {
             pipe.send(COMPILED, &[&0_u64.to_le_bytes(), b"{}"])?;
@@ -109,36 +138,31 @@ fn work() -> io::Result<()> {
     pipe.send(DONE, &[&head, &ran.output])
 }
 
-fn run(
-    runtime: &dyn Runtime,
-    clock: Clock,
-    module: &[u8],
-    input: &[u8],
-    entry: Option<&str>,
-    limits: Limits,
-) -> io::Result<Ran> {
-    let (started, limits) = (Instant::now(), limits.within());
-    if input.len() > INPUT_MAX {
-        return Ok(Ran::refused(format!("an input of {} bytes; at most {INPUT_MAX} are taken", input.len())));
-    }
-    let wishes = match gate::check(module, limits.memory) {
+/// Reads and compiles a module, and says so; or why it is not run.
+fn compiled(runtime: &dyn Runtime, module: &[u8], memory: usize) -> io::Result<Result<Box<dyn Program>, Ran>> {
+    let started = Instant::now();
+    let wishes = match gate::check(module, memory) {
         Ok(wishes) => wishes,
-        Err(said) => return Ok(Ran::refused(said)),
+        Err(said) => return Ok(Err(Ran::refused(said))),
     };
     let program = match runtime.compile(module) {
         Ok(program) => program,
-        Err(said) => return Ok(Ran::refused(said)),
+        Err(said) => return Ok(Err(Ran::refused(said))),
     };
     let took = started.elapsed();
     if took > COMPILE_TIME {
-        return Ok(Ran::refused(too_slow(took)));
+        return Ok(Err(Ran::refused(too_slow(took))));
     }
     let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).to_le_bytes();
     Stdio.send(COMPILED, &[&micros, &serde_json::to_vec(&wishes)?])?;
-    let Some(entry) = entry else {
-        return Ok(Ran { ended: Ended::Ok, fuel: 0, message: String::new(), output: Vec::new() });
-    };
-    Ok(program.run(entry, limits, Guest::new(input, Box::new(Stdio), clock)))
+    Ok(Ok(program))
+}
+
+fn run(program: Box<dyn Program>, clock: Clock, input: &[u8], entry: &str, limits: Limits) -> Ran {
+    if input.len() > INPUT_MAX {
+        return Ran::refused(format!("an input of {} bytes; at most {INPUT_MAX} are taken", input.len()));
+    }
+    program.run(entry, limits.within(), Guest::new(input, Box::new(Stdio), clock))
 }
 
 /// What is said of a module that takes too long to compile.

@@ -55,6 +55,11 @@ pub(super) struct Ran {
 }
 
 impl Ran {
+    /// It was read and compiled, and that was all.
+    pub(super) fn looked_at() -> Self {
+        Self { ended: Ended::Ok, fuel: 0, message: String::new(), output: Vec::new() }
+    }
+
     /// Nothing was run.
     pub(super) fn refused(message: impl Into<String>) -> Self {
         Self { ended: Ended::Refused, fuel: 0, message: message.into(), output: Vec::new() }

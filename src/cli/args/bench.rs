@@ -31,6 +31,20 @@ pub(crate) enum BenchCommand {
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
         turns: u32,
     },
+    /// How long it takes until an agent's module runs, from the order to its first instruction
+    #[command(
+        after_help = "Examples:\n  quelea bench agent agents/hello/hello.wasm\n  quelea bench agent agents/jury/jury.wasm --runs 100 --json"
+    )]
+    Agent {
+        /// A module (.wasm)
+        file: std::path::PathBuf,
+        /// The function that is called
+        #[arg(long, value_name = "NAME", default_value = "run")]
+        entry: String,
+        /// Runs of each kind
+        #[arg(long, value_name = "N", default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        runs: u32,
+    },
     /// What splitting a model over worker processes costs, and what distance does to it
     #[command(
         after_help = "Examples:\n  quelea model synth tinyllama-1.1b -o model.gguf && quelea bench chain model.gguf\n  quelea bench chain model.gguf --stages 3 --threads 1 --delay 50ms --prompt-tokens 1000 --json"

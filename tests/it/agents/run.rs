@@ -3,7 +3,7 @@
 use quelea::agents::{End, Limits};
 
 use super::{compute, module, modules::IMPORTS};
-use crate::harness::{Launch, quelea, tempdir};
+use crate::harness::{Launch, quelea, tempdir, until};
 
 /// Gives its input back, in capital letters.
 pub fn shout() -> Vec<u8> {
@@ -168,4 +168,54 @@ async fn a_page_that_may_not_be_fetched_is_refused_in_words() {
         daemon.command(&["web", "read", url]).await.expect(2).says(&[said]);
     }
     quelea(&["web", "read", "https://example.org", "--data-dir", "/nonexistent-quelea"]).await.expect(3);
+}
+
+/// Processes that were started by `parent` to run modules.
+fn workers_of(parent: i32) -> Vec<i32> {
+    let is_worker = |pid: &i32| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        command.split(|byte| *byte == 0).any(|argument| argument == b"agent-worker")
+    };
+    let children = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+    let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+    tasks
+        .flat_map(|task| children(task).split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>())
+        .filter(is_worker)
+        .collect()
+}
+
+#[tokio::test]
+async fn a_process_waits_with_an_agent_for_its_next_run() {
+    let dir = tempdir();
+    let path = dir.path().join("shout.wasm");
+    std::fs::write(&path, shout()).unwrap();
+    let daemon = Launch::new().start().await;
+    daemon.command(&["agent", "install", path.to_str().unwrap()]).await.expect(0);
+    // One with the agent, one with none.
+    let waiting = async || {
+        until("two processes wait", async || {
+            let workers = workers_of(daemon.pid());
+            (workers.len() == 2).then_some(workers)
+        })
+        .await
+    };
+    let run = async || daemon.command(&["agent", "run", "shout", "--input", "hello", "--json"]).await.expect(0).json();
+    let first = waiting().await;
+    let ran = run().await;
+    assert_eq!((&ran["output"], &ran["compile_s"]), (&"HELLO".into(), &0.0.into()), "{ran}");
+    // A process runs one module once.
+    let second = waiting().await;
+    assert_eq!(second.iter().filter(|pid| first.contains(pid)).count(), 1, "{first:?}, {second:?}");
+    // Whoever ends them meanwhile costs a start, and changes no answer.
+    for pid in second {
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+    let again = run().await;
+    assert_eq!((&again["output"], &again["fuel"]), (&ran["output"], &ran["fuel"]), "{again}");
+    assert!(again["compile_s"].as_f64().unwrap() > 0.0, "{again}");
+    let last = waiting().await;
+    daemon.stop().await;
+    let gone = async || last.iter().all(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()).then_some(());
+    until("no process is left", gone).await;
 }

@@ -2,7 +2,7 @@
 
 use libp2p::PeerId;
 
-use super::{Book, GRACE_MS, MAX_CLOSED_HOLDS, MAX_HOLD_MS, MAX_OPEN_HOLDS};
+use super::{Book, GRACE_MS, MAX_CLOSED_HOLDS, MAX_CLOSED_OF_STRANGERS, MAX_HOLD_MS, MAX_OPEN_HOLDS};
 use crate::{fields::Unit, message::Hold, overdue::LONGEST_FOR_WORK_DAYS};
 
 /// Why a hold is not taken.
@@ -54,8 +54,9 @@ impl Book {
         if self.is_full_for(key) {
             return Err(NotTaken::Accounts);
         }
-        let open = pair.incoming.values().filter(|hold| hold.is_open()).count();
-        if open >= MAX_OPEN_HOLDS || pair.incoming.len() >= MAX_CLOSED_HOLDS.saturating_add(MAX_OPEN_HOLDS) {
+        let open = pair.incoming.count_open();
+        let remembered = if pair.terms.known { MAX_CLOSED_HOLDS } else { MAX_CLOSED_OF_STRANGERS };
+        if open >= MAX_OPEN_HOLDS || pair.incoming.count() >= remembered.saturating_add(MAX_OPEN_HOLDS) {
             return Err(NotTaken::Count);
         }
         let fits = |used: u64, limit: u64| used.checked_add(hold.max).is_some_and(|sum| sum <= limit);

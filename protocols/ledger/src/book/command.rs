@@ -104,11 +104,11 @@ impl Book {
         if expires_at <= now || expires_at > now.saturating_add(MAX_HOLD_MS) || due_days > LONGEST_FOR_WORK_DAYS {
             return Err(Refusal::Times);
         }
-        if hold == HoldId::NONE || pair.outgoing.contains_key(&hold) {
+        if hold == HoldId::NONE || pair.outgoing.contains(&hold) {
             return Err(Refusal::Duplicate);
         }
-        let open = pair.outgoing.values().filter(|hold| hold.is_open()).count();
-        if open >= MAX_OPEN_HOLDS || pair.outgoing.len() >= MAX_CLOSED_HOLDS.saturating_add(MAX_OPEN_HOLDS) {
+        let open = pair.outgoing.count_open();
+        if open >= MAX_OPEN_HOLDS || pair.outgoing.count() >= MAX_CLOSED_HOLDS.saturating_add(MAX_OPEN_HOLDS) {
             return Err(Refusal::Count);
         }
         let signed = self.sign(Hold { unit, creditor: peer, hold, max, job_hash, expires_at, due_days })?;
@@ -397,14 +397,14 @@ impl Book {
 
     /// Holds of this node whose work is done and not paid, with what it costs: what is to be paid after a restart.
     pub fn unpaid(&self) -> impl Iterator<Item = (PeerId, HoldId, u64)> {
-        let open = self.pairs.values().flat_map(|pair| pair.outgoing.values()).filter(|row| row.is_open());
+        let open = self.pairs.values().flat_map(|pair| pair.outgoing.open());
         open.filter_map(|row| Some((row.peer, row.hold, row.price?)))
     }
 
     /// Holds of others that nothing has been answered to: what is to be worked for after a restart, with what they are for
     /// and the most that it may cost.
     pub fn unfinished(&self) -> impl Iterator<Item = (PeerId, HoldId, Hash, u64)> {
-        let open = self.pairs.values().flat_map(|pair| pair.incoming.values()).filter(|row| row.is_open());
+        let open = self.pairs.values().flat_map(|pair| pair.incoming.open());
         open.filter(|row| row.price.is_none()).map(|row| (row.peer, row.hold, row.job_hash, row.max))
     }
 }

@@ -103,7 +103,7 @@ impl Book {
 
     /// Holds of this node that are open, and at whom.
     pub fn reserved(&self) -> impl Iterator<Item = (PeerId, HoldId)> {
-        let rows = self.pairs.values().flat_map(|pair| pair.outgoing.values()).filter(|row| row.is_open());
+        let rows = self.pairs.values().flat_map(|pair| pair.outgoing.open());
         rows.map(|row| (row.peer, row.hold))
     }
 
@@ -111,19 +111,16 @@ impl Book {
     #[must_use]
     pub fn deals_with(&self, peer: &PeerId, unit: Unit) -> bool {
         self.pairs.get(&(*peer, unit)).is_some_and(|pair| {
-            let mut holds = pair.outgoing.values().chain(pair.incoming.values());
-            pair.heads().iter().any(|head| head.seq > 0) || holds.any(super::HoldRow::is_open)
+            let open = pair.outgoing.count_open().saturating_add(pair.incoming.count_open());
+            open > 0 || pair.heads().iter().any(|head| head.seq > 0)
         })
     }
 
     /// Holds that are open, each way: this node's, the peers'.
     #[must_use]
     pub fn open_holds(&self) -> (usize, usize) {
-        let open = |holds: &std::collections::BTreeMap<HoldId, super::HoldRow>| {
-            holds.values().filter(|hold| hold.is_open()).count()
-        };
-        self.pairs.values().fold((0, 0), |(mine, theirs), pair| {
-            (mine.saturating_add(open(&pair.outgoing)), theirs.saturating_add(open(&pair.incoming)))
+        self.pairs.values().fold((0, 0), |(mine, theirs): (usize, usize), pair| {
+            (mine.saturating_add(pair.outgoing.count_open()), theirs.saturating_add(pair.incoming.count_open()))
         })
     }
 

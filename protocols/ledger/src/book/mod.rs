@@ -11,6 +11,7 @@
 mod admit;
 mod command;
 mod effects;
+mod holds;
 mod look;
 mod receive;
 mod row;
@@ -22,7 +23,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use libp2p::{PeerId, identity::Keypair};
 use quelea_wire::{NetworkId, envelope::Signer, prefix::Prefix};
 
-use self::row::{HoldRow, PairRow};
 pub use self::{
     admit::NotTaken,
     command::{HoldTerms, Refusal},
@@ -30,6 +30,10 @@ pub use self::{
     look::{Account, HoldView},
     receive::Rejected,
     row::{FrozenWhy, HoldState},
+};
+use self::{
+    holds::Holds,
+    row::{HoldRow, PairRow},
 };
 use crate::{
     fields::{DecodeError, Hash, HoldId, Nonce, Unit, decode},
@@ -40,8 +44,12 @@ use crate::{
 /// Open holds of one account, each way: a sync lists them all.
 pub const MAX_OPEN_HOLDS: usize = crate::packet::MAX_HOLDS;
 
-/// Holds of one account that are remembered after they ended, each way, so that none is paid or worked for twice.
-pub const MAX_CLOSED_HOLDS: usize = 1024;
+/// Holds of one account that are remembered after they ended, each way, so that none is paid or worked for twice: as many as
+/// calls are made in the few minutes for which one is remembered, at some tens a second.
+pub const MAX_CLOSED_HOLDS: usize = 16_384;
+
+/// The same of a debtor who has not repaid anything yet, and whom nobody vouches for.
+pub const MAX_CLOSED_OF_STRANGERS: usize = 1024;
 
 /// The longest that a hold may reserve anything, in milliseconds.
 pub const MAX_HOLD_MS: u64 = 3600 * 1000;
@@ -70,6 +78,8 @@ pub struct Terms {
     pub counted: u64,
     /// Whether it has paid back enough to be counted by itself; otherwise it shares [`Rules::pool`] with all strangers.
     pub proven: bool,
+    /// Whether as many of its holds are remembered as of anybody: it is proven, or the operator trusts it.
+    pub known: bool,
     /// The address group that it belongs to; `None` at home.
     pub group: Option<Prefix>,
 }
@@ -77,7 +87,7 @@ pub struct Terms {
 impl Default for Terms {
     /// No credit; what is owed already counts whole.
     fn default() -> Self {
-        Self { limit: 0, counted: u64::MAX, proven: false, group: None }
+        Self { limit: 0, counted: u64::MAX, proven: false, known: false, group: None }
     }
 }
 
@@ -115,9 +125,9 @@ struct Session {
 struct Pair {
     row: PairRow,
     /// Holds of the peer, for which this node works.
-    incoming: BTreeMap<HoldId, HoldRow>,
+    incoming: Holds,
     /// Holds of this node, for which the peer works.
-    outgoing: BTreeMap<HoldId, HoldRow>,
+    outgoing: Holds,
     session: Session,
     terms: Terms,
     /// Notes of the peer that were overtaken by those that came after them, by name, with the total that each promises: what
@@ -148,8 +158,8 @@ impl Pair {
         };
         Self {
             row,
-            incoming: BTreeMap::new(),
-            outgoing: BTreeMap::new(),
+            incoming: Holds::default(),
+            outgoing: Holds::default(),
             session: Session::default(),
             terms: Terms::default(),
             overtaken: Vec::new(),
@@ -167,8 +177,7 @@ impl Pair {
 
     /// What the peer's open holds may still cost.
     fn held(&self) -> u64 {
-        let open = self.incoming.values().filter(|hold| hold.is_open());
-        open.fold(0, |sum, hold| sum.saturating_add(hold.max))
+        self.incoming.open().fold(0, |sum, hold| sum.saturating_add(hold.max))
     }
 
     /// What it takes of what debtors share.
@@ -275,7 +284,7 @@ impl Book {
                 self.timers.insert((row.next_at(), *side, *peer, row.unit, *hold));
                 self.changing((*peer, row.unit), |pair| {
                     let holds = if *side == Side::Mine { &mut pair.outgoing } else { &mut pair.incoming };
-                    holds.insert(*hold, row);
+                    holds.insert(row);
                 });
             }
             _ => {}

@@ -53,7 +53,7 @@ impl Book {
         self.timers.insert((row.next_at(), side, peer, unit, hold));
         self.changing((peer, unit), |pair| {
             let holds = if side == Side::Mine { &mut pair.outgoing } else { &mut pair.incoming };
-            holds.insert(hold, row);
+            holds.insert(row);
         });
     }
 

@@ -57,7 +57,7 @@ impl Book {
         let pair = self.pairs.get(&key)?;
         let row = &pair.row;
         let stored = |lane, head: Head| (head.seq > 0).then_some(Key::Step(lane, Side::Theirs, peer, unit, head.seq));
-        let open = || pair.incoming.values().filter(|hold| hold.is_open());
+        let open = || pair.incoming.open();
         let shown = Shown {
             unit,
             notes: row.issued,
@@ -148,7 +148,7 @@ impl Book {
     /// Holds that the creditor does not know any more reserve nothing, and are not paid.
     fn forget_unlisted(&mut self, key: (PeerId, Unit), sync: &Sync, out: &mut Outcome) {
         let Some(pair) = self.pairs.get(&key) else { return };
-        let unlisted = pair.outgoing.values().filter(|row| row.is_open() && !sync.holds.contains(&row.hold));
+        let unlisted = pair.outgoing.open().filter(|row| !sync.holds.contains(&row.hold));
         let unlisted: Vec<_> = unlisted.map(|row| row.hold).collect();
         for hold in unlisted {
             self.close_mine(key, hold, HoldState::Void, out);
@@ -216,7 +216,7 @@ impl Book {
                 out.sends.push(Self::send(pair, Body::Stored(Key::Step(lane, Side::Mine, peer, unit, head.seq))));
             }
         }
-        for row in pair.incoming.values().filter(|row| row.is_open() && row.price.is_some()) {
+        for row in pair.incoming.open().filter(|row| row.price.is_some()) {
             out.sends.push(Self::send(pair, Body::Stored(Key::Result(Side::Theirs, peer, row.hold))));
         }
     }

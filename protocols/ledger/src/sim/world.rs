@@ -428,7 +428,7 @@ impl World {
             self.nodes[i].book.set_terms(
                 peer,
                 UNIT,
-                Terms { limit: LIMIT, counted: LIMIT, proven: j == 0, group: None },
+                Terms { limit: LIMIT, counted: LIMIT, proven: j == 0, known: j == 0, group: None },
             );
             // A new connection: both notice.
             let calm = std::mem::replace(&mut self.calm, true);

@@ -116,7 +116,7 @@ impl Victim {
         let (peer, now) = (other.peer, self.now);
         let row = *self.row(peer);
         let (limit, proven) = (row.limit(&policy(), now), row.proven(&policy()));
-        let terms = Terms { limit, counted: limit.max(policy().base), proven, group: None };
+        let terms = Terms { limit, counted: limit.max(policy().base), proven, known: proven, group: None };
         self.side.book.set_terms(peer, UNIT, terms);
         let lost = self.losses.sum(now);
         self.side.book.set_written_off(lost);
