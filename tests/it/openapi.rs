@@ -29,6 +29,8 @@ async fn answers_are_as_the_document_says() {
     node.command(&["peers", "ban", "203.0.113.0/24"]).await.expect(0);
     node.command(&["bootstrap", "add", boot.addr()]).await.expect(0);
     node.command(&["dht", "put", "greeting", "hello"]).await.expect(0);
+    let agent = concat!(env!("CARGO_MANIFEST_DIR"), "/agents/hello/hello.wasm");
+    node.command(&["agent", "install", agent]).await.expect(0);
     node.command(&["token", "create", "reader", "--scope", "read"]).await.expect(0);
     let base = node.told("api")[0].to_owned();
     let url = format!("{base}/api/v1/openapi.json");

@@ -36,12 +36,26 @@ def named(fields):
         if type(fields.get(name)) is int and fields[name] > 2:
             fields[name] = 2
     for name in ("deadline_ms", "interval_ms", "timeout_ms", "step_timeout_ms"):
-        if type(fields.get(name)) is int and fields[name] > 2000:
-            fields[name] = 2000
+        if type(fields.get(name)) is int and fields[name] > 200:
+            fields[name] = 200
     for name in ("timeout_s",):
         if type(fields.get(name)) in (int, float) and fields[name] > 2:
             fields[name] = 2
+    # The model's own width is the only one.
+    if type(fields.get("dimensions")) is int and fields["dimensions"] > 0:
+        del fields["dimensions"]
+    # One of the two says what is meant.
+    for one, other in (("value", "value_hex"), ("input", "input_hex")):
+        if isinstance(fields.get(one), str) and isinstance(fields.get(other), str):
+            del fields[other]
     return fields
+
+
+def of_service(fields):
+    if isinstance(fields.get("name"), str) and sometimes(fields["name"]):
+        fields["name"] = "echo"
+    if type(fields.get("max_price")) is int and fields["max_price"] > 0:
+        fields["max_price"] = 10_000_000
 
 
 @schemathesis.hook
@@ -49,6 +63,11 @@ def before_call(context, case, kwargs):
     # Whoever is convicted gets no work any more: that is for peers that there are not.
     if isinstance(case.body, dict) and not case.operation.path.endswith("/convict"):
         named(case.body)
+        if "/services/" in case.operation.path:
+            of_service(case.body)
+        # A token that may look.
+        if case.operation.path == "/api/v1/tokens" and case.body.get("scopes") == []:
+            case.body["scopes"] = ["read"]
     if isinstance(case.query, dict):
         named(case.query)
     # Without end, unless somebody goes away.
@@ -57,3 +76,7 @@ def before_call(context, case, kwargs):
     parameters = case.path_parameters
     if isinstance(parameters, dict) and isinstance(parameters.get("id"), str) and sometimes(parameters["id"]):
         parameters["id"] = "demo" if case.operation.path.startswith("/v1/") else PEER
+    # An agent that is there, unless it is to be taken away.
+    if isinstance(parameters, dict) and isinstance(parameters.get("name"), str):
+        if not case.operation.path.endswith("/remove"):
+            parameters["name"] = "hello"
