@@ -363,6 +363,7 @@ async fn json_is_as_documented() {
         "plan demo",
         "bench ledger --notes 20 --accounts 4",
         "bench hop --rows 20",
+        "bench agent agents/hello/hello.wasm --runs 1",
         "token create reader --scope read",
         "token list",
         "token revoke reader",
