@@ -302,7 +302,7 @@ fn an_open_that_is_not_traced_says_nothing_of_it() {
     for cut in 1..TraceParent::LEN {
         assert_eq!(Frame::decode(0x10, &with[..with.len() - cut]), Err(DecodeError::Truncated));
     }
-    assert_eq!(Frame::decode(0x10, &[&with[..], &[b'-']].concat()), Err(DecodeError::Trailing));
+    assert_eq!(Frame::decode(0x10, &[&with[..], b"-"].concat()), Err(DecodeError::Trailing));
     let mut price = before.clone();
     *price.last_mut().expect("zeros") = 1;
     assert_eq!(Frame::decode(0x10, &[&price[..], text].concat()), Err(DecodeError::Field("hold")));
