@@ -1,6 +1,6 @@
 //! Talking to the local daemon: its unix socket, else HTTP with a token.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use quelea_wire::ErrorCode;
 use reqwest::{Client, RequestBuilder, Response};
@@ -63,7 +63,15 @@ impl Daemon {
         }
         let file = match &global.api_token_file {
             Some(file) => file.clone(),
-            None => home(global)?.api_token(),
+            None if is_here(url) => home(global)?.api_token(),
+            // Whoever listens there would have the token of this machine's daemon.
+            None => {
+                let message = format!("--api {url:?} is another machine, and no token is named for it");
+                let error = CliError::new(ErrorCode::Usage, message);
+                return Err(
+                    error.hint("make one there with 'quelea token create', and name its file with --api-token-file")
+                );
+            }
         };
         let token = identity::load_token(&file).map_err(|e| CliError::new(ErrorCode::Unauthorized, e.to_string()))?;
         let client = http::local().connect_timeout(CONNECT_TIMEOUT).build().map_err(internal)?;
@@ -200,4 +208,37 @@ fn internal(error: impl std::fmt::Display) -> CliError {
 
 pub(super) fn unusable(error: impl std::fmt::Display) -> CliError {
     CliError::new(ErrorCode::HomeUnusable, error.to_string())
+}
+
+/// Whether the host of a URL is this machine, by its own name or an address of loopback.
+fn is_here(url: &str) -> bool {
+    let rest = url.strip_prefix("http://").unwrap_or(url);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((host, _)) => host,
+        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+    };
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_here;
+
+    #[test]
+    fn only_this_machine_gets_its_token_unasked() {
+        for here in ["http://127.0.0.1:8469", "http://localhost/", "http://[::1]:1/api", "http://127.8.8.8"] {
+            assert!(is_here(here), "{here}");
+        }
+        for there in [
+            "http://10.0.0.1:8469",
+            "http://localhost@example.org/",
+            "http://127.0.0.1:8469@example.org",
+            "http://",
+            "http://[::2]:1",
+            "http://localhost.example.org",
+        ] {
+            assert!(!is_here(there), "{there}");
+        }
+    }
 }

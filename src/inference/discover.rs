@@ -12,12 +12,13 @@ use quelea_announce::{Ends, LAYERS_PER_BUCKET, Offer, SignedAnnouncement, State,
 use quelea_wire::{ModelId, Profile, SpanRange};
 
 use super::{
+    ask::{Unheard, ask_named},
     experience::{Experience, Said},
     planner::{self, Candidate, LeftOut, Links, Local, NoPlan, Planned, Query, Source, observed::Seen},
 };
 use crate::{
     ledger::Repute,
-    swarm::{ConnectError, Handle, PeerView},
+    swarm::{Handle, PeerView},
 };
 
 /// For how long an incomplete chain is looked for before the request fails. Provider records of a worker that has just
@@ -66,10 +67,6 @@ const CERTAIN_PPM: u32 = 1_000_000;
 /// For how long a figure counts as the peer's present one. A worker whose figures change says so within two seconds.
 const FRESH: Duration = Duration::from_secs(3);
 
-/// For how long what one request was told does for others: those that come together ask each peer once, so that no peer
-/// takes a busy coordinator for a nuisance.
-const SHARED: Duration = Duration::from_millis(500);
-
 /// What a look-around has found so far.
 #[derive(Default)]
 pub(crate) struct Found {
@@ -99,14 +96,6 @@ impl Found {
     fn has_fresh(&self, peer: &PeerId) -> bool {
         self.announcements.get(peer).is_some_and(|said| said.at.elapsed() < FRESH)
     }
-}
-
-/// Why a peer has said nothing; in words.
-enum Unheard {
-    /// It is there, and may say something later.
-    Busy(String),
-    /// It cannot be reached, or serves nothing.
-    Gone(String),
 }
 
 /// What a chain is looked for.
@@ -409,35 +398,6 @@ fn speed(offer: &Offer, seen: Seen, bytes_per_layer: u64) -> (u64, u64, Source) 
     let claimed_prefill = (offer.prefill_rows_per_s > 0).then(|| 1_000_000_000 / u64::from(offer.prefill_rows_per_s));
     let prefill_ns = seen.prefill_ns.or(claimed_prefill).unwrap_or(decode_ns / PROMPT_SHARE);
     (decode_ns.max(1), prefill_ns.max(1), source)
-}
-
-/// [`ask`], with whom.
-async fn ask_named(handle: &Handle, experience: &Experience, peer: PeerId) -> (PeerId, Result<Said, Unheard>) {
-    (peer, ask(handle, experience, peer).await)
-}
-
-/// What a peer says now; what it said before, where another request has just asked, or it is there and does not answer.
-async fn ask(handle: &Handle, experience: &Experience, peer: PeerId) -> Result<Said, Unheard> {
-    if let Some(said) = experience.last_said(&peer).filter(|said| said.at.elapsed() < SHARED) {
-        return Ok(said);
-    }
-    if let Err(error) = handle.connect(peer, Vec::new()).await {
-        let reason = error.to_string();
-        // Only what was dialled has failed.
-        if let ConnectError::Dial { .. } | ConnectError::Timeout { .. } = error {
-            experience.failed(peer, &reason);
-        }
-        return Err(Unheard::Gone(reason));
-    }
-    match handle.fetch_announcement(peer).await {
-        Ok(Some(announcement)) => {
-            let said = Said { announcement, at: Instant::now() };
-            experience.has_said(peer, said.clone());
-            Ok(said)
-        }
-        Ok(None) => Err(Unheard::Gone("it serves nothing at present".into())),
-        Err(error) => experience.last_said(&peer).ok_or_else(|| Unheard::Busy(error.to_string())),
-    }
 }
 
 /// Asks the peers that this node is connected to, so many at most, what they serve: then it is known which models there are.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `types` | requests, events and errors, as people and programs see them |
 //! | `models` | model files that this node can ask about |
-//! | `discover`, `planner` | who holds what, and which of them to use |
+//! | `ask`, `discover`, `planner` | who holds what, and which of them to use |
 //! | `planning` | from a request to a chain, and what is learnt from it |
 //! | `experience`, `meter` | what was measured of peers, and of this node |
 //! | `generate`, `sampling`, `pipeline` | prompt to text, wherever the layers run |
@@ -23,6 +23,7 @@
 //! | `rebalance` | moving to layers that are thinner |
 //! | `serve`, `publish`, `figures` | layers this node serves, their announcement, and when it is made anew |
 
+mod ask;
 pub(crate) mod audit;
 pub(crate) mod auditor;
 pub(crate) mod claims;

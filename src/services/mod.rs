@@ -64,6 +64,7 @@ use self::{
     lanes::Lanes,
     local::Local,
     payers::Payers,
+    provider::Answering,
     service::Service,
 };
 use crate::{
@@ -124,6 +125,8 @@ pub(crate) struct Services {
     experience: Experience,
     lanes: Lanes,
     local: Option<Arc<Local>>,
+    /// Calls of peers that have not been answered to the last byte.
+    answering: Answering,
 }
 
 impl Services {
@@ -155,7 +158,19 @@ impl Services {
             registry.offer(name, *price)?;
         }
         let (payers, experience, lanes) = (Payers::default(), Experience::default(), Lanes::default());
-        Ok(Arc::new(Self { handle, ledger, telemetry, registry, db, calls, payers, experience, lanes, local }))
+        Ok(Arc::new(Self {
+            handle,
+            ledger,
+            telemetry,
+            registry,
+            db,
+            calls,
+            payers,
+            experience,
+            lanes,
+            local,
+            answering: Answering::default(),
+        }))
     }
 
     /// Offers a service or not, and asks another price, from now on and after a restart.
@@ -200,7 +215,7 @@ impl Services {
 
     /// Whether calls of others are worked on.
     pub(crate) fn busy(&self) -> bool {
-        self.registry.running() > 0
+        self.registry.running() > 0 || self.answering.any()
     }
 
     /// Ends what runs beside the node.

@@ -1,6 +1,12 @@
 //! Calls of others: one task a stream. What is asked is checked here; the work is [`super::run`]'s.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::{AsyncReadExt as _, AsyncWrite, future::Either};
 use libp2p::PeerId;
@@ -64,6 +70,30 @@ enum Outcome {
     },
 }
 
+/// How many calls are being answered.
+#[derive(Debug, Default)]
+pub(super) struct Answering(AtomicUsize);
+
+/// One of them, until it is dropped.
+pub(super) struct OneAnswer<'a>(&'a AtomicUsize);
+
+impl Answering {
+    fn begin(&self) -> OneAnswer<'_> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        OneAnswer(&self.0)
+    }
+
+    pub(super) fn any(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Drop for OneAnswer<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Services {
     /// Serves one stream to its end.
     pub(super) async fn serve(self: Arc<Self>, stream: ServiceStream) {
@@ -74,6 +104,8 @@ impl Services {
             Ok(asked) => asked,
             Err(_late) => return tracing::debug!(%peer, "a stream for services, and no question on it"),
         };
+        // Until the last byte is written: a node that ends has answered what it did.
+        let _answering = matches!(asked, Ok(Some(Ask::Call(_)))).then(|| self.answering.begin());
         let result = match asked {
             Ok(Some(Ask::List(name))) => {
                 let listed = Answer::Listed(self.registry.listed(name.as_ref()));

@@ -42,7 +42,9 @@ mod validation;
 
 pub(crate) use driver::{Driver, DriverConfig};
 pub use events::SwarmNotice;
-pub(crate) use handle::{BroadcastError, ConnectError, Handle, OpenStreamError, PingFailure, WeightsError};
+pub(crate) use handle::{
+    AnnouncementError, BroadcastError, ConnectError, Handle, OpenStreamError, PingFailure, WeightsError,
+};
 pub(crate) use nat::{NatView, Pong, Upnp};
 pub(crate) use on::peers::Remembered;
 pub(crate) use state::{KnownView, PeerView};

@@ -49,7 +49,7 @@ pub(crate) struct Global {
     /// Reach the daemon here instead of through its socket in the data directory
     #[arg(help_heading = GLOBAL, long, global = true, value_name = "URL|unix:PATH", env = "QUELEA_API")]
     pub(crate) api: Option<String>,
-    /// File that holds the token for --api over HTTP [default: api.token in the data directory]
+    /// File that holds the token for --api over HTTP [default for this machine: api.token in the data directory]
     #[arg(help_heading = GLOBAL, long, global = true, value_name = "FILE")]
     pub(crate) api_token_file: Option<PathBuf>,
     /// Ask the node of this name ('quelea context') [default: the one in use, where neither --api nor --data-dir names a node]
