@@ -185,7 +185,7 @@ async fn an_identity_that_cannot_be_used_is_left_alone() {
         path
     };
     let good = home.path().join("good.key");
-    start(&good).start().await;
+    start(&good).start().await.stop().await;
     let key = fs::read(&good).unwrap();
     let cases: [(_, &[&str]); 6] = [
         (write("empty.key", b"", 0o600), &["0 bytes", "not an identity"]),

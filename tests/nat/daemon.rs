@@ -29,11 +29,17 @@ pub struct Daemon {
 
 impl Daemon {
     pub async fn start(name: &str, host: &Host, args: &[&str]) -> Self {
+        Self::start_with(name, host, args, &[]).await
+    }
+
+    /// The same with something in its environment.
+    pub async fn start_with(name: &str, host: &Host, args: &[&str], env: &[(&str, &str)]) -> Self {
         let home = tempfile::Builder::new().prefix("quelea-nat-").tempdir().unwrap();
         let log = std::fs::File::create(home.path().join("log")).unwrap();
         let mut command = Net::exec(host, env!("CARGO_BIN_EXE_quelea"));
         command.args(["daemon", "-v", "--data-dir", home.path().to_str().unwrap()]).args(args);
         command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "quelea=debug,libp2p_dcutr=debug".into()));
+        command.envs(env.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();

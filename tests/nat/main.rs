@@ -11,6 +11,7 @@ mod capture;
 mod daemon;
 mod masked;
 mod net;
+mod pages;
 
 use std::time::{Duration, Instant};
 

@@ -82,7 +82,7 @@ impl Net {
         let clean = format!(
             "trap '' INT TERM HUP; cat >/dev/null; \
              for ns in $(ip netns list | cut -d' ' -f1 | grep '^{prefix}-'); do \
-             ip netns pids $ns | xargs -r kill -9; ip netns del $ns; done"
+             ip netns pids $ns | xargs -r kill -9; ip netns del $ns; rm -rf /etc/netns/$ns; done"
         );
         let mut guard = Command::new("setsid");
         guard.args(["sh", "-c", &clean]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -186,6 +186,13 @@ impl Net {
             must("ip", &["netns", "exec", &namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1"], "");
         }
         must("ip", &["netns", "exec", &namespace, "nft", "-f", "-"], rules);
+    }
+
+    /// The host's `/etc/hosts`: to be written before anything is started in it.
+    pub fn names(&self, host: &Host, hosts: &str) {
+        let dir = std::path::Path::new("/etc/netns").join(&host.namespace);
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("hosts"), hosts).unwrap();
     }
 
     /// A command inside a host.
