@@ -58,9 +58,10 @@ fn workers() -> Vec<(u32, u64)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        // First: until it has its command line, its memory is that of this process.
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let Ok(status) = std::fs::read_to_string(entry.path().join("status")) else { continue };
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         if field("PPid:") == Some(&me) && command.ends_with(b"agent-worker\0") {
             let kib = field("VmHWM:").and_then(|text| text.trim_end_matches(" kB").trim().parse::<u64>().ok());
             found.push((pid, kib.unwrap_or(0) * 1024));
