@@ -18,14 +18,14 @@ use tokio::{
 };
 
 use super::{
-    frames::{self, ANSWER, CALL, COMPILED, DONE, Frame, GO, JOB, READY},
+    frames::{self, ANSWER, CALL, COMPILED, DONE, Frame, JOB, READY},
     limits::{
         CALLS_MAX, COMPILE_TIME, GRACE, INPUT_MAX, LIFE_MAX, LOG_BYTES, LOG_LINES, Limits, MODULE_MAX, OUTPUT_MAX,
         START_TIME,
     },
     spawn::{Spawner, Worker},
-    waiting::{Bench, Has, Waiting},
-    worker::{Go, Order, gate::Wishes, guest::HostFunction, runtime::Ended, too_slow},
+    waiting::{Bench, Has},
+    worker::{Order, gate::Wishes, guest::HostFunction, runtime::Ended, too_slow},
 };
 
 /// Processes at once. Each may have a processor and [`super::limits::MEMORY_MAX`] of memory.
@@ -140,22 +140,22 @@ pub(crate) fn refusal(code: &str, message: &str) -> Vec<u8> {
 /// Runs modules. Clones share the limit on how many run at once.
 #[derive(Debug, Clone)]
 pub struct Sandbox {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     program: PathBuf,
     spawner: OnceLock<Spawner>,
-    running: Semaphore,
-    waiting: Semaphore,
+    pub(super) running: Semaphore,
+    pub(super) waiting: Semaphore,
     /// Workers that wait for the next run of a module.
-    bench: Bench,
+    pub(super) bench: Bench,
 }
 
 /// What is left to do for a run that was ordered.
-struct Course<'a> {
-    worker: Worker,
+pub(super) struct Course<'a> {
+    pub(super) worker: Worker,
     host: &'a dyn Host,
     /// When the process is killed, whatever it does.
     until: Instant,
@@ -193,7 +193,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// As [`Sandbox::compute`].
-    async fn run(&self, job: &Job, host: &dyn Host) -> Result<Run, SandboxError> {
+    pub(super) async fn run(&self, job: &Job, host: &dyn Host) -> Result<Run, SandboxError> {
         let limits = job.limits.within();
         if job.module.len() > MODULE_MAX || job.input.len() > INPUT_MAX {
             let said = format!("a module of {} bytes with {} of input is too much", job.module.len(), job.input.len());
@@ -202,96 +202,6 @@ impl Sandbox {
         let order = Order::Run { module: job.module.len(), entry: Some(job.entry.clone()), limits };
         let (run, _) = self.ordered(&order, &[&job.module, &job.input], limits.deadline(), host).await?;
         Ok(run)
-    }
-
-    /// Runs a module that is the operator's own and will be run again: a worker that has it compiled takes it, where one
-    /// waits, and one waits for the next time.
-    ///
-    /// # Errors
-    /// As [`Sandbox::compute`].
-    pub(crate) async fn run_again(&self, job: &Job, host: &dyn Host) -> Result<Run, SandboxError> {
-        let run = match self.run_waiting(job, host).await? {
-            Some(run) => run,
-            None => self.run(job, host).await?,
-        };
-        self.keep_ready(job.module.clone(), job.limits);
-        Ok(run)
-    }
-
-    /// Has a worker that waits run the module; nothing where none has it, or the one that had is gone.
-    async fn run_waiting(&self, job: &Job, host: &dyn Host) -> Result<Option<Run>, SandboxError> {
-        let limits = job.limits.within();
-        let has = Has::Module { hash: blake3::hash(&job.module), memory: limits.memory };
-        if job.input.len() > INPUT_MAX || !self.shared.bench.has(has) {
-            return Ok(None);
-        }
-        let _waiting = self.shared.waiting.try_acquire().map_err(|_| SandboxError::Busy)?;
-        let _running = self.shared.running.acquire().await.map_err(|_| SandboxError::Busy)?;
-        let Some(Waiting { mut worker, .. }) = self.shared.bench.take(has) else { return Ok(None) };
-        let started = Instant::now();
-        let go = header(&Go { entry: job.entry.clone(), limits })?;
-        let until = started + limits.deadline() + GRACE;
-        let sent = timeout_at(until, frames::send(&mut worker.stdin, GO, &[&go, &job.input])).await;
-        if !matches!(sent, Ok(Ok(()))) {
-            worker.finish().await;
-            return Ok(None);
-        }
-        let compiled = Some(Duration::ZERO);
-        let mut course = Course { worker, host, until, compiled, calls: 0, log_lines: 0, log_bytes: 0 };
-        let (run, _) = course.follow(started, limits.deadline()).await;
-        course.worker.finish().await;
-        Ok(Some(Run { took: started.elapsed(), ..run }))
-    }
-
-    /// Has one worker wait with this module, and one with none, unless they do or all places are taken.
-    pub(crate) fn keep_ready(&self, module: Arc<[u8]>, limits: Limits) {
-        let sandbox = self.clone();
-        tokio::spawn(async move {
-            let memory = limits.within().memory;
-            let has = Has::Module { hash: blake3::hash(&module), memory };
-            for has in [has, Has::Nothing] {
-                // Who wants to run something goes before those who only might.
-                let Ok(_running) = sandbox.shared.running.try_acquire() else { return };
-                if sandbox.shared.bench.has(has) {
-                    continue;
-                }
-                let Ok(worker) = sandbox.prepare(has, &module, memory).await else { return };
-                let kept = sandbox.shared.bench.put(has, worker);
-                // Not a handle: with the last of those the processes end.
-                let shared = Arc::downgrade(&sandbox.shared);
-                tokio::spawn(async move {
-                    tokio::time::sleep(kept).await;
-                    if let Some(shared) = shared.upgrade() {
-                        shared.bench.sweep();
-                    }
-                });
-            }
-        });
-    }
-
-    /// Whether workers wait, one for this job's module and one for any.
-    pub(crate) fn is_ready(&self, job: &Job) -> bool {
-        let has = Has::Module { hash: blake3::hash(&job.module), memory: job.limits.within().memory };
-        self.shared.bench.has(has) && self.shared.bench.has(Has::Nothing)
-    }
-
-    /// A worker that has what is to be had.
-    async fn prepare(&self, has: Has, module: &[u8], memory: usize) -> Result<Worker, SandboxError> {
-        let mut worker = self.start().await?;
-        if has == Has::Nothing {
-            return Ok(worker);
-        }
-        let order = header(&Order::Load { memory })?;
-        let until = Instant::now() + COMPILE_TIME + GRACE;
-        let loaded = timeout_at(until, async {
-            frames::send(&mut worker.stdin, JOB, &[&order, module]).await?;
-            frames::receive(&mut worker.stdout).await
-        });
-        match loaded.await {
-            Ok(Ok(frame)) if frame.kind == COMPILED => Ok(worker),
-            // The module is refused, or takes too long: its next run says so.
-            _ => Err(SandboxError::Start(io::Error::other("the module was not loaded"))),
-        }
     }
 
     /// Reads and compiles a module without running it: what it imports and exports.
@@ -340,7 +250,7 @@ impl Sandbox {
             worker = self.start().await?;
             sent = timeout_at(until, frames::send(&mut worker.stdin, JOB, &all)).await;
         }
-        let mut course = Course { worker, host, until, compiled: None, calls: 0, log_lines: 0, log_bytes: 0 };
+        let mut course = Course::new(worker, host, until, None);
         let (mut run, wishes) = match sent {
             Ok(Ok(())) => course.follow(started, time).await,
             _ => (nothing(died(&mut course.worker).await), Wishes::default()),
@@ -352,7 +262,7 @@ impl Sandbox {
     }
 
     /// A worker that is locked down.
-    async fn start(&self) -> Result<Worker, SandboxError> {
+    pub(super) async fn start(&self) -> Result<Worker, SandboxError> {
         let spawner = match self.shared.spawner.get() {
             Some(spawner) => spawner,
             None => {
@@ -373,9 +283,14 @@ impl Sandbox {
     }
 }
 
-impl Course<'_> {
+impl<'a> Course<'a> {
+    /// Of a worker that has its order, and its module where `compiled` says how long that took.
+    pub(super) fn new(worker: Worker, host: &'a dyn Host, until: Instant, compiled: Option<Duration>) -> Self {
+        Self { worker, host, until, compiled, calls: 0, log_lines: 0, log_bytes: 0 }
+    }
+
     /// Until the worker is done, dead, or out of time.
-    async fn follow(&mut self, started: Instant, time: Duration) -> (Run, Wishes) {
+    pub(super) async fn follow(&mut self, started: Instant, time: Duration) -> (Run, Wishes) {
         let mut wishes = Wishes::default();
         let end = loop {
             let frame = match timeout_at(self.until, frames::receive(&mut self.worker.stdout)).await {
@@ -447,7 +362,7 @@ impl Course<'_> {
 }
 
 /// A header and its length.
-fn header(header: &impl serde::Serialize) -> Result<Vec<u8>, SandboxError> {
+pub(super) fn header(header: &impl serde::Serialize) -> Result<Vec<u8>, SandboxError> {
     let header = serde_json::to_vec(header).map_err(|e| SandboxError::Start(io::Error::other(e)))?;
     let len = u32::try_from(header.len()).unwrap_or(u32::MAX).to_le_bytes();
     Ok([&len[..], &header].concat())
@@ -465,7 +380,7 @@ fn clean(text: &str) -> String {
 
 impl Worker {
     /// Kills the process, if it has not ended, and takes its end, so that nothing of it is left.
-    async fn finish(mut self) {
+    pub(super) async fn finish(mut self) {
         // That it has ended already is no error.
         let _ = self.child.start_kill();
         let _ = self.child.wait().await;
