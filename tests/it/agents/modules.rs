@@ -161,13 +161,15 @@ fn endless() -> Vec<Hostile> {
         body("a place beyond a table", &[TRAP], "(call_indirect (type $none) (i32.const -1))"),
         body(
             "one long instruction after the other",
-            &[TIMEOUT],
+            // Where memory is fast, the fuel for its bytes is used up first.
+            &[TIMEOUT, OUT_OF_FUEL],
             "(drop (memory.grow (i32.const 900)))
              (loop $l (memory.fill (i32.const 0) (i32.const 7) (i32.const 59000000)) (br $l))",
         ),
         body(
             "copies of a whole memory",
-            &[TIMEOUT],
+            // Where memory is fast, the fuel for its bytes is used up first.
+            &[TIMEOUT, OUT_OF_FUEL],
             "(drop (memory.grow (i32.const 900)))
              (loop $l (memory.copy (i32.const 1) (i32.const 0) (i32.const 59000000)) (br $l))",
         ),
