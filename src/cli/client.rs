@@ -210,15 +210,13 @@ pub(super) fn unusable(error: impl std::fmt::Display) -> CliError {
     CliError::new(ErrorCode::HomeUnusable, error.to_string())
 }
 
-/// Whether the host of a URL is this machine, by its own name or an address of loopback.
+/// Whether a request to a URL goes to this machine: its own name, or an address of loopback. The URL is read by
+/// what sends the request, so that both mean the same host, whatever stands before an `@`.
 fn is_here(url: &str) -> bool {
-    let rest = url.strip_prefix("http://").unwrap_or(url);
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let host = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((host, _)) => host,
-        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
-    };
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    let Ok(url) = reqwest::Url::parse(url) else { return false };
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]
@@ -234,6 +232,8 @@ mod tests {
             "http://10.0.0.1:8469",
             "http://localhost@example.org/",
             "http://127.0.0.1:8469@example.org",
+            "http://127.0.0.1\\@example.org",
+            "http://[::1]:1@example.org",
             "http://",
             "http://[::2]:1",
             "http://localhost.example.org",
