@@ -44,6 +44,7 @@ pub mod kad;
 pub mod masking;
 mod muxing;
 pub mod nat;
+mod nearby;
 #[allow(missing_docs, reason = "the derive's event enum cannot carry docs; every field of the struct has them")]
 mod node;
 pub mod pace;

@@ -31,6 +31,7 @@ use crate::{
     identify, inbound, kad,
     masking::{self, Masking},
     muxing, nat,
+    nearby::OthersFirst,
     peers::{self, Watched},
     prefixes, probe,
     traffic::Traffic,
@@ -168,7 +169,7 @@ fn transport(
             .authenticate(noise.clone())
             .multiplex(muxer())
             .map(shown(&traffic));
-        let quic = quic::tokio::Transport::new(quic_config(keypair, limits)).map({
+        let quic = OthersFirst(quic::tokio::Transport::new(quic_config(keypair, limits))).map({
             let traffic = traffic.clone();
             move |(peer, muxer), _| muxing::Muxer::unmetered(muxer).to(peer, &traffic)
         });

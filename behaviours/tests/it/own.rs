@@ -171,6 +171,27 @@ async fn lines_are_pinged_over_quic_too() {
 }
 
 #[tokio::test]
+async fn nearby_tcp_is_tried_first() {
+    let quic = "/ip4/127.0.0.1/udp/0/quic-v1";
+    let mut nodes = [Node::start(config()).await, Node::listen(config(), quic).await];
+    let id = nodes[1].id;
+    nodes[1].swarm.listen_on("/ip4/127.0.0.1/tcp/0".parse().unwrap()).unwrap();
+    let tcp = until(&mut nodes, "a second listener", |i, _, event| match event {
+        SwarmEvent::NewListenAddr { address, .. } if i == 1 => Some(address.clone()),
+        _ => None,
+    })
+    .await;
+    let dial = DialOpts::peer_id(id).addresses(vec![nodes[1].addr.clone(), tcp.clone()]).build();
+    nodes[0].swarm.dial(dial).unwrap();
+    let over = until(&mut nodes, "a connection", |i, _, event| match event {
+        SwarmEvent::ConnectionEstablished { endpoint, .. } if i == 0 => Some(endpoint.get_remote_address().clone()),
+        _ => None,
+    })
+    .await;
+    assert!(over.to_string().starts_with(&tcp.to_string()), "{over}");
+}
+
+#[tokio::test]
 async fn a_round_trip_is_measured_when_somebody_asks() {
     let mut nodes = [Node::start(config()).await, Node::start(config()).await];
     connect(&mut nodes, 0, 1).await;
