@@ -52,14 +52,14 @@ const PROGRESS: usize = 16;
 
 /// A call that is taken.
 pub(super) struct Taken {
-    version: u16,
+    pub(super) version: u16,
     price: u64,
     told: watch::Receiver<Option<End>>,
-    progress: mpsc::Receiver<Vec<u8>>,
+    pub(super) progress: mpsc::Receiver<Vec<u8>>,
 }
 
 /// What becomes of a call.
-enum Outcome {
+pub(super) enum Outcome {
     Taken(Taken),
     /// It was done before; so much is still to be paid.
     Kept {
@@ -155,20 +155,12 @@ impl Services {
                 said(writer, &Answer::Result { amount, output: kept.output.clone() }).await?;
                 Ok(RpcResult::Ok)
             }
-            Ok(Outcome::Taken(taken)) => {
-                let Taken { version, price, mut told, mut progress } = taken;
-                said(writer, &Answer::Accepted { version, price }).await?;
-                while let Some(piece) = progress.recv().await {
+            Ok(Outcome::Taken(mut taken)) => {
+                said(writer, &Answer::Accepted { version: taken.version, price: taken.price }).await?;
+                while let Some(piece) = taken.progress.recv().await {
                     said(writer, &Answer::Progress(piece)).await?;
                 }
-                let end = match told.wait_for(Option::is_some).await {
-                    Ok(end) => end.clone(),
-                    // Whoever worked on it is gone without a word.
-                    Err(_gone) => None,
-                };
-                match end
-                    .unwrap_or_else(|| Err(fault(ErrorCode::ServiceFailed, "the service stopped without a result")))
-                {
+                match taken.end().await {
                     Ok(kept) => {
                         said(writer, &Answer::Result { amount: kept.amount, output: kept.output.clone() }).await?;
                         Ok(RpcResult::Ok)
@@ -182,15 +174,16 @@ impl Services {
         }
     }
 
-    /// Takes a call, or says why not.
-    async fn take(self: &Arc<Self>, peer: PeerId, call: Call) -> Result<Outcome, Fault> {
+    /// Takes a call, or says why not. This node does not pay itself.
+    pub(super) async fn take(self: &Arc<Self>, peer: PeerId, call: Call) -> Result<Outcome, Fault> {
         let unknown = || fault(ErrorCode::ServiceUnknown, format!("{} is not offered here", call.name));
         let job = job_hash(&call.id, &call.name, &call.input);
         let key: Key = (peer, call.id);
         let hold = call.hold.map(HoldId);
         // What was done is answered also when it is not offered any more.
         let offered = self.registry.get(&call.name).ok_or_else(unknown)?;
-        let (version, price) = (offered.about.version, offered.price());
+        let price = if peer == self.local() { 0 } else { offered.price() };
+        let version = offered.about.version;
         match self.calls.look(&key, &job, std::time::Instant::now()) {
             Some(Known::Conflict) => return Err(conflict()),
             Some(Known::Done(kept)) => {
@@ -301,6 +294,16 @@ impl Taken {
     fn beside(version: u16, price: u64, told: watch::Receiver<Option<End>>) -> Self {
         let (_nobody, progress) = mpsc::channel(1);
         Self { version, price, told, progress }
+    }
+
+    /// Waits for what came out.
+    pub(super) async fn end(&mut self) -> End {
+        let end = match self.told.wait_for(Option::is_some).await {
+            Ok(end) => end.clone(),
+            // Whoever worked on it is gone without a word.
+            Err(_gone) => None,
+        };
+        end.unwrap_or_else(|| Err(fault(ErrorCode::ServiceFailed, "the service stopped without a result")))
     }
 }
 

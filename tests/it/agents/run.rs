@@ -1,9 +1,14 @@
 //! Agents as their operator has them.
 
 use quelea::agents::{End, Limits};
+use quelea_wire::Credits;
+use serde_json::{Value, json};
 
 use super::{compute, module, modules::IMPORTS};
-use crate::harness::{Launch, quelea, tempdir, until};
+use crate::{
+    harness::{DEMO, Launch, quelea, tempdir, until},
+    paid::market::{Market, at_rest},
+};
 
 /// Gives its input back, in capital letters.
 pub fn shout() -> Vec<u8> {
@@ -82,6 +87,50 @@ async fn what_only_computes_is_refused_everything_else() {
         let said = String::from_utf8(run.output).unwrap();
         assert!(run.end == End::Ok && said.contains(r#""code":"denied""#), "{function}: {:?} {said}", run.end);
     }
+}
+
+#[tokio::test]
+async fn an_agent_pays_peers_from_its_allowance_and_not_a_micro_credit_more() {
+    let (market, home) = (Market::open().await, tempdir());
+    let payer = market.payer().await;
+    let file = home.path().join("asks.wasm");
+    std::fs::write(&file, asks("infer")).unwrap();
+    let install = ["agent", "install", file.to_str().unwrap(), "--grant", "infer"];
+    payer.command(&install).await.expect(0);
+    let question = json!({ "prompt": "What is a relay?", "model": DEMO, "max_tokens": 8 }).to_string();
+    let run = async |allowance: Option<&str>| {
+        let mut args = vec!["agent", "run", "asks", "--input", &question, "--json"];
+        args.extend(allowance.iter().flat_map(|allowance| ["--allowance", *allowance]));
+        payer.command(&args).await.expect(0).json()
+    };
+    let said = |ran: &Value| serde_json::from_str::<Value>(ran["output"].as_str().unwrap()).unwrap();
+
+    // Nothing was given to it: peers that ask a price are out of its reach.
+    let ran = run(None).await;
+    assert!(said(&ran)["error"]["message"].is_string() && ran["spent"] == 0, "{ran}");
+    let ran = run(Some("1")).await;
+    let spent = ran["spent"].as_u64().unwrap();
+    assert!(said(&ran)["ok"]["text"].is_string() && spent > 0, "{ran}");
+    assert_eq!(said(&ran)["ok"]["spent"], spent, "{ran}");
+    let owed = at_rest(&[&payer, &market.first, &market.second]).await;
+    assert_eq!(owed[0], -i128::from(spent));
+
+    // One too little is too little, and costs nothing.
+    let less = Credits(spent / 2).to_string();
+    let ran = run(Some(&less)).await;
+    assert!(said(&ran)["error"]["message"].is_string() && ran["spent"] == 0, "{ran}");
+    assert_eq!(at_rest(&[&payer, &market.first, &market.second]).await, owed);
+
+    // Of an allowance of its own, what is left stays for the next run, and is not exceeded by many runs at once.
+    let twice = Credits(spent * 5 / 2).to_string();
+    payer.command(&[&install[..], &["--allowance", &twice]].concat()).await.expect(0);
+    let mut paid = 0;
+    for _ in 0..2 {
+        let ran = futures::future::join_all((0..3).map(|_| run(None))).await;
+        paid += ran.iter().map(|ran| ran["spent"].as_u64().unwrap()).sum::<u64>();
+    }
+    assert!(paid > 0 && paid <= spent * 5 / 2, "{paid} of {}", spent * 5 / 2);
+    assert_eq!(at_rest(&[&payer, &market.first, &market.second]).await[0], owed[0] - i128::from(paid));
 }
 
 #[tokio::test]

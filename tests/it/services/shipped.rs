@@ -116,6 +116,33 @@ async fn what_is_offered_is_found_and_the_best_is_called() {
 }
 
 #[tokio::test]
+async fn what_a_node_offers_it_calls_itself_and_nobody_pays() {
+    let node = super::provider(&["echo=0.5,compute"]).await;
+    let call = async |input: &str, more: &[&str]| {
+        let args = [&["service", "call", "echo", input, "--json"], more].concat();
+        node.command(&args).await
+    };
+    // Where nobody else offers it, and where it is named, however little may be paid.
+    let id = "00112233445566778899aabbccddeeff";
+    for more in [&["--call-id", id][..], &["--peer", node.peer(), "--call-id", id, "--max-price", "0"]] {
+        let answer = call("hello", more).await.expect(0).json();
+        assert_eq!(
+            (&answer["output"], &answer["paid"], &answer["peer_id"]),
+            (&json!("hello"), &json!(0), &json!(node.peer()))
+        );
+    }
+    call("something else", &["--call-id", id]).await.expect(1).says(&["this id was used"]);
+    let failed = ["service", "call", "compute", r#"{"op":"eval","expression":"1/0"}"#];
+    node.command(&failed).await.expect(2).says(&["no finite value"]);
+    node.command(&["service", "call", "llm_prompt", "hi"]).await.expect(5).says(&["nobody was found"]);
+    node.command(&["service", "call", "llm_prompt", "hi", "--peer", node.peer()])
+        .await
+        .expect(5)
+        .says(&["not offered"]);
+    assert!(crate::paid::market::accounts(&node).await.is_empty());
+}
+
+#[tokio::test]
 async fn what_is_set_is_kept_unless_the_flags_say_otherwise() {
     let home = tempdir();
     let launch = |args: &[&str]| Launch::new().home(home.path()).args(args);
