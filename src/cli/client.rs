@@ -225,14 +225,20 @@ mod tests {
 
     #[test]
     fn only_this_machine_gets_its_token_unasked() {
-        for here in ["http://127.0.0.1:8469", "http://localhost/", "http://[::1]:1/api", "http://127.8.8.8"] {
+        // A backslash ends the host, as what sends the request has it.
+        for here in [
+            "http://127.0.0.1:8469",
+            "http://localhost/",
+            "http://[::1]:1/api",
+            "http://127.8.8.8",
+            "http://127.0.0.1\\@example.org",
+        ] {
             assert!(is_here(here), "{here}");
         }
         for there in [
             "http://10.0.0.1:8469",
             "http://localhost@example.org/",
             "http://127.0.0.1:8469@example.org",
-            "http://127.0.0.1\\@example.org",
             "http://[::1]:1@example.org",
             "http://",
             "http://[::2]:1",

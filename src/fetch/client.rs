@@ -2,12 +2,14 @@
 
 use std::{
     collections::BTreeMap,
+    future::ready,
     io::{self, Write},
     sync::Arc,
 };
 
 use bytes::Bytes;
 use flate2::write::MultiGzDecoder;
+use futures::future::{BoxFuture, FutureExt as _};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -66,6 +68,9 @@ pub(crate) struct Fetched {
     pub(crate) cut: bool,
 }
 
+/// Whether an address may be asked for something.
+pub(super) type May<'a> = dyn Fn(Url) -> BoxFuture<'a, Result<(), FetchError>> + Send + Sync + 'a;
+
 /// Fetches. Clones share nothing but certificates.
 #[derive(Clone)]
 pub(crate) struct Web {
@@ -98,8 +103,19 @@ impl Web {
         limits: &Limits,
     ) -> Result<Fetched, FetchError> {
         let time = limits.time.min(TIME_MAX);
-        let fetched = timeout(time, self.follow(request, body, limits)).await;
+        let fetched = timeout(time, self.follow(request, body, limits, &|_| ready(Ok(())).boxed())).await;
         fetched.unwrap_or(Err(FetchError::Slow(time)))
+    }
+
+    /// As [`Web::fetch`], where `may` is asked of each address that a redirect leads to before anything is asked for there.
+    pub(super) async fn fetch_if(
+        &self,
+        request: &FetchRequest,
+        limits: &Limits,
+        may: &May<'_>,
+    ) -> Result<Fetched, FetchError> {
+        let time = limits.time.min(TIME_MAX);
+        timeout(time, self.follow(request, None, limits, may)).await.unwrap_or(Err(FetchError::Slow(time)))
     }
 
     async fn follow(
@@ -107,6 +123,7 @@ impl Web {
         request: &FetchRequest,
         body: Option<&[u8]>,
         limits: &Limits,
+        may: &May<'_>,
     ) -> Result<Fetched, FetchError> {
         let mut method = method(request.method.as_deref().unwrap_or("GET"))?;
         let mut body = Bytes::copy_from_slice(body.unwrap_or(request.body.as_bytes()));
@@ -118,6 +135,7 @@ impl Web {
                 return answer(&target, response, &method, limits).await;
             };
             let next = guard::check(next, limits)?;
+            may(next.url.clone()).await?;
             let status = response.status();
             if status == StatusCode::SEE_OTHER || (method == Method::POST && !keeps_method(status)) {
                 (method, body) = (if method == Method::HEAD { Method::HEAD } else { Method::GET }, Bytes::new());

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::future::FutureExt as _;
 use serde::Serialize;
 use url::Url;
 
@@ -83,13 +84,9 @@ impl Reader {
         self.may(&target.url, limits).await?;
         let accept = ("accept".to_owned(), "text/html,application/xhtml+xml,text/plain;q=0.9".to_owned());
         let request = FetchRequest { url: url.to_owned(), headers: [accept].into(), ..FetchRequest::default() };
-        let fetched = self.web.fetch(&request, None, limits).await?;
         // A redirect may lead to a page that another site's rules are about.
-        if let Ok(last) = Url::parse(&fetched.url)
-            && last != target.url
-        {
-            self.may(&last, limits).await?;
-        }
+        let may = |next: Url| async move { self.may(&next, limits).await }.boxed();
+        let fetched = self.web.fetch_if(&request, limits, &may).await?;
         self.made_text(fetched, max_bytes.min(TEXT_MAX)).await
     }
 

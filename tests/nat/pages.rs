@@ -41,6 +41,8 @@ class Site(http.server.BaseHTTPRequestHandler):
             status, kind, body = 200, "text/html; charset=utf-8", (here / "page.html").read_bytes()
         elif self.path == "/moved":
             status, headers = 302, {"Location": "/storks"}
+        elif self.path == "/hidden":
+            status, headers = 302, {"Location": "/private/storks"}
         elif self.path == "/inside":
             status, headers = 302, {"Location": "https://inside.example.org/secret"}
         self.send_response(status)
@@ -127,6 +129,7 @@ async fn pages_are_read_by_name_and_over_tls() {
     // What the site does not want read, what leads inside, and a certificate of another name.
     for (url, said) in [
         (format!("https://{SITE}/private/storks"), "robots"),
+        (format!("https://{SITE}/hidden"), "robots"),
         (format!("https://{SITE}/inside"), "not public"),
         ("https://inside.example.org/".into(), "not public"),
         ("https://other.example.org/storks".into(), "certificate"),
