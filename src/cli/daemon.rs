@@ -156,6 +156,7 @@ fn settings(home: Home, args: DaemonArgs) -> Result<Settings, CliError> {
         }),
         services: args.services.settings()?,
         audit: args.audit.audit,
+        audit_price: args.audit.audit_price,
         price: Price { decode: args.price.price, prefill: args.price.price_prefill },
         exposure: args.price.exposure.map(|most| most.0),
         debts: args.debts.terms(),

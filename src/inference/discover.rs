@@ -1,5 +1,7 @@
 //! Finding who holds which layers: provider records name peers, their announcements say the rest, and the planner chooses.
 
+pub(crate) mod holders;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::{PoisonError, RwLock},
@@ -327,6 +329,10 @@ impl Wanted<'_> {
                     left_out.push(LeftOut::new(peer, Some(offer.span), repute.to_string()));
                 }
                 if repute == Some(Repute::Convicted) {
+                    continue;
+                }
+                if let Some(why) = self.experience.suspected(&peer) {
+                    left_out.push(LeftOut::new(peer, Some(offer.span), format!("is suspect: {why}")));
                     continue;
                 }
                 let badly = repute.map_or(0, Repute::risk_ppm);

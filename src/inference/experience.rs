@@ -10,7 +10,7 @@ use libp2p::PeerId;
 use quelea_announce::SignedAnnouncement;
 use quelea_wire::time::unix_ms;
 
-use super::planner::{beside::Beside, marks::Marks, observed::Observed, refusals::Refusals};
+use super::planner::{beside::Beside, marks::Marks, observed::Observed, refusals::Refusals, suspects::Suspects};
 use crate::ledger::{Repute, Reputes};
 
 /// Peers whose words are kept: at most 1 KiB signed and about as much decoded each.
@@ -30,6 +30,7 @@ pub(crate) struct Experience {
     beside: Mutex<Beside>,
     marks: Mutex<Marks>,
     refusals: Mutex<Refusals>,
+    suspects: Mutex<Suspects>,
     said: Mutex<HashMap<PeerId, Said>>,
     /// With whom dealings went badly, as the ledger knows it.
     reputes: Reputes,
@@ -64,6 +65,10 @@ impl Experience {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn suspects(&self) -> MutexGuard<'_, Suspects> {
+        self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn said(&self) -> MutexGuard<'_, HashMap<PeerId, Said>> {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -95,6 +100,16 @@ impl Experience {
     /// The most pages that a peer is asked for now, where it has refused lately.
     pub(crate) fn most_pages(&self, peer: &PeerId) -> Option<u32> {
         self.refusals().most(peer, Instant::now())
+    }
+
+    /// Others have signed for other rows than a peer has: it gets no work for a while. `why` is for people.
+    pub(crate) fn suspect(&self, peer: PeerId, why: &'static str) {
+        self.suspects().add(peer, why, Instant::now());
+    }
+
+    /// What a peer is suspected of now.
+    pub(crate) fn suspected(&self, peer: &PeerId) -> Option<&'static str> {
+        self.suspects().against(peer, Instant::now())
     }
 
     /// A peer could not be reached, or died in a session: it is not asked for a while. `reason` is for people.

@@ -112,7 +112,7 @@ pub(crate) struct Plane {
     pub(super) links: Links,
     pub(super) stages: StageTable,
     /// What was learnt of peers.
-    pub(super) experience: Experience,
+    pub(crate) experience: Experience,
     /// What the layers that are served here cost others.
     pub(crate) price: Price,
     /// Micro-credits that a session may leave uncovered, where that was said.
@@ -122,6 +122,9 @@ pub(crate) struct Plane {
     /// What this node does not do as a coordinator.
     #[cfg(test)]
     pub(crate) stint: std::sync::atomic::AtomicU8,
+    /// Audits as if the models' layers were not here.
+    #[cfg(test)]
+    pub(crate) lacks_layers: AtomicBool,
     served: RwLock<Vec<Arc<Served>>>,
     coming: Mutex<Option<Coming>>,
     /// Told when what is served, or will be, has changed.
@@ -177,6 +180,8 @@ impl Plane {
             keypair,
             #[cfg(test)]
             stint: Default::default(),
+            #[cfg(test)]
+            lacks_layers: AtomicBool::new(false),
             served: RwLock::default(),
             coming: Mutex::default(),
             changed: Notify::new(),
@@ -199,6 +204,13 @@ impl Plane {
         self.experience.failed(peer, why);
         self.handle.deed(peer, Deed::Fraud);
         self.ledger().convict(peer).await;
+    }
+
+    /// Others contradict what a peer has signed for. That is not certain: it gets no work for a while, and that is all.
+    pub(crate) fn suspect(&self, peer: PeerId, why: &'static str) {
+        tracing::warn!(%peer, why, "a peer is suspect, and gets no work for a while");
+        self.telemetry.metrics.audit("suspected");
+        self.experience.suspect(peer, why);
     }
 
     /// Has the stages of this node do wrong.

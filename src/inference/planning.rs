@@ -180,6 +180,7 @@ impl Asker {
                 query: query.clone(),
                 most_rows: most_rows(request, prompt.len(), max_rows),
                 receipt: request.receipt,
+                replaces: true,
                 draws: self.auditor.draws(ends),
                 trace: trace.clone(),
             };
@@ -425,7 +426,7 @@ fn said(hop: &HopReport) -> Option<StageSaid> {
 }
 
 /// Whether an error means that its peer will not do for the next request either.
-fn died(code: ErrorCode) -> bool {
+pub(super) fn died(code: ErrorCode) -> bool {
     matches!(
         code,
         ErrorCode::HopLost

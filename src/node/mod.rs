@@ -39,7 +39,7 @@ use crate::{
     identity,
     inference::{
         Asker, EVENT_QUEUE, InferError, InferEvent, InferRequest, Summary,
-        auditor::Auditor,
+        auditor::{Auditor, Share},
         claims::Claims,
         models::Models,
         plane::{INBOUND_QUEUE, Plane, Terms},
@@ -267,7 +267,8 @@ impl Node {
             Keep::In { home, .. } => Some(Claims::new(home.claims(), keypair.clone(), network)),
             Keep::Nothing => None,
         };
-        let auditor = Auditor::new(plane.clone(), settings.audit, settings.compute, stopping.clone(), claims);
+        let share = Share { answers: settings.audit, price: settings.audit_price };
+        let auditor = Auditor::new(plane.clone(), share, settings.compute, stopping.clone(), claims);
         let asker = Arc::new(Asker { models, plane: plane.clone(), own, logs: logs.clone(), auditor });
         if let Some(logs) = logs {
             tokio::spawn(forget_answers(logs, stopping.clone()));

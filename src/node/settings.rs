@@ -23,6 +23,10 @@ use crate::{
     weights::shelf::UPLOAD,
 };
 
+/// What an audit by others may cost, in hundredths of the answer's price, unless something else is said: two auditors of the
+/// last stage, each of whom needs no more than the whole answer did.
+pub(crate) const AUDIT_PRICE: u16 = 200;
+
 /// How long announcements are believed unless said otherwise: as long as may be.
 pub(crate) const ANNOUNCE_TTL: Duration = Duration::from_millis(quelea_announce::MAX_LIFETIME_MS);
 
@@ -130,6 +134,8 @@ pub(crate) struct Settings {
     pub(crate) price: Price,
     /// Of a hundred answers over peers, how many are computed again here to see whether they are right.
     pub(crate) audit: u8,
+    /// What an audit by others may cost, in hundredths of the answer's price.
+    pub(crate) audit_price: u16,
     /// Micro-credits that a session may leave uncovered, where that was said.
     pub(crate) exposure: Option<u64>,
     /// When this node pays, and how long it waits for others.
@@ -195,6 +201,7 @@ impl Settings {
             services: ServiceSettings::default(),
             price: Price::FREE,
             audit: 0,
+            audit_price: AUDIT_PRICE,
             exposure: None,
             debts: DebtTerms::USUAL,
             announce_ttl: ANNOUNCE_TTL,

@@ -5,6 +5,7 @@ mod commitments;
 mod debts;
 mod honest;
 mod ledger;
+mod others;
 mod paying;
 mod withheld;
 

@@ -65,6 +65,7 @@ pub(super) struct Instruments {
     pub(super) replayed_rows: Counter<u64>,
     pub(super) commitments: Counter<u64>,
     pub(super) audits: Counter<u64>,
+    pub(super) audits_skipped: Counter<u64>,
     pub(super) ledger_entries: Counter<u64>,
     pub(super) ledger_disputes: Counter<u64>,
     pub(super) ledger_limit_refusals: Counter<u64>,
@@ -150,7 +151,8 @@ impl Instruments {
                 "quelea_dht_republish",
                 "Values and provider records of this node that were published again, by whether they reached anybody",
             ),
-            audits: counter("quelea_audits", "Stages of answers that were computed again here, by what was found"),
+            audits: counter("quelea_audits", "Stages of answers that were computed again, by what was found"),
+            audits_skipped: counter("quelea_audits_skipped", "Answers that were drawn and not audited, by reason"),
             ledger_entries: counter(
                 "quelea_ledger_entries",
                 "Signed messages of the ledger, made here or sent by peers, by kind and what became of them",

@@ -397,6 +397,12 @@ impl Metrics {
         self.inner.instruments.audits.add(1, &[KeyValue::new("outcome", outcome)]);
     }
 
+    /// An answer that was drawn is not audited.
+    pub fn audit_skipped(&self, reason: &'static str) {
+        self.audit("skipped");
+        self.inner.instruments.audits_skipped.add(1, &[KeyValue::new("reason", reason)]);
+    }
+
     /// A message of the ledger: its kind, and what became of it.
     pub fn ledger_entry(&self, kind: &'static str, result: &'static str) {
         let labels = [KeyValue::new("kind", kind), KeyValue::new("result", result)];

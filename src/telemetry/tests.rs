@@ -82,6 +82,7 @@ fn busy() -> (TelemetryState, Arc<NodeStats>) {
     metrics.recovered(true);
     metrics.commitment("kept");
     metrics.audit("right");
+    metrics.audit_skipped("busy");
     metrics.ledger_entry("note", "taken");
     metrics.ledger_disputed("evidence");
     metrics.ledger_limit_refused("pool");
@@ -202,6 +203,7 @@ fn the_scrape_holds_the_catalogue_and_no_more_labels() {
         ("quelea_failover_replayed_rows_total", "counter"),
         ("quelea_commitments_total", "counter"),
         ("quelea_audits_total", "counter"),
+        ("quelea_audits_skipped_total", "counter"),
         ("quelea_ledger_entries_total", "counter"),
         ("quelea_ledger_disputes_total", "counter"),
         ("quelea_ledger_limit_refusals_total", "counter"),

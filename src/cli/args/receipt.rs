@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::ComputeArgs;
+use crate::node::settings::AUDIT_PRICE;
 
 #[derive(Debug, Subcommand)]
 #[command(
@@ -51,8 +52,11 @@ pub(crate) struct VerifyArgs {
 
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct AuditArgs {
-    /// Of a hundred answers over peers, how many are computed again here to see whether they are right, where this node has the
-    /// model's file
+    /// Of a hundred answers over peers, how many are audited: computed again here where this node has the model's layers, else
+    /// in part by other peers, for pay
     #[arg(help_heading = "Credit", long, value_name = "PERCENT", default_value_t = 2, value_parser = clap::value_parser!(u8).range(..=100))]
     pub(crate) audit: u8,
+    /// The most that an audit by other peers may cost, in hundredths of what the answer did; 0 asks only those that are free
+    #[arg(help_heading = "Credit", long, value_name = "PERCENT", default_value_t = AUDIT_PRICE, value_parser = clap::value_parser!(u16).range(..=1000))]
+    pub(crate) audit_price: u16,
 }

@@ -10,6 +10,7 @@ mod opening;
 pub(crate) mod paying;
 mod recover;
 mod replay;
+pub(crate) mod trail;
 mod trust;
 mod wait;
 
@@ -68,6 +69,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 const FIRST_EPOCH: u32 = 1;
 
 /// What a session is opened with.
+#[derive(Clone)]
 pub(crate) struct SessionSpec {
     pub(crate) model: ModelId,
     pub(crate) profile: Profile,
@@ -98,6 +100,8 @@ pub(crate) struct SessionSpec {
     pub(crate) most_rows: WorkedRows,
     /// Whether a receipt is wanted.
     pub(crate) receipt: bool,
+    /// Whether others take the place of who is lost.
+    pub(crate) replaces: bool,
     /// Draws the answers that are computed again.
     pub(crate) draws: Draws,
     /// Where the request's trace goes on.
@@ -568,6 +572,12 @@ impl ChainSession {
         self.drawn = self.spec.draws.draw(&tried);
         if let (Some(drawn), Some(trust)) = (&mut self.drawn, &self.trust) {
             drawn.envelopes = tried.iter().filter_map(|peer| Some((*peer, trust.envelope(peer)?))).collect();
+        }
+        if self.drawn.is_some() && self.spec.draws.by_others() {
+            let trail = self.trail();
+            if let Some(drawn) = &mut self.drawn {
+                drawn.trail = Some(Box::new(trail));
+            }
         }
         self.settle(gone, &tried).await?;
         let committed = |stage: &Stage| self.trust.as_ref().and_then(|trust| trust.report(&stage.hop.peer));

@@ -40,7 +40,7 @@ impl ChainSession {
     /// Puts others in the place of who is lost, as often as somebody is, for [`RECOVERY`] at most.
     pub(super) async fn recover(&mut self, trouble: Trouble) -> Result<(), InferError> {
         let (mut peer, first) = match trouble {
-            Trouble::Peer { peer, error } if self.survives => (peer, *error),
+            Trouble::Peer { peer, error } if self.survives && self.spec.replaces => (peer, *error),
             other => return Err(other.into()),
         };
         let started = Instant::now();

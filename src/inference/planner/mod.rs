@@ -13,6 +13,7 @@
 //! | `report` | a plan as people and programs see it |
 //! | `marks` | peers that are not asked for a while, because they died |
 //! | `refusals` | peers that have just refused a session for want of room |
+//! | `suspects` | peers that get no work for a while, because others have contradicted them |
 //!
 //! A chain covers its layers without gaps, each peer used once. A peer may be entered and left inside its span, and needs
 //! free KV pages for the whole session, unless what it says of them is old: then to ask in vain is part of its cost. Times are integers, nanoseconds in `u64`: two plans that cost the same compare
@@ -29,6 +30,7 @@ pub(crate) mod placement;
 pub(crate) mod refusals;
 pub(crate) mod report;
 mod search;
+pub(crate) mod suspects;
 #[cfg(test)]
 mod tests;
 

@@ -40,7 +40,7 @@ async fn auditing(swarm: &Swarm, home: Option<&Path>) -> Node {
     asker
 }
 
-async fn audits(node: &Node, outcome: &str) -> u64 {
+pub(super) async fn audits(node: &Node, outcome: &str) -> u64 {
     let text = node.telemetry.metrics.scrape();
     let line = format!(r#"quelea_audits_total{{outcome="{outcome}""#);
     let found = text.lines().find(|found| found.starts_with(&line));
@@ -51,7 +51,7 @@ async fn audited(node: &Node, outcome: &str, times: u64) {
     until("it is audited", async || (audits(node, outcome).await >= times).then_some(())).await;
 }
 
-async fn convicted(node: &Node, peer: libp2p::PeerId) -> bool {
+pub(super) async fn convicted(node: &Node, peer: libp2p::PeerId) -> bool {
     let standings = node.plane.ledger().standings().await.unwrap();
     standings.iter().any(|standing| standing.peer == peer && standing.row.convicted && standing.limit == 0)
 }

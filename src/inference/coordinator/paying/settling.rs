@@ -28,6 +28,8 @@ struct Due {
     here: bool,
     hold: HoldId,
     amount: u64,
+    /// Of that, what vouchers are signed for.
+    vouched: u64,
     result: Hash,
     /// When the hold ends, in Unix milliseconds.
     expires_at: u64,
@@ -47,8 +49,11 @@ impl Held {
     }
 
     /// Signs them, but for those of `liars`. What becomes of their holds is the ledger's affair, which knows them by then.
-    pub(crate) fn pay_but(mut self, liars: &[PeerId]) {
+    /// `suspects` get what vouchers are signed for.
+    pub(crate) fn pay_but(mut self, liars: &[PeerId], suspects: &[PeerId]) {
         self.due.retain(|due| !liars.contains(&due.peer));
+        let less = self.due.iter_mut().filter(|due| suspects.contains(&due.peer));
+        less.for_each(|due| due.amount = due.amount.min(due.vouched));
     }
 }
 
@@ -77,9 +82,9 @@ impl Payee {
         let hold = self.hold.filter(|_| !self.settled)?;
         self.settled = true;
         // From now on this is what it gets.
-        self.owed = amount;
+        let vouched = std::mem::replace(&mut self.owed, amount);
         let result = self.part.as_ref().map_or(Hash::ZERO, |(_, raw)| Part::hash(raw));
-        Some(Due { peer: self.peer, here: self.here, hold, amount, result, expires_at: self.expires_at })
+        Some(Due { peer: self.peer, here: self.here, hold, amount, vouched, result, expires_at: self.expires_at })
     }
 
     fn rows(&self) -> (u64, u64) {
