@@ -20,6 +20,8 @@ pub struct Worker {
     home: TempDir,
     at: usize,
     pub peer: String,
+    /// How far it is from the others, as its command line has it.
+    apart: Vec<&'static str>,
     /// None while it is dead and buried.
     pub daemon: Option<Daemon>,
     /// Killed or stopped.
@@ -29,7 +31,7 @@ pub struct Worker {
 impl Worker {
     async fn start(&mut self, boot: &Daemon) {
         let launch = Launch::new().home(self.home.path()).bootstrap(boot).serve(long_model(), SPANS[self.at]);
-        self.daemon = Some(launch.start().await);
+        self.daemon = Some(launch.args(&self.apart).start().await);
     }
 
     pub fn signal(&mut self, signal: Signal) {
@@ -75,11 +77,20 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    pub async fn start() -> Self {
-        let boot = Launch::new().start().await;
-        let asker = Launch::new().bootstrap(&boot).start().await;
+    /// With a delay, everybody is so far apart, one way.
+    pub async fn start(delay: Option<&'static str>) -> Self {
+        let apart: Vec<&str> = delay.into_iter().flat_map(|delay| ["--line-delay", delay]).collect();
+        let boot = Launch::new().args(&apart).start().await;
+        let asker = Launch::new().args(&apart).bootstrap(&boot).start().await;
         let mut workers: Vec<Worker> = (0..HOLDERS * STAGES)
-            .map(|n| Worker { home: tempdir(), at: n % STAGES, peer: String::new(), daemon: None, away: false })
+            .map(|n| Worker {
+                home: tempdir(),
+                at: n % STAGES,
+                peer: String::new(),
+                apart: apart.clone(),
+                daemon: None,
+                away: false,
+            })
             .collect();
         join_all(workers.iter_mut().map(|worker| worker.start(&boot))).await;
         for worker in &mut workers {
