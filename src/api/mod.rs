@@ -85,7 +85,7 @@ use tokio::{
 
 use self::{
     access::Access,
-    config::ConfigItem,
+    config::{ConfigFile, ConfigItem},
     login::Door,
     shape::{Failure, answers},
 };
@@ -120,6 +120,8 @@ pub(crate) struct ApiState {
     logs: Option<LogTail>,
     /// What the node was started with.
     config: Arc<Vec<ConfigItem>>,
+    /// The file behind it, where there is one.
+    config_file: Option<Arc<dyn ConfigFile>>,
     /// Places for streams that do not end.
     streams: Arc<Semaphore>,
 }
@@ -146,13 +148,20 @@ impl ApiState {
             door,
             logs: None,
             config: Arc::default(),
+            config_file: None,
             streams,
         }
     }
 
-    /// Shows what the node was started with, and its log.
-    pub(crate) fn with(mut self, config: Vec<ConfigItem>, logs: Option<LogTail>) -> Self {
+    /// Shows what the node was started with and its log, and has the file changed.
+    pub(crate) fn with(
+        mut self,
+        config: Vec<ConfigItem>,
+        file: Option<Arc<dyn ConfigFile>>,
+        logs: Option<LogTail>,
+    ) -> Self {
         self.config = Arc::new(config);
+        self.config_file = file;
         self.logs = logs;
         self
     }
@@ -174,6 +183,7 @@ fn router(state: ApiState) -> Router {
         .route("/api/v1/logs", get(logs::logs))
         .route("/api/v1/logs/level", post(logs::level))
         .route("/api/v1/config", get(config::config))
+        .route("/api/v1/config/set", post(config::set))
         .merge(login::routes())
         .merge(page::routes())
         .route("/api/v1/store/backup", post(store::backup))

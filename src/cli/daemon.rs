@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     process::ExitCode,
+    sync::Arc,
 };
 
 use libp2p::Multiaddr;
@@ -59,9 +60,11 @@ pub(super) async fn run(global: &Global, args: DaemonArgs, logs: Option<LogTail>
     let mut interrupt = listen_for(SignalKind::interrupt())?;
     let mut terminate = listen_for(SignalKind::terminate())?;
     let home = Home::new(global.data_dir.clone()).map_err(unusable)?;
-    let config = config::items(&config::path_of(global, &home), &args.effective);
+    let path = config::path_of(global, &home);
+    let config = config::items(&path, &args.effective);
+    let file = config::Live::new(std::env::args_os().collect(), path, home.clone(), &args.effective);
     let mut settings = settings(home, args)?;
-    settings.shown = Shown { config, logs };
+    settings.shown = Shown { config, file: Some(Arc::new(file)), logs };
     let home = settings.keep.clone();
     let node = tokio::select! {
         started = Node::start(settings) => started?,
@@ -108,7 +111,7 @@ fn listen_for(kind: SignalKind) -> Result<tokio::signal::unix::Signal, CliError>
     signal(kind).map_err(|e| CliError::new(ErrorCode::Internal, format!("cannot listen for signals: {e}")))
 }
 
-fn settings(home: Home, args: DaemonArgs) -> Result<Settings, CliError> {
+pub(super) fn settings(home: Home, args: DaemonArgs) -> Result<Settings, CliError> {
     let masking = super::masking::of_daemon(&args)?;
     if args.rendezvous.rendezvous.len() > MAX_POINTS {
         let message = format!("--rendezvous: at most {MAX_POINTS} points, not {}", args.rendezvous.rendezvous.len());

@@ -76,7 +76,7 @@ impl Node {
             masked,
             door,
         )
-        .with(shown.config, shown.logs);
+        .with(shown.config, shown.file, shown.logs);
         self.servers.push(tokio::spawn(api::serve_tcp(listener, state.clone(), access, stopped(stopping.clone()))));
         match home.socket() {
             Ok(path) => {

@@ -1,6 +1,6 @@
 //! What a node is started with, checked and typed.
 
-use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use libp2p::Multiaddr;
 use quelea_behaviours::{KadMode, RelayServer};
@@ -9,7 +9,7 @@ use quelea_wire::Price;
 
 use crate::{
     address::PeerAddress,
-    api::config::ConfigItem,
+    api::config::{ConfigFile, ConfigItem},
     home::Home,
     inference::{
         Disk, LogBudget,
@@ -173,6 +173,8 @@ pub(crate) struct Settings {
 pub(crate) struct Shown {
     /// What it was started with.
     pub(crate) config: Vec<ConfigItem>,
+    /// The file behind it, where there is one.
+    pub(crate) file: Option<Arc<dyn ConfigFile>>,
     /// Its log, where it is kept.
     pub(crate) logs: Option<LogTail>,
 }

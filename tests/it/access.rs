@@ -48,6 +48,7 @@ async fn a_token_does_what_its_scopes_say_and_nothing_once_it_is_revoked() {
         (Method::GET, "/api/v1/status", [true, false, false]),
         (Method::GET, "/api/v1/snapshot", [true, false, false]),
         (Method::GET, "/api/v1/config", [true, false, false]),
+        (Method::POST, "/api/v1/config/set", [false, false, false]),
         (Method::GET, "/api/v1/stats", [true, false, true]),
         (Method::GET, "/api/v1/timeseries", [true, false, true]),
         (Method::GET, "/api/v1/models", [true, true, false]),

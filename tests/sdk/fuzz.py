@@ -65,6 +65,9 @@ def before_call(context, case, kwargs):
         named(case.body)
         if "/services/" in case.operation.path:
             of_service(case.body)
+        # A setting that may be changed here.
+        if case.operation.path == "/api/v1/config/set" and isinstance(case.body.get("key"), str) and sometimes(case.body["key"]):
+            case.body.update(key="price", values=["7"])
         # A token that may look.
         if case.operation.path == "/api/v1/tokens" and case.body.get("scopes") == []:
             case.body["scopes"] = ["read"]

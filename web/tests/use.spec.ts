@@ -1,6 +1,8 @@
 // What people do with the page.
 
-import { expect, picture, test } from './page';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { barriers, expect, picture, test } from './page';
 import { Node } from './swarm';
 
 test('chat answers over the swarm, and says how', async ({ open, page }) => {
@@ -101,6 +103,37 @@ test('a token is made, works, and is taken back', async ({ open, page, nodes }) 
   await page.getByRole('dialog').getByRole('button', { name: 'Revoke' }).click();
   await expect(page.getByText('No tokens yet')).toBeVisible();
   expect((await asked()).status).toBe(401);
+});
+
+test('a setting is changed in the file, and what a daemon would not take is refused', async ({ open, page, nodes, errors }) => {
+  const written = () => readFile(join(nodes.front.home, 'config.toml'), 'utf8').catch(() => '');
+  await open('settings');
+  const row = page.getByRole('region', { name: 'Configuration' }).getByRole('row').filter({ hasText: 'models-quota' });
+  const change = row.getByRole('button', { name: 'Change models-quota' });
+  const dialog = page.getByRole('dialog', { name: 'models-quota' });
+  await change.click();
+  await dialog.getByLabel('Value').fill('plenty');
+  await dialog.getByRole('button', { name: 'Save' }).click();
+  await expect(dialog.getByRole('alert')).toContainText('plenty');
+  expect(await written()).toBe('');
+  // The browser says on its console that the answer was an error.
+  expect(errors.splice(0)).toEqual([expect.stringContaining('400')]);
+
+  expect(await barriers(page)).toEqual([]);
+  await dialog.getByLabel('Value').fill('90G');
+  await picture(page, 'Settings-change');
+  await dialog.getByRole('button', { name: 'Save' }).click();
+  await expect(row).toContainText('after a restart: 90G');
+  expect(await written()).toBe('models-quota = "90G"\n');
+
+  await change.click();
+  await dialog.getByRole('button', { name: 'Take out of the file' }).click();
+  await expect(row).not.toContainText('after a restart');
+  expect(await written()).toBe('');
+  // What opens doors is not changed from here, and what a flag decides is not either.
+  for (const closed of ['insecure-no-auth', 'api-listen', 'identity', 'port']) {
+    await expect(page.getByRole('button', { name: `Change ${closed}`, exact: true })).toHaveCount(0);
+  }
 });
 
 test('the log is followed', async ({ open, page, nodes }) => {

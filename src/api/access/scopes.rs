@@ -104,6 +104,7 @@ pub(in crate::api) const TABLE: &[(&str, &str, Need)] = &[
     ("GET", "/api/v1/logs", READ),
     ("POST", "/api/v1/logs/level", ADMIN),
     ("GET", "/api/v1/config", READ),
+    ("POST", "/api/v1/config/set", ADMIN),
     ("GET", "/api/v1/stats", READ_OR_METRICS),
     ("GET", "/api/v1/timeseries", READ_OR_METRICS),
     ("GET", "/metrics", READ_OR_METRICS),

@@ -97,6 +97,11 @@ fn scalar(value: &Value) -> Result<String, String> {
 
 /// Sets a key in the file, or takes it out, and leaves everything else as it is.
 pub(super) fn change(path: &Path, key: &Key, values: Option<&[String]>) -> Result<(), CliError> {
+    write(path, &changed(path, key, values)?)
+}
+
+/// The file's text with that change.
+pub(super) fn changed(path: &Path, key: &Key, values: Option<&[String]>) -> Result<String, CliError> {
     let text = text_of(path)?.unwrap_or_default();
     let mut document: DocumentMut = text
         .parse()
@@ -120,7 +125,7 @@ pub(super) fn change(path: &Path, key: &Key, values: Option<&[String]>) -> Resul
             document[&key.name] = Item::Value(value);
         }
     }
-    write(path, &document.to_string())
+    Ok(document.to_string())
 }
 
 /// Puts the file in place as a whole: a daemon that starts meanwhile reads the old one or the new one.

@@ -135,6 +135,11 @@ impl From<CliError> for Unparsed {
 
 /// Reads a command line, and for the daemon what belongs to it.
 pub(crate) fn parse(argv: &[OsString]) -> Result<Cli, Unparsed> {
+    parse_with(argv, None)
+}
+
+/// The same, with `config` in place of the file that it would read.
+pub(super) fn parse_with(argv: &[OsString], config: Option<&Path>) -> Result<Cli, Unparsed> {
     let mut strict = command();
     // What is missing may be in the file.
     let first = strict.clone().ignore_errors(true).try_get_matches_from(argv)?;
@@ -142,7 +147,10 @@ pub(crate) fn parse(argv: &[OsString]) -> Result<Cli, Unparsed> {
         let matches = strict.try_get_matches_from_mut(argv)?;
         return Ok(Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut strict))?);
     };
-    let global = Global::from_arg_matches(&first)?;
+    let mut global = Global::from_arg_matches(&first)?;
+    if let Some(config) = config {
+        global.config = Some(config.to_owned());
+    }
     let layers = Layers::read(&global, daemon)?;
     let argv: Vec<OsString> = argv.iter().cloned().chain(layers.arguments()).collect();
     let matches = strict.try_get_matches_from_mut(argv)?;
@@ -299,7 +307,7 @@ pub(super) fn key(name: &str) -> Result<Key, CliError> {
 
 impl Setting {
     /// Where it comes from, in words.
-    fn from(&self, path: &Path) -> String {
+    pub(super) fn from(&self, path: &Path) -> String {
         match &self.origin {
             Origin::Default => "default".to_owned(),
             Origin::Profile(name) => format!("profile {name}"),

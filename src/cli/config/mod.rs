@@ -8,6 +8,7 @@ mod commands;
 mod edit;
 mod file;
 mod layers;
+mod live;
 mod profile;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 pub(super) use self::{
     commands::{init, run},
     layers::{Setting, Unparsed, effective, items, parse, shown},
+    live::Live,
 };
 use super::args::Global;
 use crate::home::Home;

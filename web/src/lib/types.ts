@@ -200,3 +200,12 @@ export interface List<T> {
   generated_at: string;
   items: T[];
 }
+
+/** A setting, and how it may be changed from here, where it may. */
+export interface Setting {
+  key: string;
+  values: string[];
+  origin: string;
+  help: string;
+  edit: { kind: 'switch' | 'one' | 'many'; choices: string[]; written: string[] | null } | null;
+}
