@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use quelea_engine::{MAX_ROWS, Runner, Stage};
 use quelea_wire::{ErrorCode, ModelId};
+use tracing::Instrument as _;
 
 use super::{
     Asker,
@@ -30,11 +31,16 @@ pub(crate) struct Embedded {
 impl Asker {
     /// The vector of the request's prompt. What it says of drawing tokens means nothing.
     pub(crate) async fn embed(&self, request: &InferRequest) -> Result<Embedded, InferError> {
+        let span = self.plane.telemetry.embedding_span(request);
+        let log = span.for_log();
+        self.embed_in(span, request).instrument(log).await
+    }
+
+    async fn embed_in(&self, mut span: Span, request: &InferRequest) -> Result<Embedded, InferError> {
         let started = Instant::now();
         let telemetry = &self.plane.telemetry;
         let _active = self.plane.begin_request();
         let mut model = None;
-        let mut span = telemetry.embedding_span(request);
         let embedded = self.embedded(request, started, &mut model, &mut span).await;
         match &embedded {
             Ok(embedded) => {

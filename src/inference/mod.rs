@@ -65,6 +65,7 @@ use std::{
 use quelea_announce::SignedAnnouncement;
 use quelea_wire::{ErrorCode, ModelId};
 use tokio::sync::mpsc;
+use tracing::Instrument as _;
 
 use crate::telemetry::{
     operation, say_what_came,
@@ -129,11 +130,16 @@ impl Asker {
     /// Answers `request`. Everything that happens goes to `events`, the end included: exactly one `Done` or `Error`,
     /// unless the receiver has gone, which cancels the request at every stage.
     pub(crate) async fn infer(&self, request: InferRequest, events: mpsc::Sender<InferEvent>) {
+        let span = self.plane.telemetry.request_span(&request);
+        let log = span.for_log();
+        self.infer_in(span, request, events).instrument(log).await;
+    }
+
+    async fn infer_in(&self, mut span: Span, request: InferRequest, events: mpsc::Sender<InferEvent>) {
         let started = Instant::now();
         let telemetry = &self.plane.telemetry;
         let _active = self.plane.begin_request();
         let mut model = None;
-        let mut span = telemetry.request_span(&request);
         let running = tokio::select! {
             result = self.answer(&request, &events, started, &mut model, &mut span) => result,
             () = events.closed() => Err(InferError::new(ErrorCode::Cancelled, "the caller has gone away")),
@@ -144,6 +150,7 @@ impl Asker {
                     telemetry.request_done(&request, model, &summary);
                 }
                 say_what_came(&mut span, &summary);
+                tracing::debug!(tokens = summary.ids.len(), took_s = summary.total_s, "request answered");
                 InferEvent::Done { summary: Box::new(summary) }
             }
             Err(error) => {

@@ -168,6 +168,30 @@ mod tests {
     }
 
     #[test]
+    fn lines_of_a_request_carry_its_ids_whatever_is_shown() {
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let sink = Sink::default();
+            let for_writer = sink.clone();
+            let (subscriber, _) =
+                subscriber(format, parse("warn").unwrap(), false, move || for_writer.clone(), LogTail::default());
+            tracing::subscriber::with_default(subscriber, || {
+                let _http = tracing::error_span!("http", request_id = "req_1").entered();
+                let _request = tracing::error_span!("request", trace_id = %"4bf9").entered();
+                tracing::warn!("of it");
+            });
+            let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+            assert!(text.contains("4bf9") && text.contains("req_1"), "{text}");
+            if format == LogFormat::Json {
+                let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+                assert_eq!(
+                    (&line["span"]["trace_id"], &line["spans"][0]["request_id"]),
+                    (&"4bf9".into(), &"req_1".into())
+                );
+            }
+        }
+    }
+
+    #[test]
     fn colours_only_when_asked_and_never_from_a_message() {
         assert!(!logged(LogFormat::Text, None, 0, false).contains('\u{1b}'));
         let coloured = logged(LogFormat::Text, None, 0, true);

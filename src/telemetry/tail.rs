@@ -13,8 +13,9 @@ use tokio::sync::watch;
 use tracing::{
     Event, Subscriber,
     field::{Field, Visit},
+    span::{Attributes, Id},
 };
-use tracing_subscriber::{Layer, layer::Context};
+use tracing_subscriber::{Layer, layer::Context, registry::LookupSpan};
 
 use crate::text::escaped;
 
@@ -44,6 +45,14 @@ pub(crate) struct Line {
     pub(crate) target: &'static str,
     /// What it says, its fields behind it. Strangers' words are escaped.
     pub(crate) message: String,
+    /// The trace of the request that it belongs to, if it belongs to one: 32 hex digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    pub(crate) trace_id: Option<String>,
+    /// That request's `x-request-id`, if it came with the OpenAI API.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    pub(crate) request_id: Option<String>,
 }
 
 /// What sets the filter: directives as `RUST_LOG` has them.
@@ -114,20 +123,56 @@ impl LogTail {
         Ok(())
     }
 
-    fn push(&self, level: &'static str, target: &'static str, message: String) {
+    fn push(&self, level: &'static str, target: &'static str, message: String, ids: Ids) {
         let mut kept = self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= LINES {
             kept.pop_front();
         }
         let id = self.newest().saturating_add(1);
-        kept.push_back(Line { schema: SCHEMA, id, time_ms: unix_ms(), level, target, message });
+        let Ids { trace_id, request_id } = ids;
+        kept.push_back(Line { schema: SCHEMA, id, time_ms: unix_ms(), level, target, message, trace_id, request_id });
         // Under the lock: numbers become known in order.
         self.shared.newest.send_replace(id);
     }
 }
 
-impl<S: Subscriber> Layer<S> for LogTail {
-    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+/// The ids of a request, as spans of [`tracing`] have them in fields of these names.
+#[derive(Debug, Clone, Default)]
+struct Ids {
+    trace_id: Option<String>,
+    request_id: Option<String>,
+}
+
+impl Visit for Ids {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let place = match field.name() {
+            "trace_id" => &mut self.trace_id,
+            "request_id" => &mut self.request_id,
+            _ => return,
+        };
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = write!(Bounded(&mut text), "{value:?}");
+        *place = Some(text);
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogTail {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let Some(span) = context.span(id) else { return };
+        // What is not said of a request itself is said of the one that it is part of.
+        let mut ids = span.parent().and_then(|parent| parent.extensions().get::<Ids>().cloned()).unwrap_or_default();
+        attributes.record(&mut ids);
+        if ids.trace_id.is_some() || ids.request_id.is_some() {
+            span.extensions_mut().insert(ids);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut said = Said::default();
         event.record(&mut said);
         let mut message = said.message;
@@ -141,7 +186,8 @@ impl<S: Subscriber> Layer<S> for LogTail {
             tracing::Level::DEBUG => "debug",
             tracing::Level::TRACE => "trace",
         };
-        self.push(level, meta.target(), escaped(&message));
+        let ids = context.event_span(event).and_then(|span| span.extensions().get::<Ids>().cloned());
+        self.push(level, meta.target(), escaped(&message), ids.unwrap_or_default());
     }
 }
 
@@ -189,6 +235,23 @@ mod tests {
         let tail = LogTail::default();
         tracing::subscriber::with_default(tracing_subscriber::registry().with(tail.clone()), log);
         tail
+    }
+
+    #[test]
+    fn lines_of_a_request_have_its_ids() {
+        let tail = logged(|| {
+            tracing::info!("of nobody");
+            let http = tracing::error_span!("http", request_id = "req_1").entered();
+            tracing::info!("before it is traced");
+            let request = tracing::error_span!("request", trace_id = %"4bf9").entered();
+            tracing::info!(parent: &tracing::info_span!("a part of it"), "while it is answered");
+            drop((request, http));
+            tracing::info!("after it");
+        });
+        let ids: Vec<_> = tail.after(0, 10).into_iter().map(|line| (line.trace_id, line.request_id)).collect();
+        let of = |trace: Option<&str>, request: Option<&str>| (trace.map(str::to_owned), request.map(str::to_owned));
+        let (none, http) = (of(None, None), of(None, Some("req_1")));
+        assert_eq!(ids, [none.clone(), http, of(Some("4bf9"), Some("req_1")), none]);
     }
 
     #[test]

@@ -77,6 +77,11 @@ async fn one_trace_over_all_stages_linked_for_strangers_and_continued_for_friend
     let [link] = &linked.span.links[..] else { panic!("one link: {linked:?}") };
     let at_coordinator = span_for(first.peer());
     assert_eq!((&link.trace_id, &link.span_id), (&request.span.trace_id, &at_coordinator.span_id));
+    for peer in [first.peer(), second.peer()] {
+        let hop = stages.iter().find(|seen| seen.text("quelea.peer.id").as_deref() == Some(peer)).unwrap();
+        assert!(["tcp", "quic"].contains(&hop.text("network.transport").unwrap().as_str()), "{hop:?}");
+        assert_eq!(hop.text("quelea.path").as_deref(), Some("direct"));
+    }
     assert_eq!(linked.text("quelea.peer.id").as_deref(), Some(boot.peer()));
     assert_eq!(linked.text("quelea.layers").as_deref(), Some("0..3"));
     let rows = linked.number("quelea.rows").unwrap();

@@ -1,7 +1,7 @@
 //! Choices under way: one request of this node for each, whose events come out of one place.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     fmt::Write as _,
     future::poll_fn,
     pin::Pin,
@@ -12,10 +12,13 @@ use std::{
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use quelea_wire::{Credits, ErrorCode};
+use serde_json::Value;
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},
     time::{Sleep, sleep, timeout},
 };
+use tracing::Instrument as _;
+use utoipa::ToSchema;
 
 use super::{ApiError, ApiState, Wishes, fields::Fields};
 use crate::inference::{Asker, EVENT_QUEUE, InferError, InferEvent, InferRequest, RouteHop, Summary};
@@ -43,6 +46,54 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// Longest receipt that goes into a header, in hex digits: clients give up at 16 KiB of headers.
 const MAX_RECEIPT: usize = 8 << 10;
 
+/// The fields of both kinds of completions that [`Common::read`] reads: how tokens are drawn, and how the answer is given.
+#[derive(serde::Deserialize, ToSchema)]
+#[expect(dead_code, reason = "describes what is read field by field")]
+pub(super) struct OpenAiSampling {
+    /// 0 takes the likeliest token each time; 1 unless said.
+    #[schema(minimum = 0, maximum = 2)]
+    temperature: Option<f64>,
+    #[schema(minimum = 0, maximum = 1)]
+    top_p: Option<f64>,
+    top_k: Option<u32>,
+    #[schema(minimum = 0, maximum = 1)]
+    min_p: Option<f64>,
+    #[schema(minimum = 0.01, maximum = 100)]
+    repeat_penalty: Option<f64>,
+    #[schema(minimum = -2, maximum = 2)]
+    presence_penalty: Option<f64>,
+    #[schema(minimum = -2, maximum = 2)]
+    frequency_penalty: Option<f64>,
+    /// Token ids, and what is added to their logits, from -100 to 100.
+    logit_bias: Option<BTreeMap<String, f64>>,
+    seed: Option<i64>,
+    /// A text, or four at most, that end the answer.
+    #[schema(value_type = Option<OpenAiStop>)]
+    stop: Option<Value>,
+    ignore_eos: Option<bool>,
+    /// Answers to each prompt.
+    #[schema(minimum = 1, maximum = 16)]
+    n: Option<u32>,
+    stream: Option<bool>,
+    /// Goes with `stream`.
+    stream_options: Option<OpenAiStreamOptions>,
+}
+
+#[derive(serde::Deserialize, ToSchema)]
+#[expect(dead_code, reason = "describes what is read field by field")]
+struct OpenAiStreamOptions {
+    /// Whether a last piece tells the tokens.
+    include_usage: Option<bool>,
+}
+
+#[derive(serde::Deserialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes what is read field by field")]
+enum OpenAiStop {
+    One(String),
+    Some(Vec<String>),
+}
+
 /// What both kinds of completions ask for.
 pub(super) struct Common {
     /// The request, but for what is asked.
@@ -62,7 +113,7 @@ impl Common {
             return Err(ApiError::field("stream_options", "stream_options goes with stream: true"));
         }
         let usage = options.as_ref().and_then(|options| options.get("include_usage"));
-        let include_usage = usage.and_then(serde_json::Value::as_bool).unwrap_or(false);
+        let include_usage = usage.and_then(Value::as_bool).unwrap_or(false);
         let infer = InferRequest {
             temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0),
             top_p: fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0),
@@ -75,7 +126,8 @@ impl Common {
             repeat_last_n: -1,
             logit_bias: logit_bias(fields)?,
             seed: fields.seed()?.unwrap_or_else(rand::random),
-            stop: fields.texts("stop", MAX_STOPS)?,
+            // Clients send an empty one for none.
+            stop: fields.texts("stop", MAX_STOPS)?.into_iter().filter(|stop| !stop.is_empty()).collect(),
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
             max_price: wishes.max_price,
             receipt: wishes.receipt,
@@ -92,10 +144,10 @@ impl Common {
     }
 }
 
-fn logit_bias(fields: &mut Fields) -> Result<std::collections::BTreeMap<u32, f32>, ApiError> {
+fn logit_bias(fields: &mut Fields) -> Result<BTreeMap<u32, f32>, ApiError> {
     let wrong = || ApiError::field("logit_bias", "logit_bias has to map token ids to numbers within -100..=100");
     let bias = fields.object("logit_bias")?.unwrap_or_default();
-    let one = |(id, bias): (String, serde_json::Value)| {
+    let one = |(id, bias): (String, Value)| {
         let bias = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias))?;
         #[expect(clippy::cast_possible_truncation, reason = "within -100..=100")]
         Some((id.parse().ok()?, bias as f32))
@@ -115,23 +167,26 @@ struct Choice {
 struct Again {
     asker: Arc<Asker>,
     request: InferRequest,
+    /// What its log lines carry.
+    log: tracing::Span,
     since: Instant,
     pause: Duration,
     waits: Option<Pin<Box<Sleep>>>,
 }
 
-fn ask(asker: &Arc<Asker>, request: InferRequest) -> mpsc::Receiver<InferEvent> {
+fn ask(asker: &Arc<Asker>, request: InferRequest, log: tracing::Span) -> mpsc::Receiver<InferEvent> {
     let (events, receiver) = mpsc::channel(EVENT_QUEUE);
     let asker = asker.clone();
-    tokio::spawn(async move { asker.infer(request, events).await });
+    tokio::spawn(async move { asker.infer(request, events).instrument(log).await });
     receiver
 }
 
 impl Choice {
     fn begin(asker: &Arc<Asker>, request: InferRequest) -> Self {
-        let events = Some(ask(asker, request.clone()));
+        let log = tracing::Span::current();
+        let events = Some(ask(asker, request.clone(), log.clone()));
         let (asker, since) = (asker.clone(), Instant::now());
-        Self { events, again: Some(Again { asker, request, since, pause: FIRST_PAUSE, waits: None }) }
+        Self { events, again: Some(Again { asker, request, log, since, pause: FIRST_PAUSE, waits: None }) }
     }
 
     /// Its next event; nothing when it is over.
@@ -144,7 +199,7 @@ impl Choice {
                     return Poll::Pending;
                 }
                 again.waits = None;
-                self.events = Some(ask(&again.asker, again.request.clone()));
+                self.events = Some(ask(&again.asker, again.request.clone(), again.log.clone()));
             }
             let Some(events) = &mut self.events else { return Poll::Ready(None) };
             let Poll::Ready(event) = events.poll_recv(cx) else { return Poll::Pending };

@@ -1,7 +1,5 @@
 //! `POST /v1/chat/completions`.
 
-use std::collections::BTreeMap;
-
 use axum::{
     Json,
     body::Bytes,
@@ -15,7 +13,7 @@ use utoipa::ToSchema;
 use super::{
     ApiError, ApiState,
     answer::{Pieces, chat_logprobs, finish_reason, usage},
-    asking::{Asking, Common, last_headers},
+    asking::{Asking, Common, OpenAiSampling, last_headers},
     begun,
     fields::Fields,
     models,
@@ -44,7 +42,7 @@ const UNSUPPORTED: [(&str, &str); 5] = [
 ];
 
 /// What a chat is asked. Fields that are not named are ignored.
-#[derive(ToSchema)]
+#[derive(serde::Deserialize, ToSchema)]
 #[expect(dead_code, reason = "describes what is read field by field")]
 struct OpenAiChatRequest {
     /// One of `/v1/models`.
@@ -68,36 +66,11 @@ struct OpenAiChatRequest {
     /// Variables of the chat template.
     #[schema(value_type = Option<Object>)]
     chat_template_kwargs: Option<Value>,
-    /// 0 takes the likeliest token each time; 1 unless said.
-    #[schema(minimum = 0, maximum = 2)]
-    temperature: Option<f64>,
-    #[schema(minimum = 0, maximum = 1)]
-    top_p: Option<f64>,
-    top_k: Option<u32>,
-    #[schema(minimum = 0, maximum = 1)]
-    min_p: Option<f64>,
-    #[schema(minimum = 0.01, maximum = 100)]
-    repeat_penalty: Option<f64>,
-    #[schema(minimum = -2, maximum = 2)]
-    presence_penalty: Option<f64>,
-    #[schema(minimum = -2, maximum = 2)]
-    frequency_penalty: Option<f64>,
-    /// Token ids, and what is added to their logits, from -100 to 100.
-    logit_bias: Option<BTreeMap<String, f64>>,
-    seed: Option<i64>,
-    /// A text, or four at most, that end the answer.
-    #[schema(value_type = Option<OpenAiStop>)]
-    stop: Option<Value>,
-    ignore_eos: Option<bool>,
-    /// Answers to each prompt.
-    #[schema(minimum = 1, maximum = 16)]
-    n: Option<u32>,
-    stream: Option<bool>,
-    /// Goes with `stream`.
-    stream_options: Option<OpenAiStreamOptions>,
+    #[serde(flatten)]
+    drawn: OpenAiSampling,
 }
 
-#[derive(ToSchema)]
+#[derive(serde::Deserialize, ToSchema)]
 #[expect(dead_code, reason = "describes what is read field by field")]
 struct OpenAiMessage {
     role: OpenAiRole,
@@ -107,9 +80,8 @@ struct OpenAiMessage {
     tool_calls: Option<Vec<Value>>,
 }
 
-#[derive(ToSchema)]
+#[derive(serde::Deserialize, ToSchema)]
 #[schema(rename_all = "lowercase")]
-#[expect(dead_code, reason = "describes what is read field by field")]
 enum OpenAiRole {
     System,
     Developer,
@@ -118,42 +90,27 @@ enum OpenAiRole {
     Tool,
 }
 
-#[derive(ToSchema)]
+#[derive(serde::Deserialize, ToSchema)]
 #[expect(dead_code, reason = "describes what is read field by field")]
 struct OpenAiFormat {
     r#type: String,
     json_schema: Option<Value>,
 }
 
-#[derive(ToSchema)]
+#[derive(serde::Deserialize, ToSchema)]
 #[expect(dead_code, reason = "describes what is read field by field")]
 struct OpenAiTool {
     r#type: String,
     function: OpenAiFunction,
 }
 
-#[derive(ToSchema)]
+#[derive(serde::Deserialize, ToSchema)]
 #[expect(dead_code, reason = "describes what is read field by field")]
 struct OpenAiFunction {
     name: String,
     description: Option<String>,
     #[schema(value_type = Option<Object>)]
     parameters: Option<Value>,
-}
-
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "describes what is read field by field")]
-pub(super) struct OpenAiStreamOptions {
-    /// Whether a last piece tells the tokens.
-    include_usage: Option<bool>,
-}
-
-#[derive(serde::Deserialize, ToSchema)]
-#[serde(untagged)]
-#[expect(dead_code, reason = "describes what is read field by field")]
-pub(super) enum OpenAiStop {
-    One(String),
-    Some(Vec<String>),
 }
 
 answers! {
@@ -404,8 +361,11 @@ fn one_message(at: usize, message: Value) -> Result<Map<String, Value>, ApiError
         Some(Value::Array(parts)) => {
             let mut text = String::new();
             for part in parts {
-                match (part.get("type").and_then(Value::as_str), part.get("text").and_then(Value::as_str)) {
-                    (Some("text"), Some(part)) => text.push_str(part),
+                let kind = part.get("type").and_then(Value::as_str);
+                // What an assistant said instead of an answer is what it said, too.
+                let name = if kind == Some("refusal") && role == "assistant" { "refusal" } else { "text" };
+                match (kind, part.get(name).and_then(Value::as_str)) {
+                    (Some(kind), Some(part)) if kind == name => text.push_str(part),
                     (Some(kind), _) if kind != "text" => {
                         let message = format!("messages[{at}] has a part of type {kind:?}; models here read text only");
                         return Err(ApiError::unsupported(format!("messages[{at}].content"), message));
@@ -448,12 +408,13 @@ mod tests {
                 { "id": "call_1", "type": "function", "function": { "name": "f", "arguments": "{\"x\":1}" } },
             ] },
             { "role": "tool", "tool_call_id": "call_1", "content": "2" },
+            { "role": "assistant", "content": [{ "type": "refusal", "refusal": "No." }] },
         ]);
         let messages = read(&given).unwrap();
         let of = |at: usize, name: &str| messages[at][name].clone();
         assert_eq!((of(0, "role"), of(1, "content"), of(2, "content")), ("system".into(), "ab".into(), "".into()));
         assert_eq!(messages[2]["tool_calls"][0]["function"]["arguments"], json!({ "x": 1 }));
-        assert_eq!(of(3, "tool_call_id"), "call_1");
+        assert_eq!((of(3, "tool_call_id"), of(4, "content")), ("call_1".into(), "No.".into()));
     }
 
     #[test]
@@ -466,6 +427,7 @@ mod tests {
             (json!([{ "role": "robot", "content": "a" }]), "messages[0]"),
             (json!([{ "role": "user", "content": null }]), "messages[0]"),
             (json!([{ "role": "user", "content": [{ "type": "image_url" }] }]), "messages[0].content"),
+            (json!([{ "role": "user", "content": [{ "type": "refusal", "refusal": "x" }] }]), "messages[0].content"),
         ] {
             let error = read(&messages).unwrap_err().to_json();
             assert_eq!(error["param"], param, "{messages}");

@@ -1,7 +1,5 @@
 //! `POST /v1/completions`.
 
-use std::collections::BTreeMap;
-
 use axum::{
     body::Bytes,
     extract::{State, rejection::BytesRejection},
@@ -13,9 +11,9 @@ use utoipa::ToSchema;
 
 use super::{
     ApiError, ApiState,
-    asking::{Common, MAX_CHOICES},
+    asking::{Common, MAX_CHOICES, OpenAiSampling},
     begun,
-    chat::{MAX_TOP, OpenAiStop, OpenAiStreamOptions, OpenAiUsage, answer},
+    chat::{MAX_TOP, OpenAiUsage, answer},
     fields::Fields,
     models,
     stream::{About, Kind},
@@ -36,7 +34,7 @@ pub(super) enum Input {
 }
 
 /// What a completion is asked. Fields that are not named are ignored.
-#[derive(ToSchema)]
+#[derive(serde::Deserialize, ToSchema)]
 #[expect(dead_code, reason = "describes what is read field by field")]
 struct OpenAiCompletionRequest {
     /// One of `/v1/models`.
@@ -49,33 +47,8 @@ struct OpenAiCompletionRequest {
     echo: Option<bool>,
     #[schema(minimum = 0, maximum = 20)]
     logprobs: Option<u32>,
-    /// 0 takes the likeliest token each time; 1 unless said.
-    #[schema(minimum = 0, maximum = 2)]
-    temperature: Option<f64>,
-    #[schema(minimum = 0, maximum = 1)]
-    top_p: Option<f64>,
-    top_k: Option<u32>,
-    #[schema(minimum = 0, maximum = 1)]
-    min_p: Option<f64>,
-    #[schema(minimum = 0.01, maximum = 100)]
-    repeat_penalty: Option<f64>,
-    #[schema(minimum = -2, maximum = 2)]
-    presence_penalty: Option<f64>,
-    #[schema(minimum = -2, maximum = 2)]
-    frequency_penalty: Option<f64>,
-    /// Token ids, and what is added to their logits, from -100 to 100.
-    logit_bias: Option<BTreeMap<String, f64>>,
-    seed: Option<i64>,
-    /// A text, or four at most, that end the answer.
-    #[schema(value_type = Option<OpenAiStop>)]
-    stop: Option<Value>,
-    ignore_eos: Option<bool>,
-    /// Answers to each prompt.
-    #[schema(minimum = 1, maximum = 16)]
-    n: Option<u32>,
-    stream: Option<bool>,
-    /// Goes with `stream`.
-    stream_options: Option<OpenAiStreamOptions>,
+    #[serde(flatten)]
+    drawn: OpenAiSampling,
 }
 
 /// A text, texts, token ids, or lists of those; none of them empty.

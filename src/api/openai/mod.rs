@@ -48,6 +48,7 @@ use axum::{
 };
 use quelea_wire::TraceParent;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::Instrument as _;
 
 pub(super) use self::error::{ApiError, OpenAiFailure};
 use super::{ApiState, trace_of};
@@ -173,7 +174,9 @@ async fn request_id(request: Request, next: Next) -> Response {
     let given = request.headers().get(&REQUEST_ID).and_then(|id| id.to_str().ok());
     let plain = |id: &&str| !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.bytes().all(|b| b.is_ascii_graphic());
     let id = given.filter(plain).map_or_else(|| new_id("req_"), str::to_owned);
-    let mut response = next.run(request).await;
+    // Its log lines have it. At the level of errors, so that no filter that shows a line takes it away.
+    let log = tracing::error_span!("http", request_id = %id);
+    let mut response = next.run(request).instrument(log).await;
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }

@@ -15,7 +15,7 @@ mod trust;
 mod wait;
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, RwLock},
     time::Duration,
 };
@@ -51,7 +51,11 @@ use super::{
     planner::{Hop, Query},
     types::{CommittedRows, Cost, HopReport, InferError, PREFILL_WINDOW, Recovery, RouteHop, Saw},
 };
-use crate::telemetry::traces::{Span, Within};
+use crate::telemetry::{
+    stats,
+    traces::{Span, Within},
+    way,
+};
 
 /// Chunks of a prompt that may be on their way through the chain at once.
 const CHUNKS: u32 = PREFILL_WINDOW as u32;
@@ -129,6 +133,15 @@ struct Stage {
     span: Span,
 }
 
+impl Stage {
+    /// Says in the trace how it is reached.
+    fn goes(&mut self, ways: &Ways) {
+        if let Some(way) = ways.get(&self.hop.peer) {
+            self.span.set_way(*way);
+        }
+    }
+}
+
 impl Drop for Stage {
     fn drop(&mut self) {
         self.control.unsubscribe(&self.session);
@@ -139,6 +152,20 @@ impl Drop for Stage {
             self.span.set("quelea.queue_us", whole(totals.queue_us));
         }
     }
+}
+
+/// How connected peers are reached.
+type Ways = HashMap<PeerId, (stats::Path, stats::Transport)>;
+
+/// How each connected peer is reached, for a trace; nothing is asked where there is none.
+async fn ways_to(plane: &Plane, trace: &Within) -> Ways {
+    if !trace.is_traced() {
+        return Ways::new();
+    }
+    let snapshot = plane.handle.snapshot().await;
+    // The first connection is the one that streams go over.
+    let ways = snapshot.iter().flat_map(|s| &s.peers).filter_map(|peer| Some((peer.peer, way(peer.addrs.first()?))));
+    ways.collect()
 }
 
 /// The place where a session's results arrive. They are awaited for as long as this lives, also while the session is
@@ -273,7 +300,11 @@ impl ChainSession {
                 Ok::<_, InferError>(Stage { hop, control, session: id, totals: None, joined: false, span })
             }
         });
-        let stages = try_join_all(reach).await?;
+        let mut stages = try_join_all(reach).await?;
+        let ways = ways_to(&plane, &spec.trace).await;
+        for stage in &mut stages {
+            stage.goes(&ways);
+        }
         let features = stages.iter().map(|stage| stage.control.sender.features());
         let common = features.clone().fold(!protocol::TRACE, |common, features| common & features);
         let survives = opening::all_have(protocol::FAILOVER, features.clone());

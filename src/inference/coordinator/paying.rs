@@ -29,6 +29,7 @@ use quelea_shard::{
 };
 use quelea_wire::{ErrorCode, ModelId, Price, SpanRange, WorkedRows, time::unix_ms};
 use tokio::{sync::Notify, time::Instant};
+use tracing::Instrument as _;
 
 use super::{SessionSpec, Stage};
 use crate::inference::{plane::Plane, planner::Hop, types::InferError};
@@ -152,7 +153,7 @@ impl Paying {
         // Whoever is done when another fails is in the list, and its hold is taken back.
         try_join_all(stages.iter().map(|stage| paying.add(&stage.hop, &stage.control.sender, false, deadline))).await?;
         if paying.costs() {
-            tokio::spawn(vouch(paying.shared.clone()));
+            tokio::spawn(vouch(paying.shared.clone()).in_current_span());
         }
         Ok(paying)
     }
@@ -167,7 +168,7 @@ impl Paying {
         let first = !self.costs();
         self.add(hop, control, true, deadline).await?;
         if first && self.costs() {
-            tokio::spawn(vouch(self.shared.clone()));
+            tokio::spawn(vouch(self.shared.clone()).in_current_span());
         }
         Ok(())
     }

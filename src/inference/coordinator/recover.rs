@@ -15,7 +15,9 @@ use quelea_shard::frame::{Cancel, Frame, Prefix, Reroute, StreamKind, Trim};
 use quelea_wire::{ErrorCode, SpanRange};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::{ChainSession, OPEN_TIMEOUT, Stage, route_hop, unreachable_hop, wait::PROBE_TIMEOUT, wait::Trouble};
+use super::{
+    ChainSession, OPEN_TIMEOUT, Stage, route_hop, unreachable_hop, wait::PROBE_TIMEOUT, wait::Trouble, ways_to,
+};
 use crate::inference::{
     discover::{self, Found},
     links::FromStage,
@@ -201,7 +203,9 @@ impl ChainSession {
         paid.map_err(|error| Trouble::Peer { peer: hop.peer, error: Box::new(error) })?;
         control.subscribe(self.id, self.listener.clone());
         let span = self.spec.trace.stage(&hop.peer, &hop.span.to_string());
-        Ok(Stage { hop: hop.clone(), control, session: self.id, totals: None, joined: false, span })
+        let mut stage = Stage { hop: hop.clone(), control, session: self.id, totals: None, joined: false, span };
+        stage.goes(&ways_to(plane, &self.spec.trace).await);
+        Ok(stage)
     }
 
     /// In a new epoch: opens the session at those who have not accepted it, gives all others their neighbours, and reaches

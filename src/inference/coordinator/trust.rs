@@ -22,6 +22,7 @@ use tokio::{
     sync::{Notify, mpsc},
     time::{Instant, timeout_at},
 };
+use tracing::Instrument as _;
 
 use super::{ChainSession, wait::Trouble};
 use crate::inference::{
@@ -66,7 +67,7 @@ impl Trust {
         let witness = Witness::new(terms);
         let state = State { witness, found: None, owing: None, withheld: HashSet::new(), left_out: HashSet::new() };
         let trust = Arc::new(Self { plane, state: Mutex::new(state), checked: Notify::new() });
-        tokio::spawn(check(trust.clone(), commits, wake));
+        tokio::spawn(check(trust.clone(), commits, wake).in_current_span());
         trust
     }
 

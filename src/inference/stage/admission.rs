@@ -13,6 +13,7 @@ use quelea_shard::{
 };
 use quelea_wire::{ErrorCode, Profile};
 use tokio::{task::AbortHandle, time::Instant};
+use tracing::Instrument as _;
 
 use super::{
     super::{
@@ -80,6 +81,7 @@ pub(super) fn opened(plane: &Arc<Plane>, coordinator: PeerId, stream: u64, contr
     let mut span = plane.telemetry.session_span(coordinator, plane.handle.local(), open.trace);
     span.set("quelea.layers", open.span.to_string());
     span.set("quelea.model", open.model.short());
+    let log = span.for_log();
     tables.entries.insert(
         key,
         Entry {
@@ -94,7 +96,7 @@ pub(super) fn opened(plane: &Arc<Plane>, coordinator: PeerId, stream: u64, contr
         },
     );
     drop(tables);
-    tokio::spawn(admit(plane.clone(), key, open, served));
+    tokio::spawn(admit(plane.clone(), key, open, served).instrument(log));
 }
 
 /// Whether what stands in the way goes when sessions end.

@@ -45,6 +45,8 @@ use quelea_wire::{
     rate::{Cell, PeerBuckets, Quota},
 };
 
+use super::stats::{Path, Transport};
+
 pub(super) use self::export::observe;
 use self::{export::Sink, recent::Recent};
 pub(crate) use self::{
@@ -302,11 +304,31 @@ impl Span {
         TraceParent::new(context.trace_id().to_bytes(), context.span_id().to_bytes(), true)
     }
 
+    /// What log lines of this carry: the trace's id, by which [`TraceSummary`] has it. At the level of errors, so that no filter
+    /// that shows a line takes its id away.
+    pub(crate) fn for_log(&self) -> tracing::Span {
+        match self.0.as_deref() {
+            Some(live) => tracing::error_span!("request", trace_id = %live.span.span_context().trace_id()),
+            None => tracing::Span::none(),
+        }
+    }
+
     /// Adds an attribute.
     pub(crate) fn set(&mut self, key: &'static str, value: impl Into<Value>) {
         if let Some(live) = &mut self.0 {
             live.span.set_attribute(KeyValue::new(key, value));
         }
+    }
+
+    /// Adds how the other side is reached: `network.transport` in the words of the conventions, which know `quic` and `tcp` and
+    /// take a WebSocket for what it runs on.
+    pub(crate) fn set_way(&mut self, (path, transport): (Path, Transport)) {
+        match transport {
+            Transport::Quic => self.set("network.transport", "quic"),
+            Transport::Tcp | Transport::Websocket => self.set("network.transport", "tcp"),
+            Transport::Other => {}
+        }
+        self.set("quelea.path", path.as_str());
     }
 
     /// Adds a list of texts of ours.
@@ -356,6 +378,11 @@ impl Within {
     /// A part of what happens here.
     pub(crate) fn start(&self, name: &'static str) -> Span {
         self.begin(SpanBuilder::from_name(name))
+    }
+
+    /// Whether there is anything that spans are made for.
+    pub(crate) fn is_traced(&self) -> bool {
+        self.0.is_some()
     }
 
     /// A peer's part in a session.

@@ -11,6 +11,7 @@ use quelea_ledger::{
 };
 use quelea_wire::Credits;
 use tokio::time::timeout;
+use tracing::Instrument as _;
 
 use super::{About, Payee, Paying, Shared};
 use crate::inference::types::{Cost, InferError, StageCost};
@@ -61,7 +62,7 @@ impl Drop for Held {
     fn drop(&mut self) {
         for due in self.due.drain(..) {
             let shared = self.shared.clone();
-            tokio::spawn(async move { pay(&shared, due).await });
+            tokio::spawn(async move { pay(&shared, due).await }.in_current_span());
         }
     }
 }
@@ -138,7 +139,7 @@ pub(super) fn in_passing(shared: &Arc<Shared>) {
     shared.wake.notify_one();
     for due in due {
         let shared = shared.clone();
-        tokio::spawn(async move { pay(&shared, due).await });
+        tokio::spawn(async move { pay(&shared, due).await }.in_current_span());
     }
 }
 
@@ -163,7 +164,7 @@ impl Paying {
                 Err(error) => {
                     tracing::warn!(peer = %due.peer, %error, "a note cannot wait for an audit");
                     let shared = self.shared.clone();
-                    tokio::spawn(async move { pay(&shared, due).await });
+                    tokio::spawn(async move { pay(&shared, due).await }.in_current_span());
                 }
             }
         }
@@ -171,7 +172,7 @@ impl Paying {
         let notes = due.into_iter().map(|due| {
             let (hold, shared) = (due.hold, self.shared.clone());
             let most = if due.here { NOTES } else { NOTE_OF_LOST };
-            let paid = tokio::spawn(async move { pay(&shared, due).await });
+            let paid = tokio::spawn(async move { pay(&shared, due).await }.in_current_span());
             async move {
                 // Whoever is not there now is paid later.
                 let note = timeout(most, paid).await.ok().and_then(Result::ok).flatten();
