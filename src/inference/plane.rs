@@ -269,6 +269,7 @@ impl Plane {
             model.kv_capacity_bytes.set(bytes(|load| load.kv_pages_total));
             model.prefix_cache_bytes.set(bytes(|load| load.kv_pages_cached));
             model.queue_depth.set(sum(|load| u64::try_from(load.queued).unwrap_or(u64::MAX)));
+            model.running.set(sum(|load| u64::try_from(load.sessions).unwrap_or(u64::MAX)));
             model.totals.batches.set(sum(|load| load.totals.batches));
             model.totals.rows.set(sum(|load| load.totals.rows));
             model.totals.prefix_lookups.set(sum(|load| load.totals.prefix_lookups));

@@ -69,6 +69,9 @@ pub(crate) const GRACE: Duration = Duration::from_secs(20);
 /// Between two looks for answers whose day is over.
 const FORGET: Duration = Duration::from_secs(600);
 
+/// Between two looks at how much is on disk.
+const MEASURE: Duration = Duration::from_secs(60);
+
 /// How often a draining node looks whether it is done.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
 
@@ -270,6 +273,11 @@ impl Node {
         let share = Share { answers: settings.audit, price: settings.audit_price };
         let auditor = Auditor::new(plane.clone(), share, settings.compute, stopping.clone(), claims);
         let asker = Arc::new(Asker { models, plane: plane.clone(), own, logs: logs.clone(), auditor });
+        let db_file = match &settings.keep {
+            Keep::In { db, .. } => Some(db.clone()),
+            Keep::Nothing => None,
+        };
+        tokio::spawn(measure_disk(telemetry.stats.clone(), puller.shelf.clone(), db_file, stopping.clone()));
         if let Some(logs) = logs {
             tokio::spawn(forget_answers(logs, stopping.clone()));
         }
@@ -466,6 +474,34 @@ async fn forget_answers(logs: SessionLogs, mut stopping: watch::Receiver<Life>) 
         }
         let logs = logs.clone();
         let _ = tokio::task::spawn_blocking(move || logs.sweep()).await;
+    }
+}
+
+/// Keeps the gauges of what is on disk, until the node stops.
+async fn measure_disk(
+    stats: Arc<crate::telemetry::stats::NodeStats>,
+    shelf: Arc<Shelf>,
+    db: Option<PathBuf>,
+    mut stopping: watch::Receiver<Life>,
+) {
+    let mut look = tokio::time::interval(MEASURE);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = look.tick() => {}
+            _ = stopping.wait_for(|life| *life == Life::Stopping) => return,
+        }
+        let (stats, shelf, db) = (stats.clone(), shelf.clone(), db.clone());
+        let measured = tokio::task::spawn_blocking(move || {
+            if let Ok(store) = shelf.store() {
+                stats.storage.models.set(store.used());
+                stats.storage.models_limit.set(store.quota().unwrap_or(0));
+            }
+            if let Some(meta) = db.and_then(|db| std::fs::metadata(db).ok()) {
+                stats.storage.database.set(meta.len());
+            }
+        });
+        let _ = measured.await;
     }
 }
 

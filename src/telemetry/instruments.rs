@@ -38,6 +38,9 @@ const HTTP_BOUNDS: [f64; 17] =
 const STAGE_BOUNDS: [f64; 15] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
+/// Bounds for a chain's length, in peers.
+const CHAIN_BOUNDS: [f64; 9] = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0];
+
 /// Bounds for a commit, in seconds: from a flash disk's flush to a disk that stands still.
 const COMMIT_BOUNDS: [f64; 11] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
 
@@ -54,6 +57,8 @@ pub(super) struct Instruments {
     pub(super) time_to_first_token: Histogram<f64>,
     pub(super) time_per_output_token: Histogram<f64>,
     pub(super) stage_duration: Histogram<f64>,
+    pub(super) queue_wait: Histogram<f64>,
+    pub(super) stages: Histogram<u64>,
     pub(super) hop: Histogram<f64>,
     pub(super) agent_runs: Counter<u64>,
     pub(super) agent_run_duration: Histogram<f64>,
@@ -134,6 +139,16 @@ impl Instruments {
                 "Time a stage computed on one step, as the stage itself reports it",
                 &STAGE_BOUNDS,
             ),
+            queue_wait: seconds(
+                "quelea_inference_queue_wait",
+                "Time a step waited until this node's layers computed it",
+                &STAGE_BOUNDS,
+            ),
+            stages: meter
+                .u64_histogram("quelea_pipeline_stages")
+                .with_description("Peers of the chain that answered a request of this node; 0 for this node alone")
+                .with_boundaries(CHAIN_BOUNDS.to_vec())
+                .build(),
             hop: seconds(
                 "quelea_pipeline_hop",
                 "Mean one-way time from a stage to the next peer in one session, as the stage tells from acknowledgements",
@@ -233,6 +248,7 @@ pub(super) fn observe(meter: &Meter, build: &BuildInfo, stats: &Arc<NodeStats>, 
     super::gossip::observe(meter, stats);
     super::ledger::observe(meter, stats);
     super::local_llm::observe(meter, stats);
+    super::storage::observe(meter, stats);
 
     type Plain = fn(&NodeStats) -> u64;
     let plain: [(&'static str, &'static str, Plain); 11] = [
@@ -376,7 +392,7 @@ fn observe_peers(meter: &Meter, stats: &Arc<NodeStats>) {
 
 fn observe_models(meter: &Meter, stats: &Arc<NodeStats>) {
     type Read = fn(&ModelStats) -> u64;
-    let gauges: [(&'static str, &'static str, &'static str, Read); 7] = [
+    let gauges: [(&'static str, &'static str, &'static str, Read); 8] = [
         ("quelea_model_layers_hosted", "", "Layers of a model that this node holds", |m| m.layers_hosted.get()),
         ("quelea_kv_cache_free_pages", "", "KV cache pages that a session could have", |m| m.kv_pages_free.get()),
         ("quelea_kv_cache_capacity_pages", "", "KV cache pages there are", |m| m.kv_pages_capacity.get()),
@@ -389,6 +405,7 @@ fn observe_models(meter: &Meter, stats: &Arc<NodeStats>) {
             |m| m.prefix_cache_bytes.get(),
         ),
         ("quelea_inference_queue_depth", "", "Inference requests that wait for their turn", |m| m.queue_depth.get()),
+        ("quelea_inference_running", "", "Sessions open on this node's layers", |m| m.running.get()),
     ];
     for (name, unit, help, read) in gauges {
         let stats = Arc::clone(stats);

@@ -346,6 +346,17 @@ impl Metrics {
         self.inner.instruments.stage_duration.record(took.as_secs_f64(), &labels);
     }
 
+    /// A step waited this long until this node's stage computed it.
+    pub fn queue_wait(&self, phase: Phase, waited: Duration) {
+        let labels = [KeyValue::new("phase", phase.as_str())];
+        self.inner.instruments.queue_wait.record(waited.as_secs_f64(), &labels);
+    }
+
+    /// A request was answered by a chain of so many peers.
+    pub fn chain(&self, stages: usize) {
+        self.inner.instruments.stages.record(u64::try_from(stages).unwrap_or(u64::MAX), &[]);
+    }
+
     /// One way to the next peer took this long, as a stage tells from acknowledgements.
     pub fn hop(&self, phase: Phase, took: Duration) {
         self.inner.instruments.hop.record(took.as_secs_f64(), &[KeyValue::new("phase", phase.as_str())]);

@@ -8,6 +8,7 @@
 //! - [`ledger`]: what peers owe, in sums.
 //! - [`health`]: which components work; liveness and readiness.
 //! - `history`: the last hour of the most important figures.
+//! - [`storage`]: what is on disk.
 //! - `tail`: the newest log lines.
 //! - `traces`: what a request took, span by span; to a collector by OTLP.
 //! - [`server`]: `/livez`, `/readyz`, `/health` and `/metrics`.
@@ -26,6 +27,7 @@ mod node;
 pub(crate) mod process;
 pub mod server;
 pub mod stats;
+pub mod storage;
 pub(crate) mod tail;
 pub(crate) mod traces;
 

@@ -110,6 +110,7 @@ impl Telemetry {
     pub(crate) fn stage_computed(&self, phase: JobPhase, output: &Output) {
         let phase = if phase == JobPhase::Decode { Phase::Decode } else { Phase::Prefill };
         self.metrics.stage(phase, Where::Local, output.compute);
+        self.metrics.queue_wait(phase, output.queued);
     }
 
     /// A request of this node's user was answered.
@@ -137,6 +138,7 @@ impl Telemetry {
     }
 
     fn hops(&self, phase: Phase, summary: &Summary) {
+        self.metrics.chain(summary.hops.len());
         for hop in &summary.hops {
             self.metrics.stage(phase, Where::Remote, Duration::from_secs_f64(hop.compute_ms_per_row / 1e3));
             if let Some(ms) = hop.hop_ms {

@@ -6,7 +6,9 @@ use std::sync::{
     atomic::{AtomicU8, AtomicU64, Ordering},
 };
 
-use super::{front::FrontStats, gossip::GossipStats, ledger::LedgerStats, local_llm::LocalLlmStats};
+use super::{
+    front::FrontStats, gossip::GossipStats, ledger::LedgerStats, local_llm::LocalLlmStats, storage::StorageStats,
+};
 
 /// Model ids that get a label of their own; later ones share [`OTHER_MODEL`]. Each label multiplies some twenty series.
 pub const MODEL_LABELS_MAX: usize = 16;
@@ -144,6 +146,8 @@ pub struct ModelStats {
     pub prefix_cache_bytes: Gauge,
     /// Requests that wait for their turn.
     pub queue_depth: Gauge,
+    /// Sessions open.
+    pub running: Gauge,
     /// What was computed since the start.
     pub totals: StageTotals,
 }
@@ -184,6 +188,8 @@ pub struct NodeStats {
     pub ledger: LedgerStats,
     /// The process behind `llm_local`.
     pub local_llm: LocalLlmStats,
+    /// What is on disk.
+    pub storage: StorageStats,
     /// Peers remembered.
     pub peers_known: Gauge,
     /// Lines that were closed because nobody used them, since the start.
@@ -255,6 +261,7 @@ impl NodeStats {
             kv_capacity_bytes: Gauge::default(),
             prefix_cache_bytes: Gauge::default(),
             queue_depth: Gauge::default(),
+            running: Gauge::default(),
             totals: StageTotals::default(),
         });
         models.push(Arc::clone(&model));

@@ -47,6 +47,10 @@ fn busy() -> (TelemetryState, Arc<NodeStats>) {
     model.kv_pages_capacity.set(64);
     model.kv_pages_free.set(60);
     model.kv_used_bytes.set(4096);
+    model.running.set(2);
+    stats.storage.models.set(9000);
+    stats.storage.models_limit.set(90_000);
+    stats.storage.database.set(4096);
     model.totals.rows.set(640);
     model.totals.prefix_lookups.set(5);
     model.totals.prefix_hits.set(3);
@@ -71,6 +75,8 @@ fn busy() -> (TelemetryState, Arc<NodeStats>) {
     }
     for phase in [Phase::Prefill, Phase::Decode] {
         metrics.stage(phase, Where::Local, Duration::from_micros(700));
+        metrics.queue_wait(phase, Duration::from_micros(30));
+        metrics.chain(2);
         metrics.stage(phase, Where::Remote, Duration::from_millis(7));
         metrics.hop(phase, Duration::from_micros(120));
     }
@@ -192,6 +198,11 @@ fn the_scrape_holds_the_catalogue_and_no_more_labels() {
         ("quelea_stage_batches_total", "counter"),
         ("quelea_stage_rows_total", "counter"),
         ("quelea_inference_queue_depth", "gauge"),
+        ("quelea_inference_running", "gauge"),
+        ("quelea_inference_queue_wait_seconds", "histogram"),
+        ("quelea_pipeline_stages", "histogram"),
+        ("quelea_storage_bytes", "gauge"),
+        ("quelea_storage_limit_bytes", "gauge"),
         ("quelea_channel_full_total", "counter"),
         ("quelea_shard_streams", "gauge"),
         ("quelea_shard_sessions", "gauge"),

@@ -139,6 +139,11 @@ impl Store {
         removed.map(|()| true)
     }
 
+    /// The most that this may be, where somebody has said so.
+    pub(crate) fn quota(&self) -> Option<u64> {
+        self.quota
+    }
+
     /// Bytes that the models take on disk.
     pub(crate) fn used(&self) -> u64 {
         fn size(dir: &Path) -> u64 {
