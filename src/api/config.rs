@@ -114,6 +114,7 @@ pub(super) async fn config(State(state): State<ApiState>) -> Json<Value> {
 
 /// A setting, and what it is to be.
 #[derive(Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ConfigSet {
     /// The flag without its dashes.
     key: String,

@@ -40,7 +40,7 @@ use clap::{Parser, Subcommand};
 pub(crate) use self::{
     agent::{AgentCommand, InstallArgs, WebCommand},
     bench::{BenchChainArgs, BenchCommand, BenchLedgerArgs, BenchModelArgs, TransportArg},
-    chat::{ChatArgs, ShellArgs},
+    chat::{ChatArgs, EmbedArgs, ShellArgs},
     compute::{ComputeArgs, LogitsArgs, ReplayArgs},
     config::{ConfigCommand, InitArgs, ProfileArg},
     coverage::CoverageArgs,
@@ -103,6 +103,8 @@ pub(crate) enum Command {
     Infer(Box<InferArgs>),
     /// Talk with a model
     Chat(ChatArgs),
+    /// What a model makes of texts, as vectors
+    Embed(EmbedArgs),
     /// What a session's stages signed for, and whether it holds
     #[command(subcommand)]
     Receipt(ReceiptCommand),

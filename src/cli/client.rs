@@ -3,8 +3,8 @@
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use quelea_wire::ErrorCode;
-use reqwest::{Client, RequestBuilder, Response};
-use serde::{Deserialize, de::DeserializeOwned};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{args::Global, exit::CliError};
@@ -121,9 +121,9 @@ impl Daemon {
             return Ok(response);
         }
         let status = response.status();
-        match response.json::<Failure>().await {
-            Ok(failure) => Err(failure.error.into()),
-            Err(_) => Err(CliError::new(ErrorCode::Internal, format!("the daemon at {} answers {status}", self.place))),
+        match response.json::<Value>().await.ok().and_then(|failure| failed(failure, status)) {
+            Some(error) => Err(error.into()),
+            None => Err(CliError::new(ErrorCode::Internal, format!("the daemon at {} answers {status}", self.place))),
         }
     }
 
@@ -183,9 +183,26 @@ impl Lines<'_> {
     }
 }
 
-#[derive(Deserialize)]
-struct Failure {
-    error: InferError,
+/// What an answer of the control API says went wrong, or one of the OpenAI API, whose errors have our code beside theirs.
+fn failed(mut failure: Value, status: StatusCode) -> Option<InferError> {
+    let error = failure.get_mut("error")?.take();
+    if error.get("type").is_none() {
+        return serde_json::from_value(error).ok();
+    }
+    let number = |label: &str| label.strip_prefix("QUE-").and_then(|number| number.parse().ok());
+    let ours = error["quelea_code"].as_str().and_then(number).map(ErrorCode::from_u16);
+    let code = ours.unwrap_or(match status {
+        StatusCode::NOT_FOUND => ErrorCode::NotFound,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ErrorCode::Unauthorized,
+        StatusCode::TOO_MANY_REQUESTS => ErrorCode::Overloaded,
+        _ => ErrorCode::Usage,
+    });
+    let told = InferError::new(code, error["message"].as_str()?);
+    // What the API says to do is not what one does here.
+    Some(match error["hint"].as_str().filter(|_| ours.is_some()) {
+        Some(hint) => told.hint(hint),
+        None => told,
+    })
 }
 
 impl From<InferError> for CliError {

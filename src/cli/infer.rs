@@ -79,6 +79,7 @@ fn request(args: &InferArgs) -> Result<InferRequest, CliError> {
         repeat_last_n: sampling.repeat_last_n,
         logit_bias: sampling.logit_bias.iter().copied().collect(),
         stop: args.stop.clone(),
+        format: args.format.clone(),
         logprobs: args.logprobs.map(usize::from),
         seed: sampling.seed,
         ignore_eos: args.ignore_eos,

@@ -16,6 +16,7 @@ mod daemon;
 mod demo;
 mod dht;
 mod doctor;
+mod embed;
 mod events;
 mod exit;
 mod health;
@@ -141,6 +142,7 @@ async fn dispatch(cli: Cli, logs: Option<LogTail>) -> Result<ExitCode, CliError>
         Command::Demo(args) => Box::pin(demo::run(global, args)).await,
         Command::Infer(args) => Box::pin(infer::run(global, *args)).await,
         Command::Chat(args) => Box::pin(chat::run(global, args)).await,
+        Command::Embed(args) => embed::run(global, args).await.map(|()| ExitCode::SUCCESS),
         Command::Receipt(command) => receipt::run(global, &command),
         Command::Verify(args) => Box::pin(verify::run(global, args)).await,
         Command::Plan(args) => Box::pin(plan::run(global, *args)).await,

@@ -4,6 +4,7 @@ mod clients;
 mod http;
 mod malformed;
 mod rules;
+mod ways;
 mod widths;
 
 pub use self::clients::{python, token};

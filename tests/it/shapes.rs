@@ -44,7 +44,7 @@ fn type_of(value: &Value) -> &'static str {
 }
 
 /// Objects whose keys are data: names of peers, kinds, settings. Their values are one field, `*`.
-const MAPS: [&str; 5] = ["queries", "components", "settings", "figures", "logit_bias"];
+const MAPS: [&str; 6] = ["queries", "components", "settings", "figures", "logit_bias", "attributes"];
 
 fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
@@ -183,7 +183,7 @@ async fn dealings() -> (Daemon, Daemon) {
 }
 
 /// What no command prints, or what is not for this test to have printed, and why.
-const ELSEWHERE: [(&str, &str); 29] = [
+const ELSEWHERE: [(&str, &str); 28] = [
     ("quelea.session.log", "kept on disk, and read by nobody but the node"),
     ("quelea.tokens_file", "kept on disk"),
     ("quelea.agent_walls", "printed by a worker's check of its own walls, which the tests of agents run"),
@@ -203,7 +203,6 @@ const ELSEWHERE: [(&str, &str); 29] = [
     ("quelea.chat", "a conversation that was saved, and is read again"),
     ("quelea.debug", "what a bundle has in it; its file is for people, and changes with what is looked for"),
     ("quelea.config.edit", "takes an editor; tested with it"),
-    ("quelea.trace", "the spans of one request, whose id is another each time; in docs/openapi.json"),
     ("quelea.other", "a test's own"),
     ("quelea.login", "in docs/openapi.json, for the page"),
     ("quelea.login_code", "in docs/openapi.json, for the page"),
@@ -306,6 +305,7 @@ async fn json_is_as_documented() {
         "id",
         "infer --max-tokens 2 --receipt RECEIPT hi",
         "chat demo hi --max-tokens 2",
+        "embed demo hello there",
         "receipt show RECEIPT",
         "status",
         "broadcast hello",
@@ -387,6 +387,7 @@ async fn json_is_as_documented() {
         "context ls",
         "context rm lab",
         "trace ls",
+        "trace show",
         "paths",
         "version",
         "version --all",

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use quelea_wire::Credits;
 
-use super::RouteArg;
+use super::{RouteArg, values::parse_format};
+use crate::inference::Format;
 
 const CHAT_EXAMPLES: &str = "Examples:
   quelea chat                                   a conversation with the embedded model, through the local daemon
@@ -27,6 +28,9 @@ pub(crate) struct ChatArgs {
     /// Go on with a conversation that /save has written
     #[arg(long, value_name = "FILE")]
     pub(crate) load: Option<PathBuf>,
+    /// Draw only what keeps an answer JSON: 'json' for any object, or the file of a JSON schema
+    #[arg(long, value_name = "json|FILE", value_parser = parse_format)]
+    pub(crate) format: Option<Format>,
     /// Most tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_tokens: u32,
@@ -45,6 +49,18 @@ pub(crate) struct ChatArgs {
     /// What an answer took and cost, after a single one as well
     #[arg(long)]
     pub(crate) stats: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  quelea embed demo 'What is a relay?'              a line of numbers: a vector of length one\n  quelea embed demo - < page.txt                    all of a file as one text\n  quelea embed demo 'one text' 'another' --json | jq '.items[].embedding | length'"
+)]
+pub(crate) struct EmbedArgs {
+    /// A model whose layers are served: its name where a file of it is here, a model id (64 hex digits), or 'demo'
+    pub(crate) model: String,
+    /// The texts, a vector each; '-' reads one from stdin
+    #[arg(required = true, value_name = "TEXT", num_args = 1..=256)]
+    pub(crate) texts: Vec<String>,
 }
 
 #[derive(Debug, Args)]

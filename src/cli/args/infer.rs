@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::{ComputeArgs, MaskedArgs, MaxPriceArgs, ObjectiveArg, SamplingArgs, ThinArgs, values::parse_duration};
+use super::{
+    ComputeArgs, MaskedArgs, MaxPriceArgs, ObjectiveArg, SamplingArgs, ThinArgs,
+    values::{parse_duration, parse_format},
+};
 use crate::{
     address::{PeerAddress, parse_peer_address},
-    inference::Speculate,
+    inference::{Format, Speculate},
 };
 
 const INFER_EXAMPLES: &str = "Examples:
@@ -15,13 +18,14 @@ const INFER_EXAMPLES: &str = "Examples:
   quelea infer -b /ip4/203.0.113.7/tcp/8468/p2p/12D3… \"hi\"       as a passing peer, no daemon
   quelea infer --model model.gguf --temperature 0.8 --seed 7 \"Once upon\"
   quelea infer --stop '.' --logprobs 3 \"What is a relay?\"        the first sentence, token by token
+  quelea infer --format person.schema.json \"Who are you?\"        JSON that this schema allows
   quelea infer --speculate auto \"Sing it again\"                  several tokens in one pass
   quelea infer --model model.gguf --route local \"hi\"             unsplit, on this machine alone
   quelea infer --resume last                                     go on with an answer that was cut off
   quelea infer --resume last --shown $(wc -c < said) >> said     only what is missing of it";
 
 /// What of the flags a resumed answer has from when it was begun.
-const ASKED_BEFORE: [&str; 11] = [
+const ASKED_BEFORE: [&str; 12] = [
     "prompt",
     "model",
     "quantize",
@@ -30,6 +34,7 @@ const ASKED_BEFORE: [&str; 11] = [
     "system",
     "max_tokens",
     "stop",
+    "format",
     "logprobs",
     "ignore_eos",
     "SamplingArgs",
@@ -89,6 +94,9 @@ pub(crate) struct InferArgs {
     /// End the answer before this text (repeatable)
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
+    /// Draw only what keeps the answer JSON: 'json' for any object, or the file of a JSON schema
+    #[arg(long, value_name = "json|FILE", value_parser = parse_format)]
+    pub(crate) format: Option<Format>,
     /// Tell each token's log-probability in the raw logits, and those of this many alternatives
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(..=20))]
     pub(crate) logprobs: Option<u8>,

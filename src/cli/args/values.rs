@@ -1,6 +1,8 @@
-//! Sizes and times, as people write them.
+//! Sizes, times and formats, as people write them.
 
 use std::time::Duration;
+
+use crate::inference::Format;
 
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -37,6 +39,26 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// The longest file of a JSON schema.
+const SCHEMA_MAX: u64 = 1 << 20;
+
+/// What an answer has to be: `json`, or the file of a JSON schema.
+pub(crate) fn parse_format(text: &str) -> Result<Format, String> {
+    if text == "json" {
+        return Ok(Format::Json);
+    }
+    let meta = std::fs::metadata(text).map_err(|e| format!("neither 'json' nor a file that can be read: {e}"))?;
+    if meta.len() > SCHEMA_MAX {
+        return Err("a schema's file has 1 MiB at most".into());
+    }
+    let schema = std::fs::read_to_string(text).map_err(|e| e.to_string())?;
+    match serde_json::from_str(&schema) {
+        Ok(schema @ (serde_json::Value::Object(_) | serde_json::Value::Bool(_))) => Ok(Format::Schema(schema)),
+        Ok(_) => Err("a JSON schema is an object".into()),
+        Err(error) => Err(format!("the file is not JSON: {error}")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,5 +72,18 @@ mod tests {
         assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
         assert_eq!(parse_duration("20ms"), Ok(Duration::from_millis(20)));
         assert!(parse_duration("1h").is_err() && parse_duration("0").is_err() && parse_duration("NaN").is_err());
+    }
+
+    #[test]
+    fn a_format_is_json_or_the_file_of_a_schema() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |text: &str| {
+            let path = dir.path().join("schema.json");
+            std::fs::write(&path, text).unwrap();
+            parse_format(path.to_str().unwrap())
+        };
+        assert_eq!(parse_format("json"), Ok(Format::Json));
+        assert_eq!(file("{\"type\":\"integer\"}"), Ok(Format::Schema(serde_json::json!({ "type": "integer" }))));
+        assert!(file("[]").is_err() && file("{").is_err() && parse_format("no such file").is_err());
     }
 }

@@ -82,6 +82,9 @@ impl<'a> Chat<'a> {
         if let Some(seed) = args.seed {
             talk.set("seed", json!(seed));
         }
+        if let Some(format) = &args.format {
+            talk.set("format", json!(format));
+        }
         if let Some(file) = &args.load {
             talk = Talk::load(file)?;
         }
