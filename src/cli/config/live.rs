@@ -98,9 +98,8 @@ impl Live {
         Self { argv, path, home, decided, turn: Mutex::default() }
     }
 
-    /// The setting of this name, if it may be changed here.
-    fn open(&self, name: &str) -> Result<Key, CliError> {
-        let key = layers::key(name)?;
+    /// Whether a setting may be changed here.
+    fn open(&self, key: &Key) -> Result<(), CliError> {
         if !OPEN.contains(&key.name.as_str()) {
             let message = format!("{} is not changed over the API", key.name);
             return Err(CliError::new(ErrorCode::Usage, message)
@@ -110,7 +109,7 @@ impl Live {
             let message = format!("{} comes from the {origin}, which wins over the file", key.name);
             return Err(CliError::new(ErrorCode::Usage, message).hint("take it away there, and start the node again"));
         }
-        Ok(key)
+        Ok(())
     }
 
     /// Whether this daemon would start with the file `path` in place of its own.
@@ -126,7 +125,8 @@ impl Live {
     }
 
     fn change(&self, name: &str, values: Option<&[String]>) -> Result<(), CliError> {
-        let key = self.open(name)?;
+        let key = layers::key(name)?;
+        self.open(&key)?;
         if let Some(values) = values {
             let bytes: usize = values.iter().map(String::len).sum();
             if values.is_empty() || values.len() > VALUES_MAX || bytes > BYTES_MAX {
@@ -160,7 +160,7 @@ impl ConfigFile for Live {
         let command = Cli::command();
         let daemon = command.find_subcommand("daemon");
         let editable = |key: &Key| {
-            self.open(&key.name).ok()?;
+            self.open(key).ok()?;
             let args = daemon.into_iter().flat_map(clap::Command::get_arguments).chain(command.get_arguments());
             let choices = args
                 .filter(|arg| arg.get_long() == Some(key.name.as_str()))
