@@ -22,6 +22,7 @@
 //! | `advisories` | do published attacks on the libraries beneath come to nothing |
 //! | `bans` | is a banned peer out until it is forgiven |
 //! | `cheats` | does the ledger hold against peers that cheat in it |
+//! | `claims` | is a claim against a liar believed by who has computed it, and by nobody else
 //! | `masking` | does a masked node show nothing but a web server |
 //! | `measure` | do measurements come with their limits, and logits the same on every path |
 //! | `gossip` | is a line heard once by everybody, and does it stay a line |
@@ -54,6 +55,7 @@ mod bad_model;
 mod bans;
 mod chaos;
 mod cheats;
+mod claims;
 mod cli;
 mod demo;
 mod dht;
