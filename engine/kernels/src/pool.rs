@@ -2,7 +2,10 @@
 //!
 //! One job at a time: `tasks` indices, handed out by a counter to the caller and to whichever workers are awake. A worker
 //! that sleeps through a job is not waited for. Between jobs workers spin for a moment, because the next product of a
-//! decode step is microseconds away, and then park: an idle pool costs nothing.
+//! decode step is microseconds away, and then park: an idle pool costs nothing. Where others want the cores, too, jobs are
+//! done by their caller alone ([`crowd`]).
+
+mod crowd;
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -12,6 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
+
+use self::crowd::Crowd;
 
 /// Most threads of a pool: more than any machine has cores for. A system runs out of mappings for stacks at some ten
 /// thousand threads, and that ends the process.
@@ -40,7 +45,7 @@ pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<Worker>,
     /// Held for the length of a job: callers take turns.
-    turn: Mutex<()>,
+    turn: Mutex<Crowd>,
 }
 
 struct Worker {
@@ -101,7 +106,7 @@ impl Pool {
                 Some(Worker { thread: handle.thread().clone(), handle: Some(handle), asleep })
             })
             .collect();
-        Self { shared, workers, turn: Mutex::new(()) }
+        Self { shared, workers, turn: Mutex::default() }
     }
 
     /// How many threads take part, the caller included.
@@ -111,7 +116,7 @@ impl Pool {
 
     /// Runs `f(0)`, …, `f(tasks - 1)`, in no order, on this thread and the pool's, and returns when all have ended.
     ///
-    /// Concurrent calls take turns. A call from inside a task runs on the spot, one index after another.
+    /// Concurrent calls take turns, but for those that do their job alone. A call from inside a task runs on the spot, one index after another.
     ///
     /// # Panics
     /// With the first panic of a task, once no task runs any more; the tasks not yet begun are left out.
@@ -120,7 +125,13 @@ impl Pool {
             (0..tasks).for_each(f);
             return;
         }
-        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if turn.alone() {
+            drop(turn);
+            (0..tasks).for_each(f);
+            return;
+        }
+        let began = Instant::now();
         // SAFETY: only the lifetime is erased. `finish` below waits until no worker is inside the job, and no worker
         // joins a closed one, so the pointer is not followed after this call.
         let task: *const Task<'static> = unsafe { std::mem::transmute::<&Task<'_>, &'static Task<'static>>(f) };
@@ -135,7 +146,9 @@ impl Pool {
             }
         }
         self.shared.work(f, tasks);
+        let worked = began.elapsed();
         self.shared.finish();
+        turn.ended(worked, began.elapsed().saturating_sub(worked));
         let panic = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(turn);
         if let Some(payload) = panic {
