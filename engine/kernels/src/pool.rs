@@ -2,10 +2,7 @@
 //!
 //! One job at a time: `tasks` indices, handed out by a counter to the caller and to whichever workers are awake. A worker
 //! that sleeps through a job is not waited for. Between jobs workers spin for a moment, because the next product of a
-//! decode step is microseconds away, and then park: an idle pool costs nothing. Where others want the cores, too, jobs are
-//! done by their caller alone ([`crowd`]).
-
-mod crowd;
+//! decode step is microseconds away, and then park: an idle pool costs nothing.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -15,8 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
-
-use self::crowd::Crowd;
 
 /// Most threads of a pool: more than any machine has cores for. A system runs out of mappings for stacks at some ten
 /// thousand threads, and that ends the process.
@@ -45,7 +40,7 @@ pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<Worker>,
     /// Held for the length of a job: callers take turns.
-    turn: Mutex<Crowd>,
+    turn: Mutex<()>,
 }
 
 struct Worker {
@@ -106,7 +101,7 @@ impl Pool {
                 Some(Worker { thread: handle.thread().clone(), handle: Some(handle), asleep })
             })
             .collect();
-        Self { shared, workers, turn: Mutex::default() }
+        Self { shared, workers, turn: Mutex::new(()) }
     }
 
     /// How many threads take part, the caller included.
@@ -116,7 +111,7 @@ impl Pool {
 
     /// Runs `f(0)`, …, `f(tasks - 1)`, in no order, on this thread and the pool's, and returns when all have ended.
     ///
-    /// Concurrent calls take turns, but for those that do their job alone. A call from inside a task runs on the spot, one index after another.
+    /// Concurrent calls take turns. A call from inside a task runs on the spot, one index after another.
     ///
     /// # Panics
     /// With the first panic of a task, once no task runs any more; the tasks not yet begun are left out.
@@ -125,13 +120,7 @@ impl Pool {
             (0..tasks).for_each(f);
             return;
         }
-        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        if turn.alone() {
-            drop(turn);
-            (0..tasks).for_each(f);
-            return;
-        }
-        let began = Instant::now();
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: only the lifetime is erased. `finish` below waits until no worker is inside the job, and no worker
         // joins a closed one, so the pointer is not followed after this call.
         let task: *const Task<'static> = unsafe { std::mem::transmute::<&Task<'_>, &'static Task<'static>>(f) };
@@ -146,9 +135,7 @@ impl Pool {
             }
         }
         self.shared.work(f, tasks);
-        let worked = began.elapsed();
         self.shared.finish();
-        turn.ended(worked, began.elapsed().saturating_sub(worked));
         let panic = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(turn);
         if let Some(payload) = panic {
