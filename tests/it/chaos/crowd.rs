@@ -21,7 +21,7 @@ pub struct Worker {
     at: usize,
     pub peer: String,
     /// How far it is from the others, as its command line has it.
-    apart: Vec<&'static str>,
+    apart: Vec<String>,
     /// None while it is dead and buried.
     pub daemon: Option<Daemon>,
     /// Killed or stopped.
@@ -31,7 +31,7 @@ pub struct Worker {
 impl Worker {
     async fn start(&mut self, boot: &Daemon) {
         let launch = Launch::new().home(self.home.path()).bootstrap(boot).serve(long_model(), SPANS[self.at]);
-        self.daemon = Some(launch.args(&self.apart).start().await);
+        self.daemon = Some(launch.args(&strs(&self.apart)).start().await);
     }
 
     pub fn signal(&mut self, signal: Signal) {
@@ -69,6 +69,10 @@ impl Worker {
     }
 }
 
+fn strs(args: &[String]) -> Vec<&str> {
+    args.iter().map(String::as_str).collect()
+}
+
 /// All of them.
 pub struct Crowd {
     /// Where everybody starts from, and that ask. Nothing happens to these.
@@ -78,10 +82,10 @@ pub struct Crowd {
 
 impl Crowd {
     /// With a delay, everybody is so far apart, one way.
-    pub async fn start(delay: Option<&'static str>) -> Self {
-        let apart: Vec<&str> = delay.into_iter().flat_map(|delay| ["--line-delay", delay]).collect();
-        let boot = Launch::new().args(&apart).start().await;
-        let asker = Launch::new().args(&apart).bootstrap(&boot).start().await;
+    pub async fn start(delay: Option<&str>) -> Self {
+        let apart: Vec<String> = delay.map(|delay| format!("--line-delay={delay}")).into_iter().collect();
+        let boot = Launch::new().args(&strs(&apart)).start().await;
+        let asker = Launch::new().args(&strs(&apart)).bootstrap(&boot).start().await;
         let mut workers: Vec<Worker> = (0..HOLDERS * STAGES)
             .map(|n| Worker {
                 home: tempdir(),
