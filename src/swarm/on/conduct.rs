@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
 use quelea_behaviours::{
-    bans::{Ban, Bans, Full, Subject},
+    bans::{Ban, Bans, By, Full, Subject},
     conduct::{self, Deed},
     prefixes::DeniedCounts,
 };
@@ -15,6 +15,7 @@ use quelea_wire::{
 };
 use tokio::sync::oneshot;
 
+use super::ledger::GROUP;
 use crate::{storage::NotRecorded, swarm::driver::Driver};
 
 /// A gossip score that only floods of invalid messages reach: forty of them on one topic. Twenty-five honest peers behind one
@@ -28,10 +29,13 @@ const WRONG_MOST: u32 = 100;
 pub(crate) fn load(driver: &mut Driver, bans: Vec<Ban>) {
     let now = unix_ms();
     let (bans, left_out) = Bans::load(bans, now);
-    let in_force: Vec<Subject> = bans.in_force(now).map(|ban| ban.subject).collect();
+    let in_force: Vec<Ban> = bans.in_force(now).cloned().collect();
     driver.state.bans = bans;
     driver.state.bans_looked_at = now;
-    in_force.iter().for_each(|subject| enforce(driver, subject));
+    for ban in &in_force {
+        enforce(driver, &ban.subject);
+        be_wary(driver, ban);
+    }
     left_out.into_iter().for_each(|subject| forget(driver, subject));
 }
 
@@ -155,6 +159,7 @@ fn put(driver: &mut Driver, ban: Ban, displaced: Option<Subject>) {
         forget(driver, displaced);
     }
     enforce(driver, &ban.subject);
+    be_wary(driver, &ban);
     if let Some(Err(NotRecorded::QueueFull)) = driver.config.db.as_ref().map(|db| db.try_put_ban(ban)) {
         driver.config.telemetry.metrics.channel_full("storage");
     }
@@ -174,6 +179,17 @@ fn enforce(driver: &mut Driver, subject: &Subject) {
                 tracing::warn!(%range, "too many ranges are banned; this one is not refused");
             }
         }
+    }
+}
+
+/// Where many of a range were banned for fraud, others of it are let in half as fast for as long as they get no credit.
+fn be_wary(driver: &mut Driver, ban: &Ban) {
+    let now = unix_ms();
+    let range = ban.host.filter(|_| ban.by == By::Fraud).map(|host| Prefix::around(host.first(), GROUP));
+    let wary = range.and_then(|range| Some((range, driver.state.bans.wary_of(range, now)?)));
+    if let Some((range, until)) = wary {
+        let left = Duration::from_millis(until.saturating_sub(now));
+        driver.swarm.behaviour_mut().prefixes.be_wary(range, Instant::now() + left);
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
 const LEDGER: &str = "ledger";
 
 /// The bits of an address that its owner does not choose: a /24, and a /48 of IPv6, owe together.
-const GROUP: (u8, u8) = (24, 48);
+pub(super) const GROUP: (u8, u8) = (24, 48);
 
 /// The queue of packets to peers.
 const OUT: &str = "ledger_out";
