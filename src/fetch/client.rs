@@ -102,20 +102,19 @@ impl Web {
         body: Option<&[u8]>,
         limits: &Limits,
     ) -> Result<Fetched, FetchError> {
-        let time = limits.time.min(TIME_MAX);
-        let fetched = timeout(time, self.follow(request, body, limits, &|_| ready(Ok(())).boxed())).await;
-        fetched.unwrap_or(Err(FetchError::Slow(time)))
+        self.fetch_if(request, body, limits, &|_| ready(Ok(())).boxed()).await
     }
 
     /// As [`Web::fetch`], where `may` is asked of each address that a redirect leads to before anything is asked for there.
     pub(super) async fn fetch_if(
         &self,
         request: &FetchRequest,
+        body: Option<&[u8]>,
         limits: &Limits,
         may: &May<'_>,
     ) -> Result<Fetched, FetchError> {
         let time = limits.time.min(TIME_MAX);
-        timeout(time, self.follow(request, None, limits, may)).await.unwrap_or(Err(FetchError::Slow(time)))
+        timeout(time, self.follow(request, body, limits, may)).await.unwrap_or(Err(FetchError::Slow(time)))
     }
 
     async fn follow(

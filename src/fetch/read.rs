@@ -86,7 +86,7 @@ impl Reader {
         let request = FetchRequest { url: url.to_owned(), headers: [accept].into(), ..FetchRequest::default() };
         // A redirect may lead to a page that another site's rules are about.
         let may = |next: Url| async move { self.may(&next, limits).await }.boxed();
-        let fetched = self.web.fetch_if(&request, limits, &may).await?;
+        let fetched = self.web.fetch_if(&request, None, limits, &may).await?;
         self.made_text(fetched, max_bytes.min(TEXT_MAX)).await
     }
 
