@@ -139,7 +139,7 @@ async fn nineteen_of_twenty_lookups_succeed_though_three_of_ten_nodes_lie() {
     let addresses: Vec<Multiaddr> = (0..keys.len() as u64).map(|n| address(base + n)).collect();
 
     // What a liar says: validly signed, but by itself.
-    let (_, lie) = PeerRecord::sign(&keys[HONEST], &network, &[], 0, unix_ms(), 60_000).unwrap();
+    let (_, lie) = PeerRecord::sign(&keys[HONEST], &network, &[], 0, unix_ms(), 3_600_000).unwrap();
     for (i, key) in keys.iter().enumerate().skip(HONEST) {
         let mut behaviour =
             kad::Behaviour::with_config(ids[i], Lies(lie.clone()), kad::Config::new(network.protocol("kad", 1)));
@@ -169,7 +169,7 @@ async fn nineteen_of_twenty_lookups_succeed_though_three_of_ten_nodes_lie() {
     let mut puts = HashMap::new();
     let mut truths: Vec<(RecordKey, Vec<u8>)> = Vec::new();
     for (i, node) in honest.iter_mut().enumerate() {
-        let (_, signed) = PeerRecord::sign(&keys[i], &network, &[], 0, unix_ms(), 60_000).unwrap();
+        let (_, signed) = PeerRecord::sign(&keys[i], &network, &[], 0, unix_ms(), 3_600_000).unwrap();
         truths.push((open_key(i), format!("the truth about {i}").into_bytes()));
         truths.push((RecordKey::from(peer_key(&ids[i])), signed));
         for (key, value) in truths.iter().skip(2 * i) {

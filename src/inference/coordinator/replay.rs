@@ -198,7 +198,7 @@ impl ChainSession {
 }
 
 /// Where the rows end that a stage has computed.
-fn computed_by(state: &State) -> u32 {
+pub(super) fn computed_by(state: &State) -> u32 {
     let computing = state.totals.rows_in.saturating_sub(state.totals.rows_out);
     state.pos.saturating_sub(u32::try_from(computing).unwrap_or(u32::MAX))
 }

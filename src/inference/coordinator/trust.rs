@@ -15,7 +15,7 @@ use libp2p::PeerId;
 use quelea_behaviours::conduct::Deed;
 use quelea_shard::{
     commitment::{Commitment, Digest, Finding, Heard, Terms, Witness, digests},
-    frame::Commit,
+    frame::{Commit, Frame},
 };
 use quelea_wire::{ErrorCode, Profile, SpanRange};
 use tokio::{
@@ -24,7 +24,7 @@ use tokio::{
 };
 use tracing::Instrument as _;
 
-use super::{ChainSession, wait::Trouble};
+use super::{ChainSession, replay::computed_by, wait::Trouble};
 use crate::inference::{
     links::FromStage,
     plane::Plane,
@@ -36,6 +36,12 @@ pub(super) const UNCHECKED: usize = 1024;
 
 /// Between two looks whether who came in anew has committed: it does so as it computes.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// Between two times that it is asked how far it has computed.
+const ASK: Duration = Duration::from_millis(200);
+
+/// How long its commitment may take from then on, that it has computed all rows: others' wait to be signed, too.
+const SIGNING: Duration = Duration::from_secs(2);
 
 /// A session's [`Witness`], and what it has found.
 pub(super) struct Trust {
@@ -267,17 +273,28 @@ impl ChainSession {
     /// anything is made of its rows, that they are the same. Who does not sign in time is told of.
     pub(super) async fn vouched(&mut self) -> Result<(), Trouble> {
         let Some(trust) = self.trust.clone() else { return Ok(()) };
-        let deadline = Instant::now() + self.spec.step_timeout;
+        let mut deadline = Instant::now() + self.spec.step_timeout;
+        let mut asked = Instant::now();
         loop {
             trust.trouble()?;
             let unproven = trust.lock().witness.unproven(self.sent);
-            let Some(peer) = unproven else { return Ok(()) };
+            let Some(new) = unproven else { return Ok(()) };
             if Instant::now() >= deadline {
-                trust.withholds(&mut trust.lock(), peer);
+                trust.withholds(&mut trust.lock(), new);
                 return Ok(());
             }
-            if let Some((peer, frame)) = self.heard(deadline.min(Instant::now() + LOOK)).await? {
-                self.event(peer, FromStage::Frame(Box::new(frame)))?;
+            if asked.elapsed() >= ASK {
+                asked = Instant::now();
+                self.probe();
+            }
+            match self.heard(deadline.min(Instant::now() + LOOK)).await? {
+                Some((peer, Frame::State(state))) if peer == new && state.epoch == self.epoch => {
+                    if computed_by(&state) >= self.sent {
+                        deadline = deadline.min(Instant::now() + SIGNING);
+                    }
+                }
+                Some((peer, frame)) => self.event(peer, FromStage::Frame(Box::new(frame)))?,
+                None => {}
             }
         }
     }

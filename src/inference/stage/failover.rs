@@ -156,14 +156,18 @@ async fn relink(plane: Arc<Plane>, key: (PeerId, SessionId), open: quelea_shard:
 pub(super) fn resumed(plane: &Arc<Plane>, coordinator: PeerId, f: Resume) {
     let key = (coordinator, f.session);
     let mut tables = plane.stages.lock();
+    let signer = tables.signer.clone();
     let Some(entry) = tables.entries.get_mut(&key) else { return };
     let step = entry.machine.on(Instant::now(), Event::Resume(f));
-    let epoch = entry.machine.open().epoch;
-    let Entry { machine, held, .. } = &mut *entry;
+    let Entry { machine, held, control, .. } = &mut *entry;
+    let open = machine.open();
     if let (Act::Resume { from, until, roots_from }, Some(held)) = (step.act, held) {
-        held.roots.resumed(roots_from, held.is_last_stage(machine.open()).then_some(from));
+        let points = held.roots.resumed(roots_from, held.is_last_stage(open).then_some(from));
+        if open.ends.gives_logits == 0 {
+            signer.commit(control, open, points);
+        }
         if held.out.resume(from, until) {
-            replay(plane, &Handle::current(), key, epoch);
+            replay(plane, &Handle::current(), key, open.epoch);
         }
     }
     tables.done(key, step);

@@ -208,3 +208,32 @@ async fn one_that_does_not_sign_is_told_of_and_answers() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_takes_over_and_does_not_sign_is_not_waited_for_as_long_as_for_rows() {
+    let swarm = halves(&[1]).await;
+    let (used, spare) = swarm.in_use(1, 2).await;
+    swarm.workers[spare].plane.misbehave(Mischief::Silent);
+    let mut request = swarm.request("What is a relay?");
+    // More than wait for whoever asked while the stage is stopped.
+    request.max_tokens = 300;
+    let patience = request.step_timeout();
+    let (mut events, mut seen, mut summary) = (swarm.asker.ask(request), 0, None);
+    let Swarm { boot, mut workers, asker } = swarm;
+    let mut lost = Some(workers.remove(used));
+    while let Some(event) = events.recv().await {
+        seen += 1;
+        match event {
+            _ if seen == 40 => lost.take().unwrap().shutdown(Duration::ZERO).await,
+            InferEvent::Done { summary: all } => summary = Some(all),
+            InferEvent::Error { error } => panic!("{error}"),
+            _ => {}
+        }
+    }
+    let summary = summary.unwrap();
+    let [recovery] = summary.recoveries.as_slice() else { panic!("{:?}", summary.recoveries) };
+    assert!(recovery.recovery_s < patience.as_secs_f64() / 2.0, "{recovery:?}");
+    let told = asker.telemetry.metrics.scrape();
+    assert!(told.contains(r#"quelea_commitments_total{outcome="withheld"} 1"#), "{told}");
+    stop(workers.into_iter().chain([asker, boot])).await;
+}

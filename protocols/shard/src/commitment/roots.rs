@@ -65,12 +65,17 @@ impl Roots {
         self.first = None;
     }
 
-    /// The roots begin with row `first`; the last stage is also told where it begins to give rows back.
-    pub fn resumed(&mut self, first: u32, gives_back: Option<u32>) {
+    /// The roots begin with row `first`; the last stage is also told where it begins to give rows back. What is committed
+    /// to now: rows may have been computed before this was heard, and none may follow for as long as that is waited for. What
+    /// was committed to before is said once more, as it may have come when the epoch was over already.
+    pub fn resumed(&mut self, first: u32, gives_back: Option<u32>) -> Vec<Point> {
         if self.first.is_none() {
             self.gives_back = gives_back;
+            self.committed = self.committed.min(due(self.output.end()).saturating_sub(EVERY));
         }
         self.first = Some(first);
+        let at = self.due();
+        self.points(at)
     }
 
     /// Rows from `pos` on were computed. `last_of_chunk` when they are of a prompt, of which only the last row is wanted;
@@ -87,19 +92,30 @@ impl Roots {
         }
         self.input.append(pos, input);
         self.output.append(pos, output);
-        let (Some(first), end) = (self.first, self.output.end()) else { return Vec::new() };
-        let mut at: BTreeSet<u32> = BTreeSet::new();
-        let due = due(end);
-        let next = self.committed.max(first).checked_div(EVERY).unwrap_or(0).saturating_add(1).saturating_mul(EVERY);
-        at.extend((next..=due).step_by(usize::try_from(EVERY).unwrap_or(usize::MAX)));
-        self.committed = self.committed.max(due);
+        let end = self.output.end();
+        let mut at = self.due();
         if last_of_chunk {
             at.insert(end);
             at.extend(last_stage.then_some(end.saturating_sub(1)));
         }
+        self.points(at)
+    }
+
+    /// Where a commitment has fallen due, which it has from now on no more.
+    fn due(&mut self) -> BTreeSet<u32> {
+        let (Some(first), end) = (self.first, self.output.end()) else { return BTreeSet::new() };
+        let due = due(end);
+        let next = self.committed.max(first).checked_div(EVERY).unwrap_or(0).saturating_add(1).saturating_mul(EVERY);
+        let mut at: BTreeSet<u32> = (next..=due).step_by(usize::try_from(EVERY).unwrap_or(usize::MAX)).collect();
+        self.committed = self.committed.max(due);
         if self.gives_back.is_some_and(|rows| rows.saturating_add(SETTLED) <= end) {
             at.extend(self.gives_back.take());
         }
+        at
+    }
+
+    fn points(&mut self, at: BTreeSet<u32>) -> Vec<Point> {
+        let Some(first) = self.first else { return Vec::new() };
         at.into_iter().filter_map(|rows| self.point(first, rows)).collect()
     }
 

@@ -145,6 +145,14 @@ impl Sim {
         }
     }
 
+    /// The coordinator tells the stage at `n` to go on, the last one giving rows back from `wanted` on.
+    fn resume(&mut self, n: usize, wanted: usize) {
+        let (is_last, epoch, first) = (n + 1 == self.stages.len(), self.epoch, self.first as u32);
+        let stage = &mut self.stages[n];
+        let points = stage.roots.resumed(first, is_last.then_some(wanted as u32));
+        stage.unread.extend(points.iter().map(|point| commitment(stage.span, epoch, point)));
+    }
+
     /// Another takes the place of the stage at `n`; rows from `wanted` on are to come back.
     fn replace(&mut self, n: usize, wanted: usize, rewound: bool) {
         self.epoch += 1;
@@ -166,28 +174,29 @@ impl Sim {
             }
             lacks = stage.out.len();
         }
-        let last = self.stages.len() - 1;
         for n in 0..self.stages.len() {
             let mut told = self.rng.random_bool(0.7);
-            let tell = |sim: &mut Self| {
-                let from = (n == last).then_some(wanted as u32);
-                sim.stages[n].roots.resumed(sim.first as u32, from);
-            };
             if told {
-                tell(self);
+                self.resume(n, wanted);
             }
             while self.stages[n].out.len() < self.ids.len() {
                 let pos = self.stages[n].out.len();
                 let end = (pos + self.rng.random_range(1..=64)).min(self.ids.len());
                 self.compute(n, pos, end, false);
-                if !told {
-                    (told, ()) = (true, tell(self));
+                if !told && self.rng.random_bool(0.5) {
+                    (told, ()) = (true, self.resume(n, wanted));
                 }
                 self.listen(2);
             }
             if !told {
-                tell(self);
+                self.resume(n, wanted);
             }
+        }
+        // What the coordinator waits for comes of itself, without another row.
+        if self.rng.random_bool(0.5) {
+            self.listen(1);
+            let unproven = self.witness.unproven(self.ids.len() as u32);
+            assert!(unproven.is_none() || !self.found.is_empty(), "{n} of {} rows: {unproven:?}", self.ids.len());
         }
         if wanted < self.ids.len() {
             self.come_back(wanted, self.ids.len());
