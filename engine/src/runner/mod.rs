@@ -12,8 +12,9 @@
 //! wrong goes without a word of its own.
 //!
 //! Where a backend's numbers depend on the batch ([`Stage::is_exact`] says no), the jobs of a tick are computed one by
-//! one in the same order. Where they do not, the thread waits a moment (a quarter of the last batch's time at most) for
-//! sessions that came back so quickly the last time, so that sessions share batches instead of taking turns.
+//! one in the same order. Where they do not, the thread waits a moment (a quarter of the last batch's time at most; more
+//! where cores are short, see `pace`) for sessions that came back so quickly the last time, so that sessions share batches
+//! instead of taking turns.
 //!
 //! A job may give token ids where the stage holds the embedding, and ask for logits where it holds the head: the head's
 //! product is shared, too. A session over no layers does only that.
@@ -53,6 +54,7 @@
 )]
 
 mod job;
+mod pace;
 mod pages;
 mod prefix;
 mod session;

@@ -52,6 +52,8 @@ impl Rows for Cache {
 
 pub(super) struct Session<C> {
     pub(super) scope: Scope,
+    /// Whether it begins with the model's first layer.
+    pub(super) leads: bool,
     /// When its last prefill was taken, or it was opened, in prefills.
     pub(super) prefilled: u64,
     /// Pages of its own, used or not. With `shared` always as many as it was opened for.
@@ -70,6 +72,8 @@ pub(super) struct Session<C> {
     /// When its last job was answered, and how long it took to come back with a decode after the one before.
     pub(super) answered: Option<Instant>,
     pub(super) returns_after: Option<Duration>,
+    /// When its last decode came, and the one before.
+    pub(super) came: [Option<Instant>; 2],
     pub(super) on_event: Option<OnEvent>,
 }
 

@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     AdmissionError, Job, OnEvent, Phase, RunnerConfig, SessionId, SubmitError, Totals,
+    pace::{Pace, Spent},
     pages::Pages,
     prefix::{PrefixKey, PrefixKeys, Scope},
     session::{Item, Pending, Rows, Session},
@@ -16,10 +17,6 @@ use crate::{MAX_BATCH_ROWS, MAX_ROWS};
 
 /// Rows of decode jobs in a tick: the rest of a batch is kept for a chunk of a prompt.
 pub(super) const MAX_DECODE_ROWS: usize = MAX_BATCH_ROWS - MAX_ROWS;
-
-/// The thread waits at most this part of the last batch's time for sessions that are about to come back with their next
-/// token, so that they share a batch instead of taking turns.
-const GATHER_SHARE: u32 = 4;
 
 pub(super) struct Sessions<C: Rows> {
     config: RunnerConfig,
@@ -37,8 +34,7 @@ pub(super) struct Sessions<C: Rows> {
     /// Prefills taken so far.
     prefills: u64,
     totals: Totals,
-    /// How long the last batch took.
-    last_batch: Duration,
+    pace: Pace,
 }
 
 /// A job taken out of its queue, with the session's cache.
@@ -57,6 +53,8 @@ pub(super) struct Done<C> {
 /// What a session is opened with.
 pub(super) struct Opening<C> {
     pub(super) scope: Scope,
+    /// Whether it begins with the model's first layer.
+    pub(super) leads: bool,
     pub(super) pages: u32,
     pub(super) prefix: PrefixKeys,
     pub(super) cache: C,
@@ -80,7 +78,7 @@ impl<C: Rows> Sessions<C> {
             last_prefill: None,
             prefills: 0,
             totals: Totals::default(),
-            last_batch: Duration::ZERO,
+            pace: Pace::default(),
         }
     }
 
@@ -92,7 +90,7 @@ impl<C: Rows> Sessions<C> {
         now: Instant,
         evicted: &mut Evicted,
     ) -> Result<(SessionId, usize), AdmissionError> {
-        let Opening { scope, pages, prefix, mut cache, on_event } = new;
+        let Opening { scope, leads, pages, prefix, mut cache, on_event } = new;
         // A session that shares pages may have to go, see `cut`: it must hear of that.
         // And a page that it may not fill is not for others.
         let named = if on_event.is_some() { pages as usize } else { 0 };
@@ -117,6 +115,7 @@ impl<C: Rows> Sessions<C> {
         self.totals.reused_rows = self.totals.reused_rows.saturating_add(rows as u64);
         let session = Session {
             scope,
+            leads,
             prefilled: self.prefills,
             own,
             keys,
@@ -128,6 +127,7 @@ impl<C: Rows> Sessions<C> {
             active: now,
             answered: None,
             returns_after: None,
+            came: [None; 2],
             on_event,
         };
         self.open.insert(id, session);
@@ -217,6 +217,7 @@ impl<C: Rows> Sessions<C> {
         session.active = now;
         if job.phase == Phase::Decode && session.queue.is_empty() {
             session.returns_after = session.answered.take().map(|at| now.saturating_duration_since(at));
+            session.came = [Some(now), session.came[0]];
         }
         session.queue.push_back(Item::Run(Pending { job, since: now, rows, number: self.next_job }));
         self.next_job = self.next_job.wrapping_add(1);
@@ -347,16 +348,16 @@ impl<C: Rows> Sessions<C> {
         }
     }
 
-    /// Brings a batch's caches back and counts its jobs as answered: `rows` rows that took `compute`.
+    /// Brings a batch's caches back and counts its jobs as answered: `rows` rows that took `spent`.
     pub(super) fn bring_back(
         &mut self,
         caches: impl IntoIterator<Item = Done<C>>,
         rows: usize,
-        compute: Duration,
+        spent: Spent,
         now: Instant,
         evicted: &mut Evicted,
     ) {
-        self.last_batch = compute;
+        self.pace.batch(spent);
         self.totals.batches = self.totals.batches.saturating_add(1);
         self.totals.rows = self.totals.rows.saturating_add(rows as u64);
         for Done { session: id, cache, ok } in caches {
@@ -387,15 +388,20 @@ impl<C: Rows> Sessions<C> {
         }
     }
 
-    /// For how long to wait for sessions that will soon be back with another token, judging by their last.
+    /// For how long to wait for sessions that will soon be back with another token, judging by their last: for those that
+    /// come back at once, and for those that come together with one that is here.
     pub(super) fn others_come(&self, now: Instant) -> Option<Duration> {
-        let patience = self.last_batch.checked_div(GATHER_SHARE)?;
-        let back_in = |session: &Session<C>| {
-            let (at, after) = (session.answered?, session.returns_after?);
-            let until = at.checked_add(after.saturating_mul(2).min(patience))?;
-            (session.is_idle() && after <= patience).then(|| until.saturating_duration_since(now))
-        };
-        self.open.values().filter_map(back_in).max().filter(|soon| !soon.is_zero())
+        let back_in =
+            |session: &Session<C>| self.pace.wait(session.leads, session.answered?, session.returns_after?, now);
+        let idle = || self.open.values().filter(|session| session.is_idle());
+        let here =
+            self.open.values().filter(|session| session.front().is_some()).filter_map(|session| match session.came {
+                [Some(now), Some(before)] => Some((now, before)),
+                _ => None,
+            });
+        let others = idle().filter_map(|session| session.came[0]);
+        let soon = idle().filter_map(back_in).max().max(self.pace.companions(here, others, now));
+        soon.filter(|soon| !soon.is_zero())
     }
 }
 

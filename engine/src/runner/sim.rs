@@ -11,7 +11,9 @@ use proptest::prelude::*;
 
 use super::{
     AdmissionError, Input, Job, JobError, Phase, PrefixKey, PrefixKeys, RunnerConfig, SessionEvent, SessionId,
-    SubmitError, Want, pages_for,
+    SubmitError, Want,
+    pace::Spent,
+    pages_for,
     prefix::Scope,
     session::Rows,
     sessions::{Done, MAX_DECODE_ROWS, Opening, Sessions},
@@ -168,6 +170,7 @@ impl World {
         let named = keys.len();
         let opening = Opening {
             scope: Scope { group, first: 0, layers: 1 },
+            leads: true,
             pages,
             prefix: PrefixKeys::from_keys(keys, max_rows as u32 - 1),
             cache: Book(Vec::new()),
@@ -269,7 +272,8 @@ impl World {
             if close { self.close(id) } else { self.trim(id, 40) }
         }
         let (total, mut evicted) = (done.len(), Vec::new());
-        self.sessions.bring_back(done, total, Duration::from_millis(1), self.now, &mut evicted);
+        let spent = Spent { wall: Duration::from_millis(1), on_core: None };
+        self.sessions.bring_back(done, total, spent, self.now, &mut evicted);
         self.tell(evicted);
         replies.into_iter().for_each(|reply| reply(Err(JobError::Closed)));
     }

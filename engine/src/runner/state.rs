@@ -2,12 +2,14 @@
 
 use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use super::{
     AdmissionError, Input, Job, Load, Opened, PrefixKey, PrefixKeys, RunnerConfig, SessionEvent, SessionId,
-    SessionSpec, SubmitError, Want, pages_for,
+    SessionSpec, SubmitError, Want,
+    pace::Spent,
+    pages_for,
     prefix::Scope,
     sessions::{Done, Evicted, Opening, Sessions, Taken},
 };
@@ -69,7 +71,8 @@ impl Shared {
         let pages = if scope.layers == 0 { 0 } else { pages_for(max_rows) };
         // Rows that others computed are as good as one's own only where the numbers depend on nothing else.
         let prefix = if self.stage.is_exact() { prefix } else { PrefixKeys::default() };
-        let new = Opening { scope, pages, prefix, cache, on_event };
+        let leads = scope.layers > 0 && self.stage.span().layers.start.checked_add(first) == Some(0);
+        let new = Opening { scope, leads, pages, prefix, cache, on_event };
         self.with(|state, evicted| {
             if state.stopping {
                 return Err(AdmissionError::Stopped);
@@ -175,8 +178,8 @@ impl Shared {
         self.with(|state, evicted| state.sessions.take(id, evicted))
     }
 
-    /// Brings a batch's caches back and counts its jobs as answered: `rows` rows that took `compute`.
-    pub(super) fn bring_back(&self, caches: Vec<Done<Cache>>, rows: usize, compute: Duration) {
-        self.with(|state, evicted| state.sessions.bring_back(caches, rows, compute, Instant::now(), evicted));
+    /// Brings a batch's caches back and counts its jobs as answered: `rows` rows that took `spent`.
+    pub(super) fn bring_back(&self, caches: Vec<Done<Cache>>, rows: usize, spent: Spent) {
+        self.with(|state, evicted| state.sessions.bring_back(caches, rows, spent, Instant::now(), evicted));
     }
 }

@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     Input, JobError, Output, Want,
+    pace::Stopwatch,
     session::Pending,
     sessions::{Done, Taken},
     state::{Next, Shared},
@@ -49,22 +50,23 @@ fn answer(shared: &Shared, taken: Vec<Taken<Cache>>) {
         return;
     }
     let stage = &shared.stage;
-    let start = Instant::now();
+    let watch = Stopwatch::start();
+    let start = watch.start;
     let mut batch: Vec<Running> = taken.into_iter().map(|taken| begin(stage, taken, start)).collect();
     let good = batch.iter().filter(|running| running.error.is_none());
     let total: usize = good.map(|running| running.pending.rows).sum();
     layers(stage, &mut batch);
     logits(stage, &mut batch);
-    let compute = start.elapsed();
+    let spent = watch.stop();
 
     let (mut caches, mut answers) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
     for Running { pending, cache, rows, error } in batch {
         caches.push(Done { session: pending.job.session, cache, ok: error.is_none() });
-        let compute = share(compute, pending.rows, total);
+        let compute = share(spent.wall, pending.rows, total);
         let queued = start.saturating_duration_since(pending.since);
         answers.push((pending.job.reply, error.map_or(Ok(Output { rows, compute, queued }), Err)));
     }
-    shared.bring_back(caches, total, compute);
+    shared.bring_back(caches, total, spent);
     answers.into_iter().for_each(|(reply, answer)| reply(answer));
 }
 

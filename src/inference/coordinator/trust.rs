@@ -288,10 +288,10 @@ impl ChainSession {
                 self.probe();
             }
             match self.heard(deadline.min(Instant::now() + LOOK)).await? {
-                Some((peer, Frame::State(state))) if peer == new && state.epoch == self.epoch => {
-                    if computed_by(&state) >= self.sent {
-                        deadline = deadline.min(Instant::now() + SIGNING);
-                    }
+                Some((peer, Frame::State(state)))
+                    if peer == new && state.epoch == self.epoch && computed_by(&state) >= self.sent =>
+                {
+                    deadline = deadline.min(Instant::now() + SIGNING);
                 }
                 Some((peer, frame)) => self.event(peer, FromStage::Frame(Box::new(frame)))?,
                 None => {}
