@@ -45,6 +45,8 @@ pub(crate) struct Door {
     pub(crate) at: SocketAddr,
     /// Nobody needs to show anything.
     pub(crate) open: bool,
+    /// Whether there is a page to get into.
+    pub(crate) page: bool,
 }
 
 impl Door {
@@ -128,6 +130,10 @@ struct Revoke {
 /// Makes a code that opens the page once, within five minutes.
 #[utoipa::path(post, path = "/api/v1/login/code", responses((status = 200, body = LoginCode)))]
 async fn code(State(state): State<ApiState>) -> Response {
+    if !state.door.page {
+        let error = InferError::new(ErrorCode::NotFound, "this node serves no page");
+        return refuse(&error.hint("it was started with --no-ui; commands and the API work").not_retryable());
+    }
     match state.door.sessions.code(Instant::now()) {
         Ok(code) => {
             let url = format!("{}#login={code}", state.door.url());

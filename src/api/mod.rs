@@ -54,6 +54,7 @@ mod openapi;
 mod page;
 mod peers;
 mod plan;
+mod request_id;
 mod serve;
 mod services;
 pub(crate) mod shape;
@@ -185,7 +186,7 @@ fn router(state: ApiState) -> Router {
         .route("/api/v1/config", get(config::config))
         .route("/api/v1/config/set", post(config::set))
         .merge(login::routes())
-        .merge(page::routes())
+        .merge(if state.door.page { page::routes() } else { Router::new() })
         .route("/api/v1/store/backup", post(store::backup))
         .route("/api/v1/broadcast", post(broadcast::broadcast))
         .route("/api/v1/infer", post(infer))
@@ -204,6 +205,7 @@ fn router(state: ApiState) -> Router {
         .fallback(|| async { failure(StatusCode::NOT_FOUND, &InferError::new(ErrorCode::Usage, "no such route")) })
         .layer(middleware::from_fn(shape::errors))
         .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(middleware::from_fn(request_id::name))
         .layer(middleware::from_fn_with_state(state.telemetry.metrics.clone(), measure::measure))
         .with_state(state)
 }

@@ -113,10 +113,15 @@ pub(crate) enum Command {
     /// Who would answer a request, how fast, and why; what is missing if nobody can
     Plan(Box<PlanArgs>),
     /// This node's peer id and addresses, or what is known of another
-    #[command(after_help = "Examples:\n  quelea id\n  quelea id --json\n  quelea id 12D3KooW…")]
+    #[command(
+        after_help = "Examples:\n  quelea id\n  quelea id --json\n  quelea id 12D3KooW…\n  quelea id --format '{peer_id}'"
+    )]
     Id {
         /// Another node's peer id
         peer: Option<String>,
+        /// Print this, with the answer's fields in braces: '{peer_id} {addresses}' (see --json for their names)
+        #[arg(long, value_name = "TEXT", conflicts_with = "json")]
+        format: Option<String>,
     },
     /// What the node is doing: peers, spans, sessions
     #[command(after_help = "Examples:\n  quelea status\n  quelea status --watch\n  quelea status --json")]

@@ -65,7 +65,7 @@ pub(super) async fn run(global: &Global, args: DaemonArgs, logs: Option<LogTail>
     let file = config::Live::new(std::env::args_os().collect(), path, home.clone(), &args.effective);
     let mut settings = settings(home, args)?;
     settings.shown = Shown { config, file: Some(Arc::new(file)), logs };
-    let home = settings.keep.clone();
+    let (home, page) = (settings.keep.clone(), settings.page);
     let node = tokio::select! {
         started = Node::start(settings) => started?,
         // Nothing is under way yet that would want a goodbye.
@@ -73,7 +73,7 @@ pub(super) async fn run(global: &Global, args: DaemonArgs, logs: Option<LogTail>
         _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
     };
     node.count_panics();
-    greet(&node, &home).await?;
+    greet(&node, &home, page).await?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let grace = tokio::select! {
         _ = interrupt.recv() => GRACE,
@@ -175,6 +175,7 @@ pub(super) fn settings(home: Home, args: DaemonArgs) -> Result<Settings, CliErro
         api: Some(reaches_who_may(bind(args.api_listen, API_PORT), &api_home, args.api_access.insecure_no_auth)?),
         api_hosts: args.api_access.api_host,
         api_open: args.api_access.insecure_no_auth,
+        page: !args.api_access.no_ui,
         shown: Shown::default(),
     })
 }
@@ -218,7 +219,7 @@ fn reaches_who_may(bind: Bind, home: &Home, open: bool) -> Result<Bind, CliError
 }
 
 /// What a person, or a script that starts nodes, needs to know. On stdout; everything later goes to the log.
-async fn greet(node: &Node, keep: &Keep) -> Result<(), CliError> {
+async fn greet(node: &Node, keep: &Keep, page: bool) -> Result<(), CliError> {
     data_line(&format!("quelea {}", env!("CARGO_PKG_VERSION")))?;
     data_line(&format!("peer id:  {}", node.peer_id()))?;
     for addr in node.addresses().await {
@@ -229,7 +230,9 @@ async fn greet(node: &Node, keep: &Keep) -> Result<(), CliError> {
     }
     if let Some(addr) = node.api_addr() {
         data_line(&format!("api:      http://{addr}"))?;
-        data_line("page:     'quelea ui' opens it")?;
+        if page {
+            data_line("page:     'quelea ui' opens it")?;
+        }
     }
     if let Some(addr) = node.metrics_addr() {
         data_line(&format!("metrics:  http://{addr}/metrics"))?;

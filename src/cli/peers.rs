@@ -81,13 +81,18 @@ pub(super) async fn bootstrap(global: &Global, command: BootstrapCommand) -> Res
 }
 
 /// What is known of one peer.
-pub(super) async fn info(global: &Global, peer: &str) -> Result<ExitCode, CliError> {
+/// The route that tells of a peer.
+pub(super) fn route(peer: &str) -> Result<String, CliError> {
     // Anything but the characters of an id would be another route.
     if peer.is_empty() || !peer.chars().all(|c| c.is_ascii_alphanumeric()) {
         let message = format!("{:?} is not a peer id", printable(peer));
         return Err(CliError::new(ErrorCode::Usage, message).hint("'quelea peers known' shows those of known peers"));
     }
-    let answer = Daemon::find(global)?.get(&format!("/api/v1/peers/{peer}")).await?;
+    Ok(format!("/api/v1/peers/{peer}"))
+}
+
+pub(super) async fn info(global: &Global, peer: &str) -> Result<ExitCode, CliError> {
+    let answer = Daemon::find(global)?.get(&route(peer)?).await?;
     let connection = &answer["connection"];
     let mut lines = vec![
         format!("peer id    {}", shown(&answer["peer_id"])),

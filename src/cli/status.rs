@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use quelea_wire::ErrorCode;
 use serde_json::Value;
 
 use super::{
@@ -10,6 +11,7 @@ use super::{
     exit::CliError,
     infer::short,
     output::{data_line, printable},
+    peers,
     table::Listing,
     watch,
 };
@@ -25,6 +27,37 @@ pub(super) async fn id(global: &Global) -> Result<ExitCode, CliError> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// `quelea id --format`: what is asked for of this node, or of another.
+pub(super) async fn fields(global: &Global, peer: Option<&str>, format: &str) -> Result<ExitCode, CliError> {
+    let route = peer.map_or_else(|| Ok("/api/v1/id".to_owned()), peers::route)?;
+    let answer = Daemon::find(global)?.get(&route).await?;
+    data_line(&filled(format, &answer)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A text with an answer's fields in the place of their names in braces; those of a list stand side by side.
+fn filled(format: &str, answer: &Value) -> Result<String, CliError> {
+    let mut parts = format.split('{');
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (name, rest) = part.split_once('}').ok_or_else(|| {
+            CliError::new(ErrorCode::Usage, format!("in --format, '{{{}' has no '}}'", printable(part)))
+        })?;
+        let Some(field) = answer.get(name) else {
+            let names: Vec<&str> = answer.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+            let message = format!("in --format, {:?} is no field; there are {}", printable(name), names.join(", "));
+            return Err(CliError::new(ErrorCode::Usage, message));
+        };
+        let word = |value: &Value| value.as_str().map_or_else(|| value.to_string(), printable);
+        match field.as_array() {
+            Some(all) => text.push_str(&all.iter().map(word).collect::<Vec<_>>().join(" ")),
+            None => text.push_str(&word(field)),
+        }
+        text.push_str(rest);
+    }
+    Ok(text)
 }
 
 pub(super) async fn status(global: &Global, watch: WatchArg) -> Result<ExitCode, CliError> {
@@ -84,4 +117,25 @@ fn text(value: &Value) -> &str {
 
 fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn fields_stand_where_their_names_did() {
+        let answer =
+            json!({ "peer_id": "12D3", "addresses": ["/ip4/1", "/ip4/2"], "conduct": 0.5, "agent": "a\u{1b}b" });
+        let filled = |format: &str| filled(format, &answer);
+        assert_eq!(filled("{peer_id}").unwrap(), "12D3");
+        assert_eq!(filled("id={peer_id} at {addresses}, {conduct}!").unwrap(), "id=12D3 at /ip4/1 /ip4/2, 0.5!");
+        assert_eq!(filled("none").unwrap(), "none");
+        assert!(!filled("{agent}").unwrap().contains('\u{1b}'), "a stranger's word");
+        let unknown = filled("{peer}").unwrap_err();
+        assert!(unknown.message.contains("peer_id, addresses"), "{}", unknown.message);
+        assert!(filled("{peer_id").unwrap_err().message.contains("has no '}'"));
+    }
 }

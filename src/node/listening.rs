@@ -61,7 +61,7 @@ impl Node {
         self.api_addr = Some(addr);
         let (tokens, sessions) = (Arc::new(tokens), Arc::new(Sessions::default()));
         let access = Access::new(&token, tokens.clone(), sessions.clone(), addr).with(settings.api_hosts.clone(), open);
-        let door = Door { tokens, sessions, at: addr, open };
+        let door = Door { tokens, sessions, at: addr, open, page: settings.page };
         let shown = settings.shown.clone();
         tokio::spawn(watching::keep_history(self.telemetry.clone(), stopping.clone()));
         if let Some(tail) = shown.logs.clone() {

@@ -164,6 +164,8 @@ pub(crate) struct Settings {
     pub(crate) api_hosts: Vec<String>,
     /// Whether everybody who reaches it may do everything.
     pub(crate) api_open: bool,
+    /// Whether the web page is served beside it.
+    pub(crate) page: bool,
     /// What the API shows of the process.
     pub(crate) shown: Shown,
 }
@@ -218,6 +220,7 @@ impl Settings {
             api: None,
             api_hosts: Vec::new(),
             api_open: false,
+            page: true,
             shown: Shown::default(),
         }
     }

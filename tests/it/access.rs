@@ -99,8 +99,10 @@ async fn tokens_outlive_the_daemon_and_are_made_without_one() {
     refused.says(&["token", "loopback"]);
     let open = Launch::new().args(&["--insecure-no-auth"]).start().await;
     let api = Api::of(&open);
-    let anybody = api.client.get(format!("{}/api/v1/status", api.base)).send().await.unwrap();
+    let anybody =
+        api.client.get(format!("{}/api/v1/status", api.base)).header("x-request-id", "mine").send().await.unwrap();
     assert_eq!(anybody.status(), StatusCode::OK);
+    assert_eq!(anybody.headers()["x-request-id"], "mine");
     let page = api.client.get(format!("{}/api/v1/status", api.base)).header("origin", "http://evil.example");
     assert_eq!(page.send().await.unwrap().status(), StatusCode::FORBIDDEN, "pages are no guests, all the same");
 }
@@ -122,6 +124,24 @@ async fn wrong_words_to_token_are_told() {
     }
     quelea(&["token", "revoke", "nobody", "--data-dir", dir]).await.expect(5).says(&["nobody"]);
     quelea(&["ui", "--print", "--data-dir", dir]).await.expect(3).says(&["no daemon"]);
+}
+
+#[tokio::test]
+async fn without_a_page_the_api_answers_all_the_same() {
+    let daemon = Launch::new().args(&["--no-ui"]).start().await;
+    let api = Api::of(&daemon);
+    assert!(!daemon.greeting().contains("quelea ui"), "{}", daemon.greeting());
+    let status = async |path: &str| api.client.get(format!("{}{path}", api.base)).send().await.unwrap().status();
+    // Nobody comes by without a token; with one there is nothing.
+    assert_eq!(status("/api/v1/status").await, StatusCode::UNAUTHORIZED);
+    for path in ["/", "/favicon.svg", "/assets/index.js"] {
+        assert!(!status(path).await.is_success(), "{path}");
+    }
+    daemon.command(&["ui", "--print"]).await.expect(5).says(&["serves no page", "--no-ui"]);
+    let peer = daemon.command(&["id", "--format", "{peer_id}"]).await.expect(0).stdout;
+    assert_eq!(peer.trim(), daemon.peer());
+    daemon.command(&["id", "--format", "{nothing}"]).await.expect(2).says(&["peer_id", "addresses"]);
+    daemon.command(&["id", "../status", "--format", "{peer_id}"]).await.expect(2).says(&["not a peer id"]);
 }
 
 #[tokio::test]

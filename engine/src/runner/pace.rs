@@ -100,8 +100,9 @@ impl Pace {
         };
         let here = here.into_iter().map(|(came, before)| (came, before, before));
         let (first, from, to) = here.reduce(|all, (came, before, _)| span(all, (came, before)))?;
-        let together = |came: Instant| came + patience >= from && came <= to + patience;
-        others.into_iter().any(together).then(|| (first + patience).saturating_duration_since(now))
+        let apart = |came: Instant| from.saturating_duration_since(came).max(came.saturating_duration_since(to));
+        let waited = now.saturating_duration_since(first);
+        others.into_iter().any(|came| apart(came) <= patience).then(|| patience.saturating_sub(waited))
     }
 }
 

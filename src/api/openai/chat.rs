@@ -258,7 +258,7 @@ fn message(about: &About, text: &str) -> (Value, bool) {
         match piece {
             Piece::Text(text) => content.push_str(&text),
             Piece::Call { name, arguments } => calls.push(json!({
-                "id": super::new_id("call_"),
+                "id": crate::api::request_id::made("call_"),
                 "type": "function",
                 "function": { "name": name, "arguments": arguments },
             })),

@@ -41,14 +41,13 @@ use axum::{
     Router,
     body::Bytes,
     extract::{Request, rejection::BytesRejection},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 use quelea_wire::TraceParent;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tracing::Instrument as _;
 
 pub(super) use self::error::{ApiError, OpenAiFailure};
 use super::{ApiState, trace_of};
@@ -72,11 +71,6 @@ const ASKED_FOR: Duration = Duration::from_millis(1500);
 
 /// Longest error of what stands before the routes.
 const MAX_ERROR: usize = 64 << 10;
-
-/// Longest request id that is taken over from a client.
-const MAX_REQUEST_ID: usize = 128;
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What the routes share, whoever listens.
 pub(super) struct OpenAi {
@@ -157,7 +151,6 @@ pub(super) fn routes(state: &ApiState) -> Router<ApiState> {
         .route("/v1", get(nothing))
         .route("/v1/{*rest}", get(nothing).post(nothing).put(nothing).patch(nothing).delete(nothing))
         .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn(request_id))
 }
 
 async fn nothing(request: Request) -> ApiError {
@@ -167,25 +160,6 @@ async fn nothing(request: Request) -> ApiError {
 async fn wrong_method(request: Request) -> ApiError {
     let message = format!("{} does not take {}", request.uri().path(), request.method());
     ApiError::invalid(message).with_status(StatusCode::METHOD_NOT_ALLOWED)
-}
-
-/// A request's id comes back: the client's own, where it is a plain word, or one that is made here.
-async fn request_id(request: Request, next: Next) -> Response {
-    let given = request.headers().get(&REQUEST_ID).and_then(|id| id.to_str().ok());
-    let plain = |id: &&str| !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.bytes().all(|b| b.is_ascii_graphic());
-    let id = given.filter(plain).map_or_else(|| new_id("req_"), str::to_owned);
-    // Its log lines have it. At the level of errors, so that no filter that shows a line takes it away.
-    let log = tracing::error_span!("http", request_id = %id);
-    let mut response = next.run(request).instrument(log).await;
-    if let Ok(id) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(REQUEST_ID, id);
-    }
-    response
-}
-
-/// An id that nothing else has.
-fn new_id(prefix: &str) -> String {
-    format!("{prefix}{}", hex::encode(rand::random::<[u8; 12]>()))
 }
 
 /// A body, or why there is none.

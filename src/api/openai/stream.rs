@@ -293,7 +293,7 @@ impl Sse {
             let at = self.called.get_mut(index).map_or(0, |count| std::mem::replace(count, *count + 1));
             let first = json!({
                 "index": at,
-                "id": super::new_id("call_"),
+                "id": crate::api::request_id::made("call_"),
                 "type": "function",
                 "function": { "name": name, "arguments": "" },
             });
@@ -347,7 +347,7 @@ impl About {
         let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
         Self {
             kind,
-            id: super::new_id(kind.prefix()),
+            id: crate::api::request_id::made(kind.prefix()),
             created: now.map_or(0, |now| now.as_secs()),
             model,
             fingerprint: fingerprint(id),

@@ -14,6 +14,9 @@ pub(crate) struct ApiArgs {
     /// Let everybody who reaches the API do everything, without a token
     #[arg(long)]
     pub(crate) insecure_no_auth: bool,
+    /// Serve the API without the web page
+    #[arg(long)]
+    pub(crate) no_ui: bool,
 }
 
 /// `quelea ui`.
