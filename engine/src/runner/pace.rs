@@ -1,11 +1,11 @@
 //! How long batches take, and how long to wait for sessions that will soon be back with another token.
 //!
 //! Sessions that share a batch have the weights read once. Those that come back together, one after another over a link,
-//! stay together; those that do not take turns, each with a pass over the weights of its own. Where every stage of a chain has cores of its own this
-//! is no loss: while one stage computes some sessions the next computes the others. Where stages share cores it is: what
-//! one computes, the other waits for. A thread that is kept from its core for a good part of its batches therefore waits
-//! for all sessions, once, and they go through the chain together from then on. Only a stage that has the first layer does:
-//! two that wait for each other's sessions would gain nothing.
+//! stay together; those that do not take turns, each with a pass over the weights of its own. Where every stage of a chain
+//! has cores of its own this is no loss: while one stage computes some sessions the next computes the others. Where stages
+//! share cores it is: what one computes, the other waits for. A thread that is kept from its core for a good part of its
+//! batches therefore waits for all sessions now and then, and they go through the chain together from then on. Only a stage
+//! that has the first layer does: two that wait for each other's sessions would gain nothing.
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,9 @@ const SHORT: u32 = 4;
 
 /// The same, where cores are short: as many times the last batch's time.
 const LONG: u32 = 4;
+
+/// Only before every so many batches: a session that stays away is waited for in vain, and may mean to be.
+const LONG_EVERY: u64 = 8;
 
 /// Cores are short where so much of the time of batches passes without this thread.
 const CROWDED: f64 = 0.2;
@@ -64,12 +67,14 @@ pub(super) struct Pace {
     last: Duration,
     /// The part of the batches' time that passes without this thread, lately.
     kept_out: f64,
+    batches: u64,
 }
 
 impl Pace {
     /// A batch took so long.
     pub(super) fn batch(&mut self, spent: Spent) {
         self.last = spent.wall;
+        self.batches = self.batches.wrapping_add(1);
         if let Some(on_core) = spent.on_core.filter(|_| !spent.wall.is_zero()) {
             let kept_out = 1.0 - on_core.as_secs_f64() / spent.wall.as_secs_f64();
             self.kept_out += (kept_out.clamp(0.0, 1.0) - self.kept_out) * SMOOTHING;
@@ -79,7 +84,7 @@ impl Pace {
     /// How long to wait from now on for a session that was answered at `answered` and took `after` to come back the last
     /// time; `leads` where it begins here with the first layer.
     pub(super) fn wait(&self, leads: bool, answered: Instant, after: Duration, now: Instant) -> Option<Duration> {
-        let long = leads && self.kept_out > CROWDED;
+        let long = leads && self.kept_out > CROWDED && self.batches.is_multiple_of(LONG_EVERY);
         let patience = if long { self.last.saturating_mul(LONG) } else { self.last.checked_div(SHORT)? };
         let until = answered.checked_add(after.saturating_mul(2).min(patience))?;
         (after <= patience).then(|| until.saturating_duration_since(now))
@@ -132,13 +137,19 @@ mod tests {
     #[test]
     fn where_cores_are_short_the_first_stage_waits_for_all() {
         let (mut pace, now) = (Pace::default(), Instant::now());
-        (0..20).for_each(|_| pace.batch(spent(100, Some(50))));
+        (0..24).for_each(|_| pace.batch(spent(100, Some(50))));
         assert_eq!(pace.wait(true, now, 150 * MS, now), Some(300 * MS));
         assert_eq!(pace.wait(true, now, 300 * MS, now), Some(400 * MS));
         assert_eq!(pace.wait(true, now, 401 * MS, now), None, "however short, not for who is far away");
         assert_eq!(pace.wait(false, now, 150 * MS, now), None, "nobody waits for who waits");
+        // Who takes its time every time slows the others by half at most.
+        let waits = (0..80).filter(|_| {
+            pace.batch(spent(100, Some(50)));
+            pace.wait(true, now, 390 * MS, now).is_some()
+        });
+        assert_eq!(waits.count(), 10);
         // Once they go together there is a core for it, and nothing to wait for.
-        (0..20).for_each(|_| pace.batch(spent(100, Some(100))));
+        (0..24).for_each(|_| pace.batch(spent(100, Some(100))));
         assert_eq!(pace.wait(true, now, 150 * MS, now), None);
     }
 
