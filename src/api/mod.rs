@@ -205,7 +205,6 @@ fn router(state: ApiState) -> Router {
         .fallback(|| async { failure(StatusCode::NOT_FOUND, &InferError::new(ErrorCode::Usage, "no such route")) })
         .layer(middleware::from_fn(shape::errors))
         .layer(DefaultBodyLimit::max(BODY_MAX))
-        .layer(middleware::from_fn(request_id::name))
         .layer(middleware::from_fn_with_state(state.telemetry.metrics.clone(), measure::measure))
         .with_state(state)
 }
@@ -218,7 +217,7 @@ pub(crate) fn serve_tcp(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> impl Future<Output = ()> + Send + 'static {
     let router = router(state).layer(middleware::from_fn_with_state(access, access::check));
-    let router = router.layer(middleware::from_fn(openai::shape));
+    let router = router.layer(middleware::from_fn(openai::shape)).layer(middleware::from_fn(request_id::name));
     serve::serve(listener, router, shutdown)
 }
 
@@ -241,7 +240,8 @@ pub(crate) async fn serve_unix(
     state: ApiState,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) {
-    if let Err(error) = axum::serve(listener, router(state)).with_graceful_shutdown(shutdown).await {
+    let router = router(state).layer(middleware::from_fn(request_id::name));
+    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(shutdown).await {
         tracing::error!(%error, "the control socket has stopped");
     }
 }

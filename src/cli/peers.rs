@@ -80,7 +80,6 @@ pub(super) async fn bootstrap(global: &Global, command: BootstrapCommand) -> Res
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is known of one peer.
 /// The route that tells of a peer.
 pub(super) fn route(peer: &str) -> Result<String, CliError> {
     // Anything but the characters of an id would be another route.
@@ -91,8 +90,10 @@ pub(super) fn route(peer: &str) -> Result<String, CliError> {
     Ok(format!("/api/v1/peers/{peer}"))
 }
 
+/// What is known of one peer.
 pub(super) async fn info(global: &Global, peer: &str) -> Result<ExitCode, CliError> {
-    let answer = Daemon::find(global)?.get(&route(peer)?).await?;
+    let route = route(peer)?;
+    let answer = Daemon::find(global)?.get(&route).await?;
     let connection = &answer["connection"];
     let mut lines = vec![
         format!("peer id    {}", shown(&answer["peer_id"])),

@@ -50,7 +50,7 @@ fn filled(format: &str, answer: &Value) -> Result<String, CliError> {
             let message = format!("in --format, {:?} is no field; there are {}", printable(name), names.join(", "));
             return Err(CliError::new(ErrorCode::Usage, message));
         };
-        let word = |value: &Value| value.as_str().map_or_else(|| value.to_string(), printable);
+        let word = |value: &Value| printable(&value.as_str().map_or_else(|| value.to_string(), str::to_owned));
         match field.as_array() {
             Some(all) => text.push_str(&all.iter().map(word).collect::<Vec<_>>().join(" ")),
             None => text.push_str(&word(field)),

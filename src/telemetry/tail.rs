@@ -49,7 +49,7 @@ pub(crate) struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false)]
     pub(crate) trace_id: Option<String>,
-    /// That request's `x-request-id`, if it came with the OpenAI API.
+    /// That request's `x-request-id`, if it came over HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false)]
     pub(crate) request_id: Option<String>,

@@ -132,11 +132,14 @@ async fn without_a_page_the_api_answers_all_the_same() {
     let api = Api::of(&daemon);
     assert!(!daemon.greeting().contains("quelea ui"), "{}", daemon.greeting());
     let status = async |path: &str| api.client.get(format!("{}{path}", api.base)).send().await.unwrap().status();
-    // Nobody comes by without a token; with one there is nothing.
     assert_eq!(status("/api/v1/status").await, StatusCode::UNAUTHORIZED);
-    for path in ["/", "/favicon.svg", "/assets/index.js"] {
+    for path in ["/", "/favicon.svg"] {
         assert!(!status(path).await.is_success(), "{path}");
+        let known = api.client.get(format!("{}{path}", api.base)).bearer_auth(own_token(&daemon));
+        assert_eq!(known.send().await.unwrap().status(), StatusCode::NOT_FOUND, "{path}");
     }
+    let refused = api.client.get(format!("{}/api/v1/status", api.base)).send().await.unwrap();
+    assert!(refused.headers().contains_key("x-request-id"), "{refused:?}");
     daemon.command(&["ui", "--print"]).await.expect(5).says(&["serves no page", "--no-ui"]);
     let peer = daemon.command(&["id", "--format", "{peer_id}"]).await.expect(0).stdout;
     assert_eq!(peer.trim(), daemon.peer());

@@ -53,6 +53,7 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
+mod gather;
 mod job;
 mod pace;
 mod pages;

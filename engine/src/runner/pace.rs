@@ -15,8 +15,11 @@ const SHORT: u32 = 4;
 /// The same, where cores are short: as many times the last batch's time.
 const LONG: u32 = 4;
 
-/// Only before every so many batches: a session that stays away is waited for in vain, and may mean to be.
-const LONG_EVERY: u64 = 8;
+/// All waits together take at most this part of the batches' time: a session may mean to be waited for.
+const WAITS_SHARE: u32 = 2;
+
+/// Waits that were not needed are kept for later, as many times the last batch's time.
+const WAITS_KEPT: u32 = 8;
 
 /// Cores are short where so much of the time of batches passes without this thread.
 const CROWDED: f64 = 0.2;
@@ -67,30 +70,39 @@ pub(super) struct Pace {
     last: Duration,
     /// The part of the batches' time that passes without this thread, lately.
     kept_out: f64,
-    batches: u64,
+    /// How long may be waited.
+    allowed: Duration,
 }
 
 impl Pace {
     /// A batch took so long.
     pub(super) fn batch(&mut self, spent: Spent) {
         self.last = spent.wall;
-        self.batches = self.batches.wrapping_add(1);
+        let earned = spent.wall.checked_div(WAITS_SHARE).unwrap_or_default();
+        self.allowed = self.allowed.saturating_add(earned).min(spent.wall.saturating_mul(WAITS_KEPT));
         if let Some(on_core) = spent.on_core.filter(|_| !spent.wall.is_zero()) {
             let kept_out = 1.0 - on_core.as_secs_f64() / spent.wall.as_secs_f64();
             self.kept_out += (kept_out.clamp(0.0, 1.0) - self.kept_out) * SMOOTHING;
         }
     }
 
+    /// It was waited for so long.
+    pub(super) fn waited(&mut self, time: Duration) {
+        self.allowed = self.allowed.saturating_sub(time);
+    }
+
     /// How long to wait from now on for a session that was answered at `answered` and took `after` to come back the last
-    /// time; `leads` where it begins here with the first layer.
+    /// time; `leads` where all that are
+    /// here begin with the first layer, as it does, and are of its group.
     pub(super) fn wait(&self, leads: bool, answered: Instant, after: Duration, now: Instant) -> Option<Duration> {
-        let long = leads && self.kept_out > CROWDED && self.batches.is_multiple_of(LONG_EVERY);
-        let patience = if long { self.last.saturating_mul(LONG) } else { self.last.checked_div(SHORT)? };
+        let long = leads && self.kept_out > CROWDED;
+        let short = self.last.checked_div(SHORT)?;
+        let patience = if long { self.last.saturating_mul(LONG).min(self.allowed).max(short) } else { short };
         let until = answered.checked_add(after.saturating_mul(2).min(patience))?;
         (after <= patience).then(|| until.saturating_duration_since(now))
     }
 
-    /// How long to wait from now on for those of `others` that came with those that are `here` the last time. Of these it is
+    /// How long to wait from now on for those of `others` that came with one that is `here` the last time. Of these it is
     /// given when they came now and the time before, of the others when they came last.
     pub(super) fn companions(
         &self,
@@ -99,15 +111,20 @@ impl Pace {
         now: Instant,
     ) -> Option<Duration> {
         let patience = self.last.checked_div(SHORT)?;
-        // When the first came now, and between which times they came before.
-        let span = |(now, from, to): (Instant, Instant, Instant), (came, before): (Instant, Instant)| {
-            (now.min(came), from.min(before), to.max(before))
+        let (came, mut before): (Vec<Instant>, Vec<Instant>) = here.into_iter().unzip();
+        let waited = now.saturating_duration_since(*came.iter().min()?);
+        before.sort_unstable();
+        // The first of those that are not too early for it.
+        let together = |other: Instant| {
+            let at = before.partition_point(|before| other.saturating_duration_since(*before) > patience);
+            before.get(at).is_some_and(|before| before.saturating_duration_since(other) <= patience)
         };
-        let here = here.into_iter().map(|(came, before)| (came, before, before));
-        let (first, from, to) = here.reduce(|all, (came, before, _)| span(all, (came, before)))?;
-        let apart = |came: Instant| from.saturating_duration_since(came).max(came.saturating_duration_since(to));
-        let waited = now.saturating_duration_since(first);
-        others.into_iter().any(|came| apart(came) <= patience).then(|| patience.saturating_sub(waited))
+        others.into_iter().any(together).then(|| patience.saturating_sub(waited))
+    }
+
+    /// How long the last batch took.
+    pub(super) fn last(&self) -> Duration {
+        self.last
     }
 }
 
@@ -143,11 +160,15 @@ mod tests {
         assert_eq!(pace.wait(true, now, 401 * MS, now), None, "however short, not for who is far away");
         assert_eq!(pace.wait(false, now, 150 * MS, now), None, "nobody waits for who waits");
         // Who takes its time every time slows the others by half at most.
-        let waits = (0..80).filter(|_| {
+        let mut waited = Duration::ZERO;
+        for _ in 0..80 {
             pace.batch(spent(100, Some(50)));
-            pace.wait(true, now, 390 * MS, now).is_some()
-        });
-        assert_eq!(waits.count(), 10);
+            if pace.wait(true, now, 390 * MS, now).is_some() {
+                pace.waited(390 * MS);
+                waited += 390 * MS;
+            }
+        }
+        assert!((3000 * MS..5000 * MS).contains(&waited), "{waited:?} beside 80 batches of 100 ms");
         // Once they go together there is a core for it, and nothing to wait for.
         (0..24).for_each(|_| pace.batch(spent(100, Some(100))));
         assert_eq!(pace.wait(true, now, 150 * MS, now), None);

@@ -52,7 +52,7 @@ impl Rows for Cache {
 
 pub(super) struct Session<C> {
     pub(super) scope: Scope,
-    /// Whether it begins with the model's first layer.
+    /// Whether it begins with the model's first layer, and goes on elsewhere.
     pub(super) leads: bool,
     /// When its last prefill was taken, or it was opened, in prefills.
     pub(super) prefilled: u64,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use super::{
@@ -20,7 +20,7 @@ pub(super) const MAX_DECODE_ROWS: usize = MAX_BATCH_ROWS - MAX_ROWS;
 
 pub(super) struct Sessions<C: Rows> {
     config: RunnerConfig,
-    open: BTreeMap<SessionId, Session<C>>,
+    pub(super) open: BTreeMap<SessionId, Session<C>>,
     pages: Pages<C::Block>,
     next_session: u64,
     next_job: u64,
@@ -34,7 +34,9 @@ pub(super) struct Sessions<C: Rows> {
     /// Prefills taken so far.
     prefills: u64,
     totals: Totals,
-    pace: Pace,
+    pub(super) pace: Pace,
+    /// Since when it is waited for sessions that will soon be back.
+    pub(super) waiting: Option<Instant>,
 }
 
 /// A job taken out of its queue, with the session's cache.
@@ -53,7 +55,7 @@ pub(super) struct Done<C> {
 /// What a session is opened with.
 pub(super) struct Opening<C> {
     pub(super) scope: Scope,
-    /// Whether it begins with the model's first layer.
+    /// Whether it begins with the model's first layer, and goes on elsewhere.
     pub(super) leads: bool,
     pub(super) pages: u32,
     pub(super) prefix: PrefixKeys,
@@ -79,6 +81,7 @@ impl<C: Rows> Sessions<C> {
             prefills: 0,
             totals: Totals::default(),
             pace: Pace::default(),
+            waiting: None,
         }
     }
 
@@ -386,22 +389,6 @@ impl<C: Rows> Sessions<C> {
                 }
             }
         }
-    }
-
-    /// For how long to wait for sessions that will soon be back with another token, judging by their last: for those that
-    /// come back at once, and for those that come together with one that is here.
-    pub(super) fn others_come(&self, now: Instant) -> Option<Duration> {
-        let back_in =
-            |session: &Session<C>| self.pace.wait(session.leads, session.answered?, session.returns_after?, now);
-        let idle = || self.open.values().filter(|session| session.is_idle());
-        let here =
-            self.open.values().filter(|session| session.front().is_some()).filter_map(|session| match session.came {
-                [Some(now), Some(before)] => Some((now, before)),
-                _ => None,
-            });
-        let others = idle().filter_map(|session| session.came[0]);
-        let soon = idle().filter_map(back_in).max().max(self.pace.companions(here, others, now));
-        soon.filter(|soon| !soon.is_zero())
     }
 }
 

@@ -21,7 +21,8 @@ use super::{
 use crate::{KV_PAGE_ROWS, MAX_ROWS};
 
 /// A cache that remembers which row it holds where.
-struct Book(Vec<u64>);
+#[derive(Default)]
+pub(super) struct Book(Vec<u64>);
 
 impl Rows for Book {
     type Block = Vec<u64>;

@@ -71,7 +71,9 @@ impl Shared {
         let pages = if scope.layers == 0 { 0 } else { pages_for(max_rows) };
         // Rows that others computed are as good as one's own only where the numbers depend on nothing else.
         let prefix = if self.stage.is_exact() { prefix } else { PrefixKeys::default() };
-        let leads = scope.layers > 0 && self.stage.span().layers.start.checked_add(first) == Some(0);
+        // Where it goes on, elsewhere.
+        let start = self.stage.span().layers.start.saturating_add(first);
+        let leads = start == 0 && scope.layers > 0 && scope.layers < self.stage.hparams().n_layers;
         let new = Opening { scope, leads, pages, prefix, cache, on_event };
         self.with(|state, evicted| {
             if state.stopping {
@@ -163,6 +165,7 @@ impl Shared {
                 return Next::Orphans(orphans);
             }
             if state.sessions.queued() == 0 {
+                state.sessions.waited(Instant::now());
                 state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }

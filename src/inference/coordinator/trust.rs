@@ -24,7 +24,11 @@ use tokio::{
 };
 use tracing::Instrument as _;
 
-use super::{ChainSession, replay::computed_by, wait::Trouble};
+use super::{
+    ChainSession,
+    replay::computed_by,
+    wait::{PROBE_TIMEOUT, Trouble},
+};
 use crate::inference::{
     links::FromStage,
     plane::Plane,
@@ -126,6 +130,12 @@ impl Trust {
         } else if state.owing.get_or_insert_with(Instant::now).elapsed() >= limit {
             owing.into_iter().for_each(|peer| self.withholds(&mut state, peer));
         }
+    }
+
+    /// Who has taken a place and has still to sign, of those that were not told of because they do not.
+    fn unproven(&self, end: u32) -> Option<PeerId> {
+        let state = self.lock();
+        state.witness.unproven(end).find(|peer| !state.withheld.contains(peer))
     }
 
     fn withholds(&self, state: &mut State, peer: PeerId) {
@@ -273,25 +283,32 @@ impl ChainSession {
     /// anything is made of its rows, that they are the same. Who does not sign in time is told of.
     pub(super) async fn vouched(&mut self) -> Result<(), Trouble> {
         let Some(trust) = self.trust.clone() else { return Ok(()) };
-        let mut deadline = Instant::now() + self.spec.step_timeout;
         let mut asked = Instant::now();
+        // Who is waited for, until when at most, and when it was last heard.
+        let mut waited: Option<(PeerId, Instant, Instant)> = None;
         loop {
             trust.trouble()?;
-            let unproven = trust.lock().witness.unproven(self.sent);
-            let Some(new) = unproven else { return Ok(()) };
-            if Instant::now() >= deadline {
+            let Some(new) = trust.unproven(self.sent) else { return Ok(()) };
+            let now = Instant::now();
+            let (peer, deadline, heard) =
+                waited.filter(|(peer, ..)| *peer == new).unwrap_or_else(|| (new, now + self.spec.step_timeout, now));
+            waited = Some((peer, deadline, heard));
+            if now >= deadline {
                 trust.withholds(&mut trust.lock(), new);
-                return Ok(());
+                continue;
+            }
+            if now >= heard + ASK + PROBE_TIMEOUT {
+                return Err(self.lost(new, ErrorCode::HopSilent, "does not answer"));
             }
             if asked.elapsed() >= ASK {
-                asked = Instant::now();
+                asked = now;
                 self.probe();
             }
-            match self.heard(deadline.min(Instant::now() + LOOK)).await? {
-                Some((peer, Frame::State(state)))
-                    if peer == new && state.epoch == self.epoch && computed_by(&state) >= self.sent =>
-                {
-                    deadline = deadline.min(Instant::now() + SIGNING);
+            match self.heard(deadline.min(now + LOOK)).await? {
+                Some((peer, Frame::State(state))) if peer == new && state.epoch == self.epoch => {
+                    let now = Instant::now();
+                    let done = computed_by(&state) >= self.sent;
+                    waited = Some((new, if done { deadline.min(now + SIGNING) } else { deadline }, now));
                 }
                 Some((peer, frame)) => self.event(peer, FromStage::Frame(Box::new(frame)))?,
                 None => {}

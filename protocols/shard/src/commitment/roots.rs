@@ -4,6 +4,10 @@ use std::collections::BTreeSet;
 
 use super::{Chain, Digest, EVERY, Root, SETTLED, due};
 
+/// Rows before the last due commitment for which is signed once more after a recovery: the places where the one before signed
+/// last, most likely, so that the two are compared there.
+const AGAIN: u32 = 8 * EVERY;
+
 /// What a stage commits to now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Point {
@@ -22,7 +26,8 @@ pub struct Point {
 /// - at every multiple of [`EVERY`] rows, once [`SETTLED`] more are there,
 /// - after a chunk of a prompt, of which the last stage gives back one row only: that one commits before this row as well, so
 ///   that the coordinator can tell by the two roots whether it got that row,
-/// - where the last stage begins to give rows back anew, for the same reason, once as many more are there, and
+/// - where the last stage begins to give rows back anew, for the same reason, once as many more are there,
+/// - when it is told to go on after a recovery, for what was due before, and
 /// - at the end.
 ///
 /// In the first epoch the roots begin with the first row that the stage computes, which is the same for all stages: those
@@ -71,7 +76,7 @@ impl Roots {
     pub fn resumed(&mut self, first: u32, gives_back: Option<u32>) -> Vec<Point> {
         if self.first.is_none() {
             self.gives_back = gives_back;
-            self.committed = self.committed.min(due(self.output.end()).saturating_sub(EVERY));
+            self.committed = self.committed.min(due(self.output.end()).saturating_sub(AGAIN));
         }
         self.first = Some(first);
         let at = self.due();

@@ -327,17 +327,16 @@ impl Witness {
 
     /// Who has taken the place of a peer that is gone, and has not committed to as many rows as that one has: where a
     /// comparison is due, given that rows up to `end` will have been computed.
-    #[must_use]
-    pub fn unproven(&self, end: u32) -> Option<PeerId> {
+    pub fn unproven(&self, end: u32) -> impl Iterator<Item = PeerId> {
         let most = due(end);
-        let open = |new: &&Record| {
+        let open = move |new: &&Record| {
             self.records.iter().filter(|old| !old.here).any(|old| {
                 let same = old.span.end() == new.span.end() || old.span.start() == new.span.start();
                 let last = old.at.range(..=most).map(|(rows, _)| *rows).rfind(|rows| rows.is_multiple_of(EVERY));
                 same && last.is_some_and(|last| new.latest().is_none_or(|of| of.rows < last))
             })
         };
-        self.here().find(open).map(|record| record.peer).filter(|_| self.comparable)
+        self.here().filter(|_| self.comparable).filter(open).map(|record| record.peer)
     }
 }
 

@@ -195,7 +195,7 @@ impl Sim {
         // What the coordinator waits for comes of itself, without another row.
         if self.rng.random_bool(0.5) {
             self.listen(1);
-            let unproven = self.witness.unproven(self.ids.len() as u32);
+            let unproven = self.witness.unproven(self.ids.len() as u32).next();
             assert!(unproven.is_none() || !self.found.is_empty(), "{n} of {} rows: {unproven:?}", self.ids.len());
         }
         if wanted < self.ids.len() {
@@ -278,7 +278,7 @@ proptest! {
         sim.run(prompt, passes, losses);
         prop_assert!(sim.found.is_empty(), "{:?}", sim.found);
         let end = sim.ids.len() as u32;
-        prop_assert!(sim.witness.lacking(end).is_empty() && sim.witness.unproven(end).is_none());
+        prop_assert!(sim.witness.lacking(end).is_empty() && sim.witness.unproven(end).next().is_none());
         for stage in &sim.stages {
             prop_assert_eq!(sim.witness.latest(&stage.peer).unwrap().rows, end);
         }
