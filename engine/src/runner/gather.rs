@@ -110,8 +110,8 @@ mod tests {
             self.sessions.others_come(self.at(ms))
         }
 
-        /// Two halves that take turns: each is away while the other is computed. What is waited with the first half there
-        /// in the end, at `20_100`.
+        /// Two halves that take turns: each is away while the other is computed. How long is waited
+        /// when the first half is there again in the end.
         fn turns(&mut self, ids: &[SessionId]) -> Option<Duration> {
             for turn in 0..100 {
                 let from = turn * 200;
@@ -174,7 +174,7 @@ mod tests {
     fn time_without_work_is_no_waiting() {
         let (mut stage, ids) = Stage::new(50, &[(1, true), (1, true)]);
         assert!(stage.turns(&ids).is_some());
-        // The one that is here goes away; much later both come as before.
+        // The one that is here goes away, and the wait ends as it began.
         stage.sessions.close(ids[0]);
         stage.sessions.waited(stage.at(20_000));
         assert_eq!(stage.sessions.waiting, None);

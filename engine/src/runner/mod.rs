@@ -13,8 +13,8 @@
 //!
 //! Where a backend's numbers depend on the batch ([`Stage::is_exact`] says no), the jobs of a tick are computed one by
 //! one in the same order. Where they do not, the thread waits a moment (a quarter of the last batch's time at most; more
-//! where cores are short, see `pace`) for sessions that came back so quickly the last time, so that sessions share batches
-//! instead of taking turns.
+//! where cores are short, see `pace`) for sessions that came back so quickly the last time, or came together with one that
+//! is there, so that sessions share batches instead of taking turns.
 //!
 //! A job may give token ids where the stage holds the embedding, and ask for logits where it holds the head: the head's
 //! product is shared, too. A session over no layers does only that.

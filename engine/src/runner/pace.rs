@@ -92,8 +92,7 @@ impl Pace {
     }
 
     /// How long to wait from now on for a session that was answered at `answered` and took `after` to come back the last
-    /// time; `leads` where all that are
-    /// here begin with the first layer, as it does, and are of its group.
+    /// time; `leads` where it and all that are here begin with the first layer and are of one group.
     pub(super) fn wait(&self, leads: bool, answered: Instant, after: Duration, now: Instant) -> Option<Duration> {
         let long = leads && self.kept_out > CROWDED;
         let short = self.last.checked_div(SHORT)?;
